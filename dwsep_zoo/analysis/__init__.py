@@ -1,0 +1,1 @@
+"""What networks cost: counts, latency, and the arithmetic behind them."""

@@ -1,0 +1,106 @@
+"""Parameters and multiply-adds, by closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """One convolution or linear layer. Shapes are without the batch: ``(C, H, W)`` or ``(C,)``."""
+
+    name: str
+    kind: str  # depthwise, pointwise, grouped, dense, linear
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    kernel_size: int
+    stride: int
+    groups: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a network costs.
+
+    Attributes:
+        params: trainable numbers, those of norms and biases included.
+        macs: multiply-adds (1 MAC = 2 FLOPs) of convolutions and linear layers, for one image.
+            Norms, activations, poolings and biases are not counted, as in the papers.
+        input_size: ``(C, H, W)`` of that image.
+        layers: the layers that are counted, in the order in which they run.
+    """
+
+    params: int
+    macs: int
+    input_size: tuple[int, int, int]
+    layers: tuple[LayerCount, ...]
+
+
+def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
+    """Count a network's parameters and multiply-adds for one image of ``input_size`` (C, H, W).
+
+    Runs on the meta device: no arithmetic is done and no memory is taken, whatever the size.
+    """
+    layers: list[LayerCount] = []
+    hooks = [
+        module.register_forward_hook(_recorder(name, layers))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    channels, height, width = input_size
+    try:
+        with torch.no_grad():
+            x = torch.empty(1, channels, height, width, device="meta")
+            torch.func.functional_call(model, on_meta, (x,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return Count(
+        params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        macs=sum(layer.macs for layer in layers),
+        input_size=(channels, height, width),
+        layers=tuple(layers),
+    )
+
+
+def _recorder(name, layers):  # type: ignore[no-untyped-def]
+    def hook(module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        conv = isinstance(module, nn.Conv2d)
+        layers.append(
+            LayerCount(
+                name=name,
+                kind=_kind(module),
+                in_shape=tuple(inputs[0].shape[1:]),
+                out_shape=tuple(output.shape[1:]),
+                kernel_size=module.kernel_size[0] if conv else 1,
+                stride=module.stride[0] if conv else 1,
+                groups=module.groups if conv else 1,
+                params=sum(p.numel() for p in module.parameters()),
+                # every weight is used once for each output pixel
+                macs=module.weight.numel() * output[0, 0].numel() if conv else module.weight.numel(),
+            )
+        )
+
+    return hook
+
+
+def _kind(module: nn.Conv2d | nn.Linear) -> str:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if module.groups == module.in_channels > 1:
+        return "depthwise"
+    if module.groups > 1:
+        return "grouped"
+    return "pointwise" if module.kernel_size == (1, 1) else "dense"

@@ -1,0 +1,228 @@
+"""Hydra: from a command line to a plain dictionary, and around a run or a sweep of runs."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dwsep_zoo.errors import UserError, choose
+
+OPEN_GROUPS = ("trainer", "hydra")
+"""Where ``+key=value`` may add keys: lightning's and Hydra's own, which are checked by them."""
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def compose_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration of one run as a plain dictionary.
+
+    Args:
+        overrides: as on the command line, ``["model=mobilenet_v2", "seed=1"]``. The run's folder
+            has to be among them, ``paths.output_dir=...``, as Hydra is not there to name it.
+
+    Raises:
+        UserError: in one line, naming the value and the nearest choice.
+    """
+    check_overrides(overrides)
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return _container(compose("train", list(overrides)))
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Check the groups, names and keys of a command line, every value of a sweep included.
+
+    Raises:
+        UserError: in one line, naming the value and the nearest choice.
+    """
+    parser = OverridesParser.create()
+    parsed = [_parse(parser, text) for text in overrides]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        groups = [o for o in parsed if _is_group(loader, o)]
+        for override in groups:
+            for name in _values(override):
+                if name is not None and str(name) != "null":
+                    choose(str(name), loader.get_group_options(override.key_or_group), override.key_or_group)
+        try:
+            full = compose("train", [_first_choice(o) for o in groups], return_hydra_config=True)
+            for override in parsed:
+                if override not in groups:
+                    _check_key(full, loader, override)
+            cfg = compose("train", [_first_choice(o) for o in parsed])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(" ".join(str(error).split())) from error
+    check_writable(Path(cfg.paths.log_dir))
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError if files cannot be created in a folder, or in its nearest existing parent."""
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        if not parent.is_dir():
+            raise NotADirectoryError(20, "Not a directory")
+        with tempfile.NamedTemporaryFile(dir=parent) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+    except OSError as error:
+        raise UserError(f"cannot write to paths.log_dir={folder}: {error.strerror}") from error
+
+
+def run_train(argv: Sequence[str] | None = None) -> None:
+    """``train.py``: one run, or with ``-m`` a sweep of runs that ends with their comparison.
+
+    Args:
+        argv: the command line's arguments; ``None``: ``sys.argv``'s.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _expand_resume(arguments)
+        check_overrides([a for a in arguments if not a.startswith("-")])
+    except UserError as error:
+        fail(error)
+    sys.argv[1:] = arguments
+    ComparisonCallback.failed = 0
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
+    if ComparisonCallback.failed:
+        sys.exit(1)
+
+
+def fail(error: Exception) -> None:
+    """Say what is wrong in one line and end the program with code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _task(cfg: DictConfig) -> None:
+    from dwsep_zoo.training import train  # lightning takes seconds to import
+
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        if multirun and cfg.trainer.strategy == "ddp":
+            raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
+        train(_container(cfg))
+    except UserError as error:
+        if not multirun:
+            fail(error)
+        print(f"error: {error}", file=sys.stderr)
+    except Exception:
+        if not multirun:
+            raise
+        # train() has recorded what went wrong; the other runs of the sweep go on.
+
+
+class ComparisonCallback(Callback):
+    """At the end of a sweep: the table of its runs, in the terminal and in the sweep's folder."""
+
+    failed = 0
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from dwsep_zoo.report import compare, load_results
+
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            compare([folder], folder)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        runs, _ = load_results([folder])
+        ComparisonCallback.failed = sum(run.status != "finished" for run in runs)
+
+
+def _container(cfg: DictConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def _parse(parser: OverridesParser, text: str) -> Override:
+    try:
+        return parser.parse_override(text)
+    except HydraException as error:
+        raise UserError(f"cannot read {text!r}: expected key=value") from error
+
+
+def _is_group(loader: ConfigLoader, override: Override) -> bool:
+    return override.key_or_group in loader.list_groups("")
+
+
+def _values(override: Override) -> list[Any]:
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.value()]
+
+
+def _first_choice(override: Override) -> str:
+    if not override.is_sweep_override():
+        return override.input_line or ""
+    sign = "++" if override.is_force_add() else "+" if override.is_add() else ""
+    return f"{sign}{override.get_key_element().lstrip('+')}={_values(override)[0]}"
+
+
+def _check_key(cfg: DictConfig, loader: ConfigLoader, override: Override) -> None:
+    node: Any = cfg
+    path: list[str] = []
+    for part in override.key_or_group.split("."):
+        if not isinstance(node, DictConfig):
+            raise UserError(f"unknown key {override.key_or_group!r}: {'.'.join(path)} has no parts")
+        if part not in node:
+            adds = override.is_add() or override.is_force_add()
+            if adds and path and path[0] in OPEN_GROUPS:
+                return
+            names = [str(key) for key in node if path or key != "hydra"]
+            where = f"key of {'.'.join(path)}" if path else "key"
+            choose(part, names, where)
+        node = node._get_node(part)
+        path.append(part)
+
+
+def _expand_resume(arguments: list[str]) -> list[str]:
+    """Turn ``resume=last`` or ``resume=RUN_DIR`` into that run's command line and folder."""
+    resume = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
+    if not resume or resume[-1] == "null":
+        return arguments
+    if "-m" in arguments or "--multirun" in arguments:
+        raise UserError("resume= goes on with one run; it cannot be used with -m")
+    new = [a for a in arguments if not a.startswith("resume=")]
+    log_dir = [a.removeprefix("paths.log_dir=") for a in new if a.startswith("paths.log_dir=")]
+    run = _last_run(Path([*log_dir, "logs"][0])) if resume[-1] == "last" else Path(resume[-1])
+    recorded = run / ".hydra" / "overrides.yaml"
+    if not recorded.is_file():
+        raise UserError(f"resume={run}: not the folder of a run (it has no .hydra/overrides.yaml)")
+    if not (run / "checkpoints" / "last.ckpt").is_file():
+        raise UserError(f"resume={run}: no checkpoints/last.ckpt was saved yet; start again without")
+    changed = {a.lstrip("+~").split("=", 1)[0] for a in new}
+    old = [
+        str(a)
+        for a in OmegaConf.load(recorded)
+        if str(a).lstrip("+~").split("=", 1)[0] not in {*changed, "resume"}
+    ]
+    return [*old, *new, f"resume='{run}'", f"hydra.run.dir='{run}'"]
+
+
+def _last_run(log_dir: Path) -> Path:
+    runs = [p.parent.parent for p in log_dir.glob("**/.hydra/overrides.yaml")]
+    if not runs:
+        raise UserError(f"resume=last: there is no run below {log_dir}")
+    return max(runs, key=lambda run: (run / ".hydra" / "overrides.yaml").stat().st_mtime)

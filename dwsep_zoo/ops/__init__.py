@@ -1,0 +1,5 @@
+"""Operators below the modules."""
+
+from dwsep_zoo.ops.depthwise import depthwise_conv2d
+
+__all__ = ["depthwise_conv2d"]

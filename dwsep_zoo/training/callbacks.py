@@ -1,0 +1,155 @@
+"""What happens around the training steps."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+import signal
+import statistics
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from dwsep_zoo.errors import UserError
+
+log = logging.getLogger("dwsep_zoo")
+
+METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "val/acc_top5", "train/lr")
+COLUMNS = ("epoch", *METRICS, "images_per_second", "seconds")
+
+
+class EpochTable(Callback):
+    """One line an epoch, in the log and in ``metrics.csv``.
+
+    The file holds fractions, training images a second (all processes together, without validation)
+    and the seconds of the epoch with validation. When a run is resumed, the rows of the epochs that
+    are trained again are dropped first.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def rows(self) -> list[dict[str, float]]:
+        """The table; values that were not measured are left out of their row."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    def seconds(self) -> float:
+        """Training and validation of all epochs, those before an interruption included."""
+        return sum(row["seconds"] for row in self.rows())
+
+    def images_per_second(self) -> float | None:
+        """Of the median epoch."""
+        speeds = [row["images_per_second"] for row in self.rows()]
+        return statistics.median(speeds) if speeds else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._write([row for row in self.rows() if row["epoch"] <= trainer.current_epoch])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begin, self.images, self.validation = time.perf_counter(), 0, 0.0
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.images += len(batch[1])
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validation_begin = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validation = time.perf_counter() - self.validation_begin
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        epoch = trainer.current_epoch + 1
+        if not math.isfinite(values["train/loss"]):
+            raise UserError(
+                f"train/loss became {values['train/loss']} in epoch {epoch}; "
+                "a smaller recipe.lr usually helps"
+            )
+        seconds = time.perf_counter() - self.begin
+        speed = self.images * trainer.world_size / (seconds - self.validation)
+        pl_module.log("perf/images_per_second", speed, rank_zero_only=True)
+        if not trainer.is_global_zero:
+            return
+        row = {"epoch": epoch, **{k: values[k] for k in METRICS if k in values}}
+        self._write([*self.rows(), {**row, "images_per_second": speed, "seconds": seconds}])
+        line = f"epoch {epoch:3}/{trainer.max_epochs}   train loss {values['train/loss']:.3f}"
+        line += f" acc {values['train/acc']:.2%}"
+        if "val/acc" in values:
+            line += f"   val loss {values['val/loss']:.3f} acc {values['val/acc']:.2%}"
+        log.info("%s   %.0f images/s", line, speed)
+
+    def _write(self, rows: list[dict[str, float]]) -> None:
+        """All rows to a new file, which is then put in place: never a half-written table."""
+        new = self.path.with_suffix(".new")
+        with new.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows({**row, "epoch": int(row["epoch"])} for row in rows)
+        os.replace(new, self.path)
+
+
+class Interrupted(Exception):
+    """The user stopped the training; its state is saved."""
+
+
+class SaveOnInterrupt(Callback):
+    """On ctrl-C or a termination signal: finish the step, save ``last.ckpt``, stop.
+
+    A second one stops at once.
+    """
+
+    def __init__(self, checkpoint: Path):
+        self.checkpoint = checkpoint
+        self.requested = False
+        self.previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(number, signal.default_int_handler)
+        log.info("stopping after this step; once more stops at once")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # Several processes have to agree, which costs a synchronisation: not at every step then.
+        if trainer.world_size > 1 and batch_idx % 10:
+            return
+        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):
+            trainer.save_checkpoint(self.checkpoint)
+            raise Interrupted(f"stopped in epoch {trainer.current_epoch + 1}")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Asked for during validation, after which the whole epoch has been saved.
+        if self.requested and trainer.world_size == 1 and self.checkpoint.exists():
+            raise Interrupted(f"stopped after epoch {trainer.current_epoch}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}

@@ -1,0 +1,146 @@
+"""The one Lightning module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
+
+Batch = tuple[Tensor, Tensor]
+
+
+class LitClassifier(L.LightningModule):
+    """Cross-entropy training of a network by a recipe.
+
+    Args:
+        model: ``(N, C, H, W)`` -> ``(N, num_classes)``.
+        num_classes: number of classes.
+        recipe: the ``recipe`` group of the configuration.
+        seed: with the epoch and the batch it determines dropout and stochastic depth.
+        description: plain data that is kept in the checkpoint under ``"dwsep_zoo"``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        recipe: dict[str, Any],
+        seed: int,
+        description: dict[str, Any],
+    ):
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.seed = seed
+        self.description = description
+        self.metrics = nn.ModuleDict(
+            {f"{split}_metrics": _metrics(num_classes) for split in ("train", "val", "test")}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Every step draws from its own generator: a run that was interrupted goes on as if it had not.
+        key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(hash(key) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe["label_smoothing"])
+        self._update("train", loss, logits, labels)
+        self.log("train/loss_step", loss)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        recipe = self.recipe
+        groups = parameter_groups(
+            self.model,
+            recipe["weight_decay"],
+            decay_norm_and_bias=recipe["decay_norm_and_bias"],
+            decay_depthwise=recipe["decay_depthwise"],
+        )
+        optimizer = create_optimizer(
+            recipe["optimizer"],
+            groups,
+            lr=recipe["lr"],
+            momentum=recipe["momentum"],
+            betas=recipe["betas"],
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        schedule = create_schedule(
+            optimizer,
+            recipe["schedule"],
+            steps=steps,
+            warmup_steps=round(steps * recipe["warmup_epochs"] / epochs),
+            lr=recipe["lr"],
+            min_lr=recipe["min_lr"],
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dwsep_zoo"] = self.description
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_checkpoint(checkpoint, self.description)
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        self._update(split, F.cross_entropy(logits, labels), logits, labels)
+
+    def _update(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        metrics = self.metrics[f"{split}_metrics"]
+        metrics["loss"].update(loss.detach(), weight=len(labels))
+        for name in ("acc", "acc_top5"):
+            metrics[name].update(logits.detach(), labels)
+        for name, metric in metrics.items():
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc")
+
+
+def check_checkpoint(checkpoint: dict[str, Any], description: dict[str, Any]) -> None:
+    """Raises UserError if a checkpoint holds another network than the one described."""
+    saved = checkpoint.get("dwsep_zoo")
+    if saved is None:
+        raise UserError("not a checkpoint of dwsep_zoo")
+    for key, here in description["model"].items():
+        there = saved["model"].get(key)
+        if there != here:
+            raise UserError(f"the checkpoint's network has {key}={there}, this run's has {here}")
+
+
+def _metrics(num_classes: int) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "loss": MeanMetric(nan_strategy="disable"),
+            "acc": _accuracy(num_classes, 1),
+            "acc_top5": _accuracy(num_classes, min(5, num_classes)),
+        }
+    )
+
+
+def _accuracy(num_classes: int, top_k: int) -> MulticlassAccuracy:
+    # Validation of its arguments would wait for the device at every step.
+    return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)

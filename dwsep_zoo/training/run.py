@@ -1,0 +1,285 @@
+"""``train(cfg)``: one run, from a configuration to ``result.json``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from dwsep_zoo.analysis.latency import measure_latency
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.report.tensorboard import write_hparams
+from dwsep_zoo.training.callbacks import EpochTable, Interrupted
+from dwsep_zoo.training.classifier import LitClassifier, check_checkpoint
+from dwsep_zoo.training.optim import check_recipe
+from dwsep_zoo.training.record import Record, now, provenance
+from dwsep_zoo.training.setup import Setup, set_up
+from dwsep_zoo.training.trainer import check_space, check_trainer, create_trainer
+
+log = logging.getLogger("dwsep_zoo")
+
+
+def train(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Train, test once with the best checkpoint, measure, record.
+
+    Args:
+        cfg: the configuration as a plain dictionary, see ``configs/train.yaml``.
+
+    Returns:
+        What stands in ``result.json``.
+
+    Raises:
+        UserError: for input that cannot work, before any training where that can be known.
+        SystemExit: with code 130 when the user stopped the training; its state is saved.
+    """
+    folder = Path(cfg["paths"]["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+    with _logging_to(folder / "train.log", enabled=first):
+        record = Record(folder, enabled=first)
+        record.update(
+            name=folder.name,
+            model=cfg["model"]["name"],
+            conv=cfg["conv"]["name"],
+            conv_options={k: v for k, v in cfg["conv"].items() if k != "name"},
+            width_mult=cfg["model"]["width_mult"],
+            seed=cfg["seed"],
+            tags=cfg["tags"],
+            config=cfg,
+            started=now(),
+            **provenance(),
+        )
+        try:
+            _run(cfg, folder, record)
+        except Interrupted as stop:
+            record.update(status="interrupted", error=str(stop), finished=now())
+            log.info("%s; saved checkpoints/last.ckpt. Go on with: resume=%s", stop, folder)
+            sys.exit(130)
+        except KeyboardInterrupt:
+            record.update(status="interrupted", error="stopped at once", finished=now())
+            raise
+        except OSError as error:
+            message = f"{error.strerror or error}: {error.filename or folder}"
+            record.update(status="failed", error=message, finished=now())
+            raise UserError(message) from error
+        except Exception as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            record.update(status="failed", error=message, finished=now())
+            if not isinstance(error, UserError):
+                log.exception("the run failed")
+            raise
+        return record.values
+
+
+def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
+    begin = time.perf_counter()
+    check_recipe(cfg["recipe"])
+    check_trainer(cfg["trainer"])
+    checkpoint = _checkpoint_to_load(cfg)
+    L.seed_everything(cfg["seed"], workers=True, verbose=False)
+    setup = set_up(cfg)
+    record.update(
+        output_stride=setup.network["output_stride"],
+        data=setup.data.describe(),
+        input_size=list(setup.cost.input_size),
+        params=setup.cost.params,
+        macs=setup.cost.macs,
+        size_bytes=setup.size_bytes,
+    )
+    check_space(folder, setup.size_bytes)
+    _say_setup(cfg, setup)
+
+    first_step = 0
+    if checkpoint:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        check_checkpoint(saved, setup.description())
+        first_step = saved["global_step"]
+        _check_epochs_left(cfg, saved["epoch"] + 1, checkpoint)
+
+    if cfg["trainer"]["channels_last"]:
+        setup.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = LitClassifier(
+        setup.model,
+        num_classes=setup.data.num_classes,
+        recipe=cfg["recipe"],
+        seed=cfg["seed"],
+        description=setup.description(),
+    )
+    table = EpochTable(folder / "metrics.csv")
+    trainer = create_trainer(cfg, folder, [table], first_step=first_step)
+    _log_hparams(trainer, cfg, setup, {})
+    if cfg["train"]:
+        trainer.fit(module, datamodule=setup.data, ckpt_path=checkpoint, weights_only=True)
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", None)
+
+    metrics: dict[str, float] = {}
+    if checkpoint:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(saved["state_dict"])
+        best_epoch = saved["epoch"] + 1
+        record.update(best_epoch=best_epoch)
+        for row in table.rows():
+            if row["epoch"] == best_epoch:
+                metrics = {k: v for k, v in row.items() if k.startswith(("train/l", "train/a", "val/"))}
+    if cfg["test"]:
+        (tested,) = trainer.test(module, datamodule=setup.data, verbose=False)
+        metrics.update(tested)
+    if not trainer.is_global_zero:
+        return
+
+    device = trainer.strategy.root_device
+    latencies = [measure_latency(setup.model, setup.cost.input_size)]
+    if device.type == "cuda":
+        latencies.append(measure_latency(setup.model, setup.cost.input_size, device=device))
+    record.update(
+        status="finished",
+        metrics=metrics,
+        latency=[asdict(latency) for latency in latencies],
+        memory={"peak_mb": _peak_mb(device)},
+        images_per_second=table.images_per_second(),
+        time={"train_s": table.seconds(), "total_s": time.perf_counter() - begin},
+        epochs=trainer.current_epoch,
+        precision=str(trainer.precision),
+        finished=now(),
+    )
+    _log_hparams(trainer, cfg, setup, record.values)
+    _say_result(cfg, folder, record.values)
+
+
+def _checkpoint_to_load(cfg: dict[str, Any]) -> Path | None:
+    """``resume=`` names a run, ``ckpt_path=`` a file."""
+    if not cfg["resume"] and not cfg["ckpt_path"]:
+        return None
+    key = "resume" if cfg["resume"] else "ckpt_path"
+    path = Path(cfg[key])
+    if cfg["resume"]:
+        path = path / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"{key}={cfg[key]}: there is no checkpoint {path}")
+    return path
+
+
+def _check_epochs_left(cfg: dict[str, Any], epochs_done: int, checkpoint: Path) -> None:
+    max_epochs = cfg["trainer"]["max_epochs"]
+    if cfg["train"] and epochs_done >= max_epochs:
+        finished = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if finished["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] >= max_epochs:
+            raise UserError(
+                f"{checkpoint} has all of its {max_epochs} epochs behind it; "
+                "to train it further, set trainer.max_epochs"
+            )
+
+
+def _log_hparams(trainer: L.Trainer, cfg: dict[str, Any], setup: Setup, result: dict[str, Any]) -> None:
+    """Fill TensorBoard's HPARAMS: at the start without values, at the end with those of ``result``."""
+    if trainer.logger is None or not trainer.is_global_zero:
+        return
+    metrics = result.get("metrics", {})
+    none = float("nan")
+    write_hparams(
+        trainer.logger.experiment,  # type: ignore[attr-defined]
+        {
+            "model": cfg["model"]["name"],
+            "conv": cfg["conv"]["name"],
+            "width_mult": float(cfg["model"]["width_mult"]),
+            "output_stride": setup.network["output_stride"],
+            "data": setup.data.name,
+            "seed": cfg["seed"],
+            "epochs": cfg["trainer"]["max_epochs"],
+            "batch_size": setup.data.batch_size,
+            "lr": float(cfg["recipe"]["lr"]),
+            "weight_decay": float(cfg["recipe"]["weight_decay"]),
+        },
+        {
+            "test/acc": metrics.get("test/acc", none),
+            "val/acc": metrics.get("val/acc", none),
+            "perf/params": float(setup.cost.params),
+            "perf/macs": float(setup.cost.macs),
+            "perf/size_mb": setup.size_bytes / 1e6,
+            "perf/latency_ms_p50": result["latency"][0]["p50_ms"] if result else none,
+            "perf/train_s": result["time"]["train_s"] if result else none,
+        },
+    )
+
+
+def _say_setup(cfg: dict[str, Any], setup: Setup) -> None:
+    chans, height, width = setup.cost.input_size
+    log.info(
+        "model %s, conv=%s, width %g, output stride %d: %s parameters, %.2f M MACs at %d x %d x %d",
+        cfg["model"]["name"],
+        cfg["conv"]["name"],
+        cfg["model"]["width_mult"],
+        setup.network["output_stride"],
+        f"{setup.cost.params:,}",
+        setup.cost.macs / 1e6,
+        chans,
+        height,
+        width,
+    )
+    splits = setup.data.describe()["splits"]
+    log.info(
+        "data %s: %d classes; images: %s",
+        setup.data.name,
+        setup.data.num_classes,
+        ", ".join(f"{n:,} {split}" for split, n in splits.items()),
+    )
+
+
+def _say_result(cfg: dict[str, Any], folder: Path, result: dict[str, Any]) -> None:
+    latency = result["latency"][0]
+    if "test/acc" in result["metrics"]:
+        log.info(
+            "test accuracy %.2f %% (checkpoint of epoch %s, the best on validation)",
+            100 * result["metrics"]["test/acc"],
+            result.get("best_epoch"),
+        )
+    log.info(
+        "latency %.2f ms for one image (median of %d; %s, %d threads, %s, %s)   training %.0f s",
+        latency["p50_ms"],
+        latency["runs"],
+        latency["device_name"],
+        latency["threads"],
+        latency["precision"],
+        latency["runtime"],
+        result["time"]["train_s"],
+    )
+    log.info("run folder  %s", folder)
+    log.info("look at it  tensorboard --logdir %s", cfg["paths"]["log_dir"])
+    log.info("all runs    dwsep compare %s", cfg["paths"]["log_dir"])
+
+
+def _peak_mb(device: torch.device) -> float:
+    """Of the device's memory; on the CPU the process's largest resident size so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+@contextmanager
+def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
+    """Log plain lines to the terminal and, with the time, to a file; nothing unless ``enabled``."""
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if enabled:
+        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(path)]
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for handler in handlers:
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,153 @@
+"""Lightning's Trainer, set up for a run."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.training.callbacks import SaveOnInterrupt
+
+log = logging.getLogger("dwsep_zoo")
+
+OWN_KEYS = ("channels_last",)  # of the trainer group, not lightning's
+
+
+def create_trainer(
+    cfg: dict[str, Any], folder: Path, callbacks: list[Callback], *, first_step: int
+) -> L.Trainer:
+    """Make the Trainer of a run that writes into ``folder``.
+
+    Args:
+        cfg: the whole configuration.
+        folder: the run's folder.
+        callbacks: to be used besides checkpoints, progress bar, interrupts and what the recipe asks.
+        first_step: of this process; later steps are those of an interrupted run and are dropped
+            from its TensorBoard curves.
+    """
+    options = {key: value for key, value in cfg["trainer"].items() if key not in OWN_KEYS}
+    debugging = bool(options.get("fast_dev_run"))
+    checkpoints = folder / "checkpoints"
+    callbacks = list(callbacks)
+    if not debugging:
+        callbacks += [
+            ModelCheckpoint(
+                checkpoints,
+                filename="best",
+                monitor="val/acc",
+                mode="max",
+                save_last=True,
+                auto_insert_metric_name=False,
+                enable_version_counter=False,
+                save_on_train_epoch_end=True,
+                every_n_epochs=cfg["callbacks"]["save_every_n_epochs"],
+            ),
+            SaveOnInterrupt(checkpoints / "last.ckpt"),
+        ]
+    if cfg["callbacks"]["early_stopping"]:
+        callbacks.append(
+            EarlyStopping("val/acc", mode="max", patience=cfg["callbacks"]["early_stopping"])
+        )
+    if cfg["recipe"]["model_ema_decay"]:
+        callbacks.append(EMAWeightAveraging(decay=cfg["recipe"]["model_ema_decay"]))
+    if options["enable_progress_bar"] == "auto":
+        options["enable_progress_bar"] = sys.stderr.isatty()
+    if options["enable_progress_bar"]:
+        callbacks.append(TQDMProgressBar(leave=False))
+
+    device = _device_type(options)
+    if options["precision"] == "auto":
+        options["precision"] = auto_precision(device)
+    if options["sync_batchnorm"] == "auto":
+        options["sync_batchnorm"] = device == "cuda"
+
+    logger: TensorBoardLogger | bool = False
+    if cfg["logger"]["tensorboard"] and not debugging:
+        logger = TensorBoardLogger(
+            folder, name="", version="", default_hp_metric=False, purge_step=first_step or None
+        )
+    _quiet()
+    try:
+        return L.Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=logger,
+            enable_checkpointing=not debugging,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            use_distributed_sampler=False,  # the data module gives each process its share
+        )
+    except (L.pytorch.utilities.exceptions.MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def auto_precision(device: str) -> str:
+    """``bf16-mixed`` where the hardware multiplies bfloat16 faster than float32, else ``32-true``."""
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    if device == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def check_trainer(options: dict[str, Any]) -> None:
+    """Raises UserError for keys that lightning's Trainer does not take and for impossible epochs."""
+    known = [*inspect.signature(L.Trainer.__init__).parameters, *OWN_KEYS]
+    for key in options:
+        choose(key, known, "key of trainer")
+    epochs = options["max_epochs"]
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"trainer.max_epochs must be a whole number from 1 up; got {epochs!r}")
+
+
+def check_space(folder: Path, size_bytes: int) -> None:
+    """Raises UserError if two checkpoints (weights, momentum, average) cannot be stored."""
+    need, free = 2 * 4 * size_bytes, shutil.disk_usage(folder).free
+    if free < need:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free; the checkpoints of this run need about "
+            f"{need / 1e6:.0f} MB"
+        )
+
+
+def _device_type(options: dict[str, Any]) -> str:
+    accelerator = options["accelerator"]
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return "cuda"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cuda" if accelerator == "cuda" else "cpu"
+
+
+def _quiet() -> None:
+    """Keep lightning's own notices out of the log; what they say stands in ours."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # sets in memory need none
+        ".*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # resumed runs
+        ".*isn't in the list of.*weights_only.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # lightning 2.6 with torch 2.15
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
