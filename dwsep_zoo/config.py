@@ -90,11 +90,12 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write to paths.log_dir={folder}: {error.strerror}") from error
 
 
-def run_train(argv: Sequence[str] | None = None) -> None:
+def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) -> None:
     """``train.py``: one run, or with ``-m`` a sweep of runs that ends with their comparison.
 
     Args:
         argv: the command line's arguments; ``None``: ``sys.argv``'s.
+        prefix: words before them that a process started with the same command line needs.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -102,9 +103,14 @@ def run_train(argv: Sequence[str] | None = None) -> None:
         check_overrides([a for a in arguments if not a.startswith("-")])
     except UserError as error:
         fail(error)
+
+    def task(cfg: DictConfig) -> None:
+        sys.argv[1:] = [*prefix, *arguments]
+        _task(cfg)
+
     sys.argv[1:] = arguments
     ComparisonCallback.failed = 0
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
     if ComparisonCallback.failed:
         sys.exit(1)
 

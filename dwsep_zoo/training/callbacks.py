@@ -34,6 +34,15 @@ class EpochTable(Callback):
 
     def __init__(self, path: Path):
         self.path = path
+        self.begin, self.images, self.validation = 0.0, 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the epoch in progress, which may be resumed in its middle."""
+        return {"images": self.images, "seconds": time.perf_counter() - self.begin}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images = state_dict["images"]
+        self.begin = time.perf_counter() - state_dict["seconds"]
 
     def rows(self) -> list[dict[str, float]]:
         """The table; values that were not measured are left out of their row."""

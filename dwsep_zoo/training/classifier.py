@@ -86,12 +86,11 @@ class LitClassifier(L.LightningModule):
             betas=recipe["betas"],
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
         schedule = create_schedule(
             optimizer,
             recipe["schedule"],
             steps=steps,
-            warmup_steps=round(steps * recipe["warmup_epochs"] / epochs),
+            warmup_steps=int(steps * recipe["warmup_fraction"]),
             lr=recipe["lr"],
             min_lr=recipe["min_lr"],
         )

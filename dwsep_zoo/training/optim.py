@@ -62,10 +62,6 @@ def create_schedule(
 ) -> LambdaLR:
     """Linear warm-up to ``lr``, then half a cosine down to ``min_lr``, or constant."""
     choose(name, ("cosine", "constant"), "recipe.schedule")
-    if not warmup_steps < steps:
-        raise UserError(
-            f"recipe.warmup_epochs takes all of the {steps} steps; use fewer, or more epochs"
-        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -81,8 +77,8 @@ def create_schedule(
 def check_recipe(recipe: dict[str, Any]) -> None:
     """Raises UserError for values that no training could use."""
     positive = ("epochs", "lr")
-    not_negative = ("weight_decay", "warmup_epochs", "min_lr")
-    below_one = ("momentum", "label_smoothing", "model_ema_decay")
+    not_negative = ("weight_decay", "min_lr")
+    below_one = ("warmup_fraction", "momentum", "label_smoothing", "model_ema_decay")
     for key in positive:
         if not recipe[key] > 0:
             raise UserError(f"recipe.{key} must be greater than 0; got {recipe[key]}")

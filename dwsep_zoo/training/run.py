@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import resource
 import sys
 import time
@@ -101,10 +102,15 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
 
     first_step = 0
     if checkpoint:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = _load(checkpoint)
         check_checkpoint(saved, setup.description())
         first_step = saved["global_step"]
-        _check_epochs_left(cfg, saved["epoch"] + 1, checkpoint)
+        done = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if cfg["train"] and done >= cfg["trainer"]["max_epochs"]:
+            raise UserError(
+                f"{checkpoint} has all of its {done} epochs behind it; "
+                "to train it further, set trainer.max_epochs"
+            )
 
     if cfg["trainer"]["channels_last"]:
         setup.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,7 +130,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
 
     metrics: dict[str, float] = {}
     if checkpoint:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = _load(checkpoint)
         module.load_state_dict(saved["state_dict"])
         best_epoch = saved["epoch"] + 1
         record.update(best_epoch=best_epoch)
@@ -169,15 +175,12 @@ def _checkpoint_to_load(cfg: dict[str, Any]) -> Path | None:
     return path
 
 
-def _check_epochs_left(cfg: dict[str, Any], epochs_done: int, checkpoint: Path) -> None:
-    max_epochs = cfg["trainer"]["max_epochs"]
-    if cfg["train"] and epochs_done >= max_epochs:
-        finished = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if finished["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] >= max_epochs:
-            raise UserError(
-                f"{checkpoint} has all of its {max_epochs} epochs behind it; "
-                "to train it further, set trainer.max_epochs"
-            )
+def _load(checkpoint: str | Path) -> dict[str, Any]:
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{checkpoint} cannot be read as a checkpoint: {reason}") from error
 
 
 def _log_hparams(trainer: L.Trainer, cfg: dict[str, Any], setup: Setup, result: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def create_trainer(
 
     logger: TensorBoardLogger | bool = False
     if cfg["logger"]["tensorboard"] and not debugging:
-        logger = TensorBoardLogger(
+        logger = RunLogger(
             folder, name="", version="", default_hp_metric=False, purge_step=first_step or None
         )
     _quiet()
@@ -96,6 +96,13 @@ def create_trainer(
         )
     except (L.pytorch.utilities.exceptions.MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard in the run's own folder, without the file of hyper-parameters that Hydra keeps."""
+
+    def save(self) -> None:
+        self.experiment.flush()
 
 
 def auto_precision(device: str) -> str:

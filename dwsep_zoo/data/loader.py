@@ -1,0 +1,205 @@
+"""The order of the images of an epoch, and a loader that can start inside of one.
+
+Batch k of epoch e is a function of (seed, e, k), whatever ran before it. The loader's state is
+therefore two numbers, and a run that was cut off goes on with the batches it would have had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dwsep_zoo.errors import UserError
+
+
+class BatchKey(NamedTuple):
+    """What a batch is made from: (seed, epoch, number, rank) for its random numbers, and images."""
+
+    seed: int
+    epoch: int
+    number: int
+    rank: int
+    indices: Tensor
+
+
+class Reader(Protocol):
+    """Makes batches; in worker processes it returns an error instead of raising it."""
+
+    def __getitem__(self, key: BatchKey) -> tuple[Tensor, ...] | UserError: ...
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A random number generator on the CPU, seeded with a hash of ``key``."""
+    return torch.Generator().manual_seed(derived_seed(*key))
+
+
+def derived_seed(*key: int | str) -> int:
+    """32 bits, which is what torch's and numpy's generators take, that depend on all of ``key``."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "little")
+
+
+class EpochSampler:
+    """The positions of this process's images in the order of an epoch.
+
+    Args:
+        num_images: of the whole split.
+        seed: of the order.
+        shuffle: ``False``: every epoch in the order of the split.
+        even: give every process equally many, dropping up to ``world_size - 1`` images an epoch;
+            else each image once, and some processes one more than others.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        even: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.num_images = num_images
+        self.seed = seed
+        self.shuffle = shuffle
+        self.even = even
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls it before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        left = 0 if self.even else self.num_images % self.world_size
+        return self.num_images // self.world_size + (self.rank < left)
+
+    def indices(self) -> Tensor:
+        """(len(self),) int64. Batch k of all processes together is batch k of one."""
+        if self.shuffle:
+            order = torch.randperm(
+                self.num_images, generator=generator(self.seed, "order", self.epoch)
+            )
+        else:
+            order = torch.arange(self.num_images)
+        return order[self.rank :: self.world_size][: len(self)]
+
+
+class EpochBatches:
+    """The keys of an epoch's batches, from batch ``start`` on.
+
+    Args:
+        sampler: gives the images.
+        batch_size: of this process.
+        drop_last: leave out a last batch that is smaller.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, *, drop_last: bool):
+        self.sampler = sampler  # where lightning looks for set_epoch
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.start = 0
+
+    def __len__(self) -> int:
+        missing = 0 if self.drop_last else self.batch_size - 1
+        return (len(self.sampler) + missing) // self.batch_size
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        sampler = self.sampler
+        batches = sampler.indices().split(self.batch_size)
+        for number in range(self.start, len(self)):
+            yield BatchKey(sampler.seed, sampler.epoch, number, sampler.rank, batches[number])
+
+
+class Loader:
+    """Batches of a split.
+
+    It has the interface that lightning looks for: ``batch_sampler.sampler.set_epoch`` and, for
+    checkpoints, ``state_dict`` and ``load_state_dict``. The length is that of a whole epoch, also
+    where the first one begins later.
+
+    Args:
+        reader: makes a batch from its key.
+        batch_sampler: the keys.
+        num_workers: processes that make batches; 0: none, this process makes each when it is due.
+        pin_memory: copy batches to memory from which a GPU fetches faster (with workers only).
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        batch_sampler: EpochBatches,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
+        self.batch_sampler = batch_sampler
+        self._batches: Iterable[tuple[Tensor, ...] | UserError]
+        if num_workers:
+            self._batches = DataLoader(
+                reader,  # type: ignore[arg-type]
+                batch_size=None,  # the reader makes whole batches
+                sampler=batch_sampler,
+                num_workers=num_workers,
+                persistent_workers=True,
+                pin_memory=pin_memory,
+            )
+        else:
+            self._batches = _Mapped(reader, batch_sampler)
+        self._epoch = 0
+        self._done = 0
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        # A generator: nothing happens before the first batch, when the epoch has been set.
+        epoch = self.batch_sampler.sampler.epoch
+        inside = epoch == self._epoch and self._done < len(self) and self._restarted
+        self._epoch, self._done = epoch, self._done if inside else 0
+        self._restarted = False
+        self.batch_sampler.start = self._done
+        for batch in self._batches:
+            if isinstance(batch, UserError):
+                raise batch
+            self._done += 1
+            yield batch
+
+    _restarted = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which epoch it is in and how many of its batches were given out: plain numbers."""
+        return {"epoch": self._epoch, "done": self._done, "num_batches": len(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next pass after the batches that were given out, if it is of the same epoch.
+
+        Raises:
+            UserError: if an epoch had another number of batches when the state was saved.
+        """
+        if state["num_batches"] != len(self):
+            raise UserError(
+                f"the checkpoint was saved inside an epoch of {state['num_batches']} batches, "
+                f"this run's have {len(self)}; use the same data, batch size and devices"
+            )
+        self._epoch, self._done = state["epoch"], state["done"]
+        self._restarted = True
+
+
+class _Mapped:
+    """Batches made in this process."""
+
+    def __init__(self, reader: Reader, keys: EpochBatches):
+        self.reader = reader
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...] | UserError]:
+        return map(self.reader.__getitem__, self.keys)

@@ -1,0 +1,43 @@
+"""Checks of what users set, each with one line that names the key and the value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dwsep_zoo.errors import UserError, choose
+
+__all__ = ["at_least", "check_keys", "choose", "open_fraction"]
+
+
+def at_least(key: str, value: Any, minimum: int) -> int:
+    """Return a whole number from ``minimum`` up.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise UserError(f"{key} must be a whole number from {minimum} up; got {value!r}")
+    return value
+
+
+def open_fraction(key: str, value: Any) -> float:
+    """Return a number between 0 and 1, both excluded.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise UserError(f"{key} must be greater than 0 and less than 1; got {value!r}")
+    return float(value)
+
+
+def check_keys(group: str, options: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options that are set (not ``None``).
+
+    Raises:
+        UserError: for an unknown key, naming the nearest.
+    """
+    for key in options:
+        choose(key, known, f"key of {group}")
+    return {key: value for key, value in options.items() if value is not None}

@@ -1,0 +1,215 @@
+"""Every model with every conv type, and every published count."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dwsep_zoo import UserError, count, create_model, list_convs, list_models
+from dwsep_zoo.models import create_architecture
+from dwsep_zoo.models.registry import MODELS
+from dwsep_zoo.models.spec import with_output_stride
+from dwsep_zoo.nn import DepthwiseConv2d, make_divisible
+
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())["rows"]
+PAIRS = [(name, conv) for name in list_models() for conv in list_convs()]
+
+
+def small(name, conv="depthwise_separable", **options):
+    options = {"width_mult": 0.25, "num_classes": 7, "output_stride": 8, **options}
+    return create_model(name, conv=conv, **options)
+
+
+@pytest.mark.parametrize(
+    "row", PUBLISHED, ids=lambda r: f"{r['model']}-{r['conv']}-{r['width_mult']}-{r['resolution']}"
+)
+def test_params_and_macs_are_the_published_ones(row):
+    with torch.device("meta"):
+        model = create_model(row["model"], conv=row["conv"], width_mult=row["width_mult"])
+    cost = count(model, (3, row["resolution"], row["resolution"]))
+    assert (cost.params, cost.macs) == (row["params"], row["macs"])
+
+
+def test_every_model_has_a_published_row():
+    assert {row["model"] for row in PUBLISHED} == set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "timm_name"),
+    [
+        ("mobilenet_v1", "mobilenetv1_100"),
+        ("mobilenet_v2", "mobilenetv2_100"),
+        ("mobilenet_v3_large", "mobilenetv3_large_100"),
+        ("mobilenet_v3_small", "mobilenetv3_small_100"),
+        ("xception", "legacy_xception"),
+        ("efficientnet_b0", "efficientnet_b0"),
+    ],
+)
+def test_tensors_are_timms_in_the_same_order(name, timm_name):
+    """An independent definition: every convolution and norm has timm's shape, one after the other."""
+    with torch.device("meta"):
+        ours, theirs = create_model(name), timm.create_model(timm_name)
+
+    def shapes(model):
+        return sorted(tuple(p.shape) for p in model.parameters() if p.ndim != 4) + sorted(
+            tuple(p.shape[:2]) + tuple(p.shape[2:]) for p in model.parameters() if p.ndim == 4
+        )
+
+    if name.startswith("mobilenet_v3"):  # timm's hidden layer is a 1 x 1 convolution, ours is linear
+        assert sum(p.numel() for p in ours.parameters()) == sum(
+            p.numel() for p in theirs.parameters()
+        )
+        return
+    assert shapes(ours) == shapes(theirs)
+
+
+@pytest.mark.parametrize(("name", "conv"), PAIRS)
+def test_macs_agree_with_torchs_dispatcher(name, conv):
+    with torch.device("meta"):
+        model = small(name, conv).eval()
+        image = torch.empty(1, 3, 64, 64)
+    with FlopCounterMode(display=False) as flops:
+        model(image)
+    assert 2 * count(model, (3, 64, 64)).macs == flops.get_total_flops()
+
+
+@pytest.mark.parametrize(("name", "conv"), PAIRS)
+def test_every_parameter_gets_a_gradient(name, conv):
+    model = small(name, conv).train()
+    logits = model(torch.randn(2, 3, 33, 33))  # an odd size
+    assert logits.shape == (2, 7)
+    logits.square().sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+@pytest.mark.parametrize(("name", "conv"), PAIRS)
+def test_eval_is_deterministic_and_survives_copies(name, conv):
+    model = small(name, conv).eval()
+    x = torch.randn(1, 3, 32, 32)
+    twin = small(name, conv).eval()
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        want = model(x)
+        for other in (model, twin, copy.deepcopy(model)):
+            torch.testing.assert_close(other(x), want, rtol=0, atol=0)
+        last = model.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(last(x), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "conv"), PAIRS)
+def test_the_swap_leaves_everything_else_alone(name, conv):
+    """Names and shapes outside the swapped units are those of the separable network."""
+    with torch.device("meta"):
+        ours, separable = create_model(name, conv=conv), create_model(name)
+
+    def outside(model):
+        return {
+            key: tuple(value.shape)
+            for key, value in model.state_dict().items()
+            if not any(part in key for part in (".depthwise", ".mid", ".pointwise"))
+            and not any(part in key for part in (".dense", ".grouped"))
+        }
+
+    assert outside(ours) == outside(separable)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_timms_interface(name):
+    model = small(name).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert features.shape[:2] == (2, model.num_features)
+        torch.testing.assert_close(model.forward_head(features), model(x))
+        pooled = model.forward_head(features, pre_logits=True)
+        assert pooled.shape == (2, model.head_hidden_size)
+        model.reset_classifier(3)
+        assert model(x).shape == (2, 3)
+        assert model.get_classifier().out_features == 3
+        model.reset_classifier(0)
+        torch.testing.assert_close(model(x), pooled)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("output_stride", [32, 16, 8, 4])
+def test_output_stride_turns_the_earliest_strides_into_one(name, output_stride):
+    paper = create_architecture(name)
+    small = with_output_stride(paper, output_stride)
+    assert small.output_stride == output_stride
+    before = [row.stride for row in (*paper.stem, *paper.stages)]
+    after = [row.stride for row in (*small.stem, *small.stages)]
+    strided = [i for i, stride in enumerate(before) if stride > 1]
+    turned = [i for i in strided if after[i] == 1]
+    assert turned == strided[: len(turned)]
+    model = create_model(name, width_mult=0.25, output_stride=output_stride).eval()
+    expected = -(-96 // output_stride)
+    size = model.forward_features(torch.randn(1, 3, 96, 96)).shape[-1]
+    # Xception's stem is not padded and loses a few pixels.
+    assert size == expected if name != "xception" else expected - 2 <= size <= expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_seeded_weights_and_no_nan(name):
+    torch.manual_seed(1)
+    first = small(name)
+    torch.manual_seed(1)
+    second = small(name)
+    for (key, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.isfinite(a).all(), key
+        assert torch.equal(a, b), key
+
+
+def test_initial_deviations_are_the_reference_codes():
+    model = create_model("mobilenet_v1")
+    depthwise = [m.weight for m in model.modules() if isinstance(m, DepthwiseConv2d)]
+    std = torch.cat([w.flatten() for w in depthwise]).std()
+    # a normal of deviation 0.09, cut at two deviations, has 0.88 of it left
+    assert abs(std / 0.09 - 0.880) < 0.01
+
+    model = create_model("efficientnet_b0")
+    head = model.head.conv.weight
+    assert abs(head.std() / (2 / 1280) ** 0.5 - 1) < 0.01
+    depthwise = next(m.weight for m in model.modules() if isinstance(m, DepthwiseConv2d))
+    assert abs(depthwise.std() / (2 / 9) ** 0.5 - 1) < 0.2
+
+    weight = create_model("xception").classifier.weight
+    bound = (6 / (2048 + 1000)) ** 0.5
+    assert bound * 0.99 < weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(32 * 0.35, 16), (24 * 0.35, 8), (12, 16), (8, 8), (3, 8), (100, 104)]
+)
+def test_make_divisible(value, expected):
+    assert make_divisible(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "mobilenet_v9"}, "unknown model 'mobilenet_v9'; did you mean"),
+        ({"width_mult": 0}, "model.width_mult must be greater than 0; got 0"),
+        ({"output_stride": 7}, "model.output_stride must be one of"),
+        ({"num_classes": -1}, "num_classes must be at least 0; got -1"),
+        ({"in_chans": 0}, "in_chans must be at least 1; got 0"),
+        ({"drop_rate": 1.0}, r"model.drop_rate must be in \[0, 1\); got 1.0"),
+        ({"drop_path_rate": 0.2}, "has no shortcuts"),
+    ],
+)
+def test_messages(options, message):
+    with pytest.raises(UserError, match=message):
+        create_model(**{"name": "mobilenet_v1", **options})
+
+
+def test_dropout_and_stochastic_depth_are_the_papers():
+    model = create_model("efficientnet_b0", width_mult=0.25)
+    assert model.dropout.p == 0.2
+    rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+    assert rates == sorted(rates)
+    assert 0.15 < rates[-1] < 0.2
+    assert create_model("xception", width_mult=0.25).dropout.p == 0.5

@@ -1,0 +1,110 @@
+"""Conv types: closed-form costs, shapes, options and messages, for every one in the registry."""
+
+import pytest
+import torch
+from torch import nn
+
+from dwsep_zoo import UserError, count, create_conv, list_convs
+from dwsep_zoo.nn import CONVS, Layers, SqueezeExcite
+
+LAYERS = Layers(nn.ReLU)
+
+WEIGHTS = {  # of K, M, N without norms
+    "standard": lambda k, m, n: k * k * m * n,
+    "depthwise_separable": lambda k, m, n: k * k * m + m * n,
+    "grouped": lambda k, m, n: k * k * 8 * m + m * n,
+}
+
+
+def build(conv, in_chans, out_chans, kernel_size=3, stride=1, mid="none", gate=None):
+    op = create_conv(conv)
+    return op(in_chans, out_chans, kernel_size, stride, layers=LAYERS, mid=mid, gate=gate)
+
+
+def test_every_conv_type_has_a_formula_here():
+    assert set(WEIGHTS) == set(list_convs())
+
+
+@pytest.mark.parametrize("conv", CONVS)
+@pytest.mark.parametrize(("k", "m", "n", "stride"), [(3, 16, 24, 1), (5, 32, 8, 2), (3, 8, 8, 2)])
+def test_weights_and_macs_are_the_closed_form(conv, k, m, n, stride):
+    cost = count(build(conv, m, n, k, stride), (m, 14, 14))
+    weights = WEIGHTS[conv](k, m, n)
+    assert cost.params == weights
+    assert cost.macs == weights * (14 // stride) ** 2
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 3), (3, 512), (5, 64), (7, 16)])
+def test_the_separable_fraction_is_exactly_1_over_n_plus_1_over_k2(k, n):
+    m = 12
+    separable = count(build("depthwise_separable", m, n, k), (m, 8, 8)).macs
+    standard = count(build("standard", m, n, k), (m, 8, 8)).macs
+    assert separable * n * k * k == standard * (k * k + n)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2, 3])
+def test_depth_multiplier_multiplies_the_cost(multiplier):
+    conv = {"name": "depthwise_separable", "depth_multiplier": multiplier}
+    once = count(build("depthwise_separable", 8, 24), (8, 8, 8)).macs
+    assert count(build(conv, 8, 24), (8, 8, 8)).macs == multiplier * once
+
+
+@pytest.mark.parametrize("conv", CONVS)
+def test_the_gate_has_the_operators_input_width_everywhere(conv):
+    def gate(chans):
+        return SqueezeExcite(chans, 4, nn.ReLU, nn.Sigmoid)
+
+    unit = build(conv, 16, 24, gate=gate)
+    assert unit.gate.reduce.in_channels == 16
+    assert unit(torch.randn(2, 16, 8, 8)).shape == (2, 24, 8, 8)
+
+
+def test_mid_is_the_blocks_unless_the_user_says_otherwise():
+    def norms(conv, mid):
+        modules = [type(m) for m in build(conv, 8, 8, mid=mid).modules()]
+        return modules.count(nn.BatchNorm2d), modules.count(nn.ReLU)
+
+    name = "depthwise_separable"
+    assert norms(name, "norm_act") == (1, 1)
+    assert norms(name, "none") == (0, 0)
+    assert norms({"name": name, "mid": None}, "norm_act") == (1, 1)
+    assert norms({"name": name, "mid": "norm"}, "norm_act") == (1, 0)
+    assert norms({"name": name, "mid": "norm_act"}, "none") == (1, 1)
+    assert norms("standard", "norm_act") == (0, 0)
+
+
+def test_separable_equals_the_standard_convolution_of_its_outer_product():
+    unit = build("depthwise_separable", 6, 10, 3, 2)
+    kernel = unit.pointwise.weight * unit.depthwise.weight.transpose(0, 1)  # (10, 6, 3, 3)
+    x = torch.randn(2, 6, 9, 9)
+    dense = nn.functional.conv2d(x, kernel, stride=2, padding=1)
+    torch.testing.assert_close(unit(x), dense, atol=1e-5, rtol=1e-5)
+
+
+def test_grouped_with_one_channel_a_group_is_depthwise_separable():
+    torch.manual_seed(0)
+    grouped = build({"name": "grouped", "group_size": 1}, 8, 16)
+    torch.manual_seed(0)
+    separable = build("depthwise_separable", 8, 16)
+    x = torch.randn(1, 8, 6, 6)
+    torch.testing.assert_close(grouped(x), separable(x))
+
+
+@pytest.mark.parametrize(
+    ("conv", "message"),
+    [
+        ("seperable", "did you mean 'depthwise_separable'"),
+        ({"name": "standard", "mid": "norm"}, "conv=standard has no options; got mid='norm'"),
+        ({"name": "grouped", "grop_size": 2}, "did you mean 'group_size'"),
+        ({"name": "grouped", "group_size": 0}, "conv.group_size must be a whole number"),
+        ({"name": "depthwise_separable", "mid": "act"}, "unknown conv.mid 'act'"),
+    ],
+)
+def test_messages(conv, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        create_conv(conv)
+
+
+def test_a_group_size_that_does_not_divide():
+    with pytest.raises(UserError, match="group_size 16 does not divide 24"):
+        build({"name": "grouped", "group_size": 16}, 24, 8)

@@ -1,0 +1,125 @@
+"""A run that was stopped ends where an uninterrupted one ends, bit for bit."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dwsep_zoo import UserError
+from dwsep_zoo.training.classifier import LitClassifier
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+
+
+def weights(folder):
+    path = folder / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_same_weights(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+def epochs(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def interrupt_in(monkeypatch, epoch, batch):
+    """Send ctrl-C to this process in the middle of an epoch."""
+    step = LitClassifier.training_step
+
+    def training_step(self, images, batch_idx):
+        if (self.current_epoch, batch_idx) == (epoch, batch):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, images, batch_idx)
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+
+
+@pytest.mark.parametrize("extra", [(), ("recipe.model_ema_decay=0.9",), ("recipe=adamw",)])
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (1, 3), (2, 0)])
+def test_ctrl_c_saves_and_the_rest_is_the_same(run, tmp_path, monkeypatch, epoch, batch, extra):
+    extra = (*extra, "trainer.max_epochs=3", "model=mobilenet_v2", "model.drop_rate=0.5")
+    run("whole", *extra)
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, epoch, batch)
+        with pytest.raises(SystemExit) as stop:
+            run("stopped", *extra)
+    assert stop.value.code == 130
+    result = run("stopped", *extra, f"resume={tmp_path / 'stopped'}")
+    assert result["status"] == "finished"
+    assert epochs(tmp_path / "stopped") == [1, 2, 3]
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_kill_9_in_the_middle_of_an_epoch_then_resume_last(tmp_path):
+    def command(*overrides):
+        return [
+            *(sys.executable, str(TRAIN), "model=mobilenet_v1", "model.width_mult=0.25"),
+            *("trainer.max_epochs=4", "trainer.accelerator=cpu", *overrides),
+        ]
+
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = tmp_path / "whole"
+    subprocess.run(
+        command(f"hydra.run.dir={whole}"), cwd=tmp_path, env=env, check=True, capture_output=True
+    )
+    process = subprocess.Popen(
+        command(), cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (tables := list(tmp_path.glob("logs/train/runs/*/metrics.csv"))) or not epochs(
+        tables[0].parent
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed = tables[0].parent
+    while not (killed / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)  # into the second epoch or a later one
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(epochs(killed)) < 4
+
+    subprocess.run(
+        [sys.executable, str(TRAIN), "resume=last"],
+        cwd=tmp_path,
+        env=env,
+        check=True,
+        capture_output=True,
+    )
+    assert len(list(tmp_path.glob("logs/train/runs/*"))) == 1  # it went on in the same folder
+    assert epochs(killed) == [1, 2, 3, 4]
+    assert_same_weights(whole, killed)
+
+
+def test_ckpt_path_goes_on_in_a_new_folder(run, tmp_path):
+    run("first", "trainer.max_epochs=2")
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    run("second", "trainer.max_epochs=3", f"ckpt_path={checkpoint}")
+    assert epochs(tmp_path / "second") == [3]
+
+
+def test_messages(run, tmp_path):
+    with pytest.raises(UserError, match=r"ckpt_path=nowhere.ckpt: there is no checkpoint"):
+        run("run", "ckpt_path=nowhere.ckpt")
+    run("first")
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match="has all of its 2 epochs behind it"):
+        run("run", f"ckpt_path={checkpoint}")
+    with pytest.raises(UserError, match="network has name=mobilenet_v1, this run's has mobilenet_v2"):
+        run("run", f"ckpt_path={checkpoint}", "model=mobilenet_v2", "trainer.max_epochs=3")
+    with pytest.raises(UserError, match=r"network has width_mult=0.125, this run's has 0.25"):
+        run("run", f"ckpt_path={checkpoint}", "model.width_mult=0.25", "trainer.max_epochs=3")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        run("run", f"ckpt_path={checkpoint}", "trainer.max_epochs=3")
