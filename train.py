@@ -1,4 +1,4 @@
-"""Train a network: ``python train.py model=mobilenet_v1 conv=standard``. The same as ``dwsep train``."""
+"""Train a network: ``python train.py model=mobilenet_v1 conv=standard``, like ``dwsep train``."""
 
 from dwsep_zoo.config import run_train
 

@@ -14,7 +14,7 @@ from dwsep_zoo.errors import UserError, choose
 USAGE = """\
 usage: dwsep COMMAND [key=value ...]
 
-  dwsep train model=mobilenet_v1 conv=standard     train a network; -m for several (dwsep train --help)
+  dwsep train model=mobilenet_v1 conv=standard     train a network (dwsep train --help)
   dwsep compare logs                               table of all runs below a folder
   dwsep list ['efficientnet*'] [conv=standard]     models with their parameters and MACs
   dwsep explain in=3 out=3 kernel=3                the arithmetic of one convolution

@@ -63,7 +63,11 @@ def check_overrides(overrides: Sequence[str]) -> None:
         for override in groups:
             for name in _values(override):
                 if name is not None and str(name) != "null":
-                    choose(str(name), loader.get_group_options(override.key_or_group), override.key_or_group)
+                    choose(
+                        str(name),
+                        loader.get_group_options(override.key_or_group),
+                        override.key_or_group,
+                    )
         try:
             full = compose("train", [_first_choice(o) for o in groups], return_hydra_config=True)
             for override in parsed:
@@ -76,7 +80,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UserError if files cannot be created in a folder, or in its nearest existing parent."""
+    """Raises UserError if no file can be created in a folder, or in its nearest existing parent."""
     parent = folder.absolute()
     while not parent.exists():
         parent = parent.parent
@@ -145,15 +149,16 @@ class ComparisonCallback(Callback):
     failed = 0
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from dwsep_zoo.report import compare, load_results
+        from dwsep_zoo.report import compare
 
         folder = Path(config.hydra.sweep.dir)
         try:
-            compare([folder], folder)
+            comparison = compare([folder], folder)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-        runs, _ = load_results([folder])
-        ComparisonCallback.failed = sum(run.status != "finished" for run in runs)
+            ComparisonCallback.failed = 1
+        else:
+            ComparisonCallback.failed = len(comparison.unfinished) + len(comparison.problems)
 
 
 def _container(cfg: DictConfig) -> dict[str, Any]:
@@ -217,7 +222,9 @@ def _expand_resume(arguments: list[str]) -> list[str]:
     if not recorded.is_file():
         raise UserError(f"resume={run}: not the folder of a run (it has no .hydra/overrides.yaml)")
     if not (run / "checkpoints" / "last.ckpt").is_file():
-        raise UserError(f"resume={run}: no checkpoints/last.ckpt was saved yet; start again without")
+        raise UserError(
+            f"resume={run}: no checkpoints/last.ckpt was saved yet; start again without"
+        )
     changed = {a.lstrip("+~").split("=", 1)[0] for a in new}
     old = [
         str(a)

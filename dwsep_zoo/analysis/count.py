@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,21 +75,24 @@ def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
     )
 
 
-def _recorder(name, layers):  # type: ignore[no-untyped-def]
-    def hook(module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        conv = isinstance(module, nn.Conv2d)
+def _recorder(
+    name: str, layers: list[LayerCount]
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        conv = module if isinstance(module, nn.Conv2d) else None
         layers.append(
             LayerCount(
                 name=name,
                 kind=_kind(module),
                 in_shape=tuple(inputs[0].shape[1:]),
                 out_shape=tuple(output.shape[1:]),
-                kernel_size=module.kernel_size[0] if conv else 1,
-                stride=module.stride[0] if conv else 1,
-                groups=module.groups if conv else 1,
+                kernel_size=conv.kernel_size[0] if conv else 1,
+                stride=conv.stride[0] if conv else 1,
+                groups=conv.groups if conv else 1,
                 params=sum(p.numel() for p in module.parameters()),
                 # every weight is used once for each output pixel
-                macs=module.weight.numel() * output[0, 0].numel() if conv else module.weight.numel(),
+                macs=module.weight.numel() * (output[0, 0].numel() if conv else 1),
             )
         )
 

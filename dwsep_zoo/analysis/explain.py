@@ -71,7 +71,13 @@ def explain_conv(
     Raises:
         UserError: for numbers that no convolution has.
     """
-    for key, value in {"in": in_chans, "out": out, "kernel": kernel, "stride": stride, "size": size}.items():
+    for key, value in {
+        "in": in_chans,
+        "out": out,
+        "kernel": kernel,
+        "stride": stride,
+        "size": size,
+    }.items():
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{key} must be a whole number from 1 up; got {value!r}")
     if kernel % 2 == 0:
@@ -146,7 +152,8 @@ def explain_model(
         table.add_row(
             layer.name,
             layer.kind,
-            f"{layer.kernel_size} x {layer.kernel_size}" + (f" /{layer.stride}" if layer.stride > 1 else ""),
+            f"{layer.kernel_size} x {layer.kernel_size}"
+            + (f" /{layer.stride}" if layer.stride > 1 else ""),
             " x ".join(map(str, layer.out_shape)),
             f"{layer.params:,}",
             f"{layer.macs:,}",
@@ -173,7 +180,8 @@ def explain_model(
         )
     reference = _count(name, "standard", size, **options)
     sentence = (
-        f"with conv=standard: {reference.params:,} parameters ({reference.params / cost.params:.2f}x) "
+        f"with conv=standard: {reference.params:,} parameters "
+        f"({reference.params / cost.params:.2f}x) "
         f"and {reference.macs:,} MACs ({reference.macs / cost.macs:.2f}x)"
     )
     return [table, kinds, sentence]
@@ -192,9 +200,7 @@ def list_table(patterns: Sequence[str], *, conv: Any, width_mult: float) -> Tabl
         table.add_column(heading, justify="right")
     for name in dict.fromkeys(names):
         cost = _count(name, conv, None, width_mult=width_mult)
-        table.add_row(
-            name, str(cost.input_size[-1]), f"{cost.params:,}", f"{cost.macs / 1e6:,.2f}"
-        )
+        table.add_row(name, str(cost.input_size[-1]), f"{cost.params:,}", f"{cost.macs / 1e6:,.2f}")
     return table
 
 

@@ -154,30 +154,30 @@ class Loader:
             )
         else:
             self._batches = _Mapped(reader, batch_sampler)
-        self._epoch = 0
-        self._done = 0
+        self._position = (0, 0)
+        self._restart: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         # A generator: nothing happens before the first batch, when the epoch has been set.
-        epoch = self.batch_sampler.sampler.epoch
-        inside = epoch == self._epoch and self._done < len(self) and self._restarted
-        self._epoch, self._done = epoch, self._done if inside else 0
-        self._restarted = False
-        self.batch_sampler.start = self._done
+        epoch, done = self.batch_sampler.sampler.epoch, 0
+        if self._restart and self._restart[0] == epoch and self._restart[1] < len(self):
+            done = self._restart[1]
+        self._restart = None
+        self.batch_sampler.start = done
         for batch in self._batches:
             if isinstance(batch, UserError):
                 raise batch
-            self._done += 1
+            done += 1
+            self._position = (epoch, done)
             yield batch
-
-    _restarted = False
 
     def state_dict(self) -> dict[str, Any]:
         """Which epoch it is in and how many of its batches were given out: plain numbers."""
-        return {"epoch": self._epoch, "done": self._done, "num_batches": len(self)}
+        epoch, done = self._position
+        return {"epoch": epoch, "done": done, "num_batches": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin the next pass after the batches that were given out, if it is of the same epoch.
@@ -190,8 +190,7 @@ class Loader:
                 f"the checkpoint was saved inside an epoch of {state['num_batches']} batches, "
                 f"this run's have {len(self)}; use the same data, batch size and devices"
             )
-        self._epoch, self._done = state["epoch"], state["done"]
-        self._restarted = True
+        self._position = self._restart = (state["epoch"], state["done"])
 
 
 class _Mapped:

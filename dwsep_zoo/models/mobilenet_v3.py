@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
@@ -14,7 +15,7 @@ from dwsep_zoo.nn.init import init_mobilenet
 RE = partial(nn.ReLU, inplace=True)
 HS = partial(nn.Hardswish, inplace=True)
 
-Row = tuple[int, int, int, bool, partial[nn.Module], int]
+Row = tuple[int, int, int, bool, Callable[[], nn.Module], int]
 
 LARGE: tuple[Row, ...] = (
     # k, exp, out, SE, NL, s     Table 1        output at 224

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import nn
 
@@ -35,6 +36,9 @@ class Stage:
     stride: int = 1
 
 
+Row = TypeVar("Row", Conv, Stage)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Stem -> stages -> head -> average pool -> hidden layer -> dropout -> classifier."""
@@ -52,7 +56,8 @@ class Architecture:
     @property
     def output_stride(self) -> int:
         """Input pixels per pixel of the last feature map."""
-        return math.prod(row.stride for row in (*self.stem, *self.stages))
+        stem = math.prod(row.stride for row in self.stem)
+        return stem * math.prod(row.stride for row in self.stages)
 
 
 def with_output_stride(arch: Architecture, output_stride: int) -> Architecture:
@@ -67,11 +72,13 @@ def with_output_stride(arch: Architecture, output_stride: int) -> Architecture:
     if output_stride not in choices:
         raise UserError(f"model.output_stride must be one of {choices}; got {output_stride!r}")
     surplus = arch.output_stride // output_stride
-    rows: list[Conv | Stage] = []
-    for row in (*arch.stem, *arch.stages):
-        if row.stride > 1 and surplus > 1:
-            surplus //= row.stride
-            row = replace(row, stride=1)
-        rows.append(row)
-    n = len(arch.stem)
-    return replace(arch, stem=tuple(rows[:n]), stages=tuple(rows[n:]))  # type: ignore[arg-type]
+
+    def thin(row: Row) -> Row:
+        nonlocal surplus
+        if row.stride == 1 or surplus == 1:
+            return row
+        surplus //= row.stride
+        return replace(row, stride=1)
+
+    stem = tuple(thin(row) for row in arch.stem)
+    return replace(arch, stem=stem, stages=tuple(thin(row) for row in arch.stages))

@@ -12,7 +12,7 @@ from dwsep_zoo.nn.init import init_xception
 
 
 def xception(width_mult: float = 1.0) -> Architecture:
-    """Figure 5. There is neither norm nor activation between depthwise and pointwise (Figure 10)."""
+    """Figure 5. Neither norm nor activation lies between depthwise and pointwise (Figure 10)."""
 
     def width(channels: int) -> int:
         return make_divisible(channels * width_mult)

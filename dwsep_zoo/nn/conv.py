@@ -3,7 +3,7 @@
 The unit is a k x k convolution from M to N channels with stride s, which the papers of this zoo
 factorise into a depthwise k x k and a pointwise 1 x 1. A *conv type* is one operator for that whole
 unit. Networks are built around an operator and never edited afterwards, so the swap means the same
-thing in every architecture: stem, expansion, head, classifier, shortcuts and gates stay as they are.
+thing in every architecture: stem, expansion, head, classifier, shortcuts and gates stay the same.
 
 To add a conv type, write one function here, add it to ``CONVS`` and put one YAML file into
 ``configs/conv``. Its parameters are the block's contract (see :class:`ConvOp`) followed by its own
@@ -91,9 +91,7 @@ def grouped(
             f"conv=grouped: group_size {group_size} does not divide {in_chans} input channels"
         )
     return _named(
-        grouped=layers.conv(
-            in_chans, in_chans, kernel_size, stride, groups=in_chans // group_size
-        ),
+        grouped=layers.conv(in_chans, in_chans, kernel_size, stride, groups=in_chans // group_size),
         mid=layers.mid(mid, in_chans),
         gate=gate and gate(in_chans),
         pointwise=layers.conv(in_chans, out_chans),
@@ -150,8 +148,10 @@ def create_conv(conv: str | Mapping[str, Any] | ConvOp, **options: Any) -> ConvO
         conv = {"name": conv.name, **conv.options}
     if isinstance(conv, Mapping):
         options = {**conv, **options}
-        conv = options.pop("name", "depthwise_separable")
-    name = choose(conv, CONVS, "conv")
+        name = options.pop("name", "depthwise_separable")
+    else:
+        name = conv
+    choose(name, CONVS, "conv")
     options = {key: value for key, value in options.items() if value is not None}
     for key, value in options.items():
         if not _options(name):

@@ -14,7 +14,7 @@ Mid = Literal["norm_act", "norm", "none"]
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with ``groups=in_channels``, no bias, and :func:`depthwise_conv2d` as its operator."""
+    """``nn.Conv2d`` with one group a channel, no bias, and :func:`depthwise_conv2d` as operator."""
 
     def __init__(self, in_chans: int, out_chans: int, kernel_size: int, stride: int, padding: int):
         super().__init__(
@@ -64,4 +64,6 @@ class Layers:
         """What lies between the two factors of a factorised convolution."""
         if kind == "none":
             return None
-        return nn.Sequential(self.norm(chans), self.act()) if kind == "norm_act" else self.norm(chans)
+        return (
+            nn.Sequential(self.norm(chans), self.act()) if kind == "norm_act" else self.norm(chans)
+        )

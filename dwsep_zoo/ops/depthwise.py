@@ -1,9 +1,10 @@
 """The depthwise convolution, without the two slow paths of PyTorch's CPU backward.
 
-PyTorch hands CPU convolutions to oneDNN, whose choice of kernel goes wrong twice for depthwise ones:
+PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails twice for depthwise ones:
 
 * input gradient, bfloat16, stride > 1: a matrix-multiply kernel meant for dense convolutions takes
-  the job and pads every channel to a 16 x 2 block. The same gradient in float32 is many times faster.
+  the job and pads every channel to a 16 x 2 block. In float32 the same gradient is many times
+  faster.
 * weight gradient, kernel wider than 3: there is no depthwise kernel, in float32 or bfloat16. The
   kernel's columns are independent, so the gradient is computed in groups of at most 3 columns.
 
@@ -82,7 +83,17 @@ def _backward(
     mask: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], x.shape[1], [*mask, False]
+        grad,
+        x,
+        weight,
+        None,
+        [stride] * 2,
+        padding,
+        [1, 1],
+        False,
+        [0, 0],
+        x.shape[1],
+        [*mask, False],
     )
     return grad_x, grad_weight
 
@@ -93,7 +104,9 @@ def _input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: i
         return _backward(grad, x, weight, stride, both, (True, False))[0]
     # The values of the input are not used, its shape and layout are.
     like_x = torch.empty_like(x, dtype=torch.float32)
-    return _backward(grad.float(), like_x, weight.float(), stride, both, (True, False))[0].to(x.dtype)
+    return _backward(grad.float(), like_x, weight.float(), stride, both, (True, False))[0].to(
+        x.dtype
+    )
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

@@ -120,7 +120,9 @@ def _ratio_panel(axes: Axes, table: Table) -> None:
             )
             ratios.append(value)
     axes.set_yscale("log")
-    axes.set_ylim(min(ratios) / 1.9, max(ratios) * (1.1 if max(ratios) == 1 else 1.6))
+    low, high = min(*ratios, 0.5), max(ratios)
+    margin = (high / low) ** 0.18  # room for the labels
+    axes.set_ylim(low / margin, high * (margin if high > 1 else 1.1))
     _plain_log_ticks(axes.yaxis)
     axes.set_xticks(range(len(kinds)), [name for name, _ in kinds])
     axes.set_xlim(-0.5, len(kinds) - 0.5)
@@ -168,10 +170,12 @@ def _ratio_under(conditions: Any) -> Value:
 
 
 def _plain_log_ticks(axis: Any) -> None:
-    """1, 2, 5, 10 instead of powers of ten."""
+    """1, 2, 5, 10 instead of powers of ten; more of them where the axis is short."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_view_interval()
+    steps = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 

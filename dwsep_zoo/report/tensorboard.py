@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 SUFFIX = ".comparison"
+SHOWN = 5  # columns of hyperparameters that TensorBoard's page ticks by itself
 Status = Literal["running", "finished", "failed", "interrupted"]
 
 
 def write_hparams(
     writer: SummaryWriter,
-    hparams: Mapping[str, bool | int | float | str | None],
+    hparams: Mapping[str, bool | int | float | str],
     metrics: Mapping[str, float | None],
     *,
     status: Status = "running",
@@ -31,45 +32,54 @@ def write_hparams(
 
     Args:
         writer: of the run.
-        hparams: names and values; ``None`` is left empty.
+        hparams: names and values; TensorBoard shows the first five, the others on demand.
         metrics: columns and their values; a value that is ``None`` or not finite is not there yet.
             A column shows the last scalar of its name, whoever wrote it.
         status: anything but ``running`` ends the session.
         step: where the values stand in the scalar charts.
     """
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-    from torch.utils.tensorboard.summary import hparams as hparams_summaries
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+    from tensorboard.plugins.hparams import metadata as names
 
-    experiment, start, _ = hparams_summaries(dict(hparams), dict(metrics))
-    summaries = [experiment, start]
+    def add(tag: str, **content: Any) -> None:
+        writer._get_file_writer().add_summary(_hparams_summary(tag, content))
+
+    # What is marked as differing between runs comes first; a run cannot know, its caller can.
+    infos = [
+        api_pb2.HParamInfo(name=name, type=_data_type(value), differs=number < SHOWN)
+        for number, (name, value) in enumerate(hparams.items())
+    ]
+    columns = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in metrics]
+    start = plugin_data_pb2.SessionStartInfo()
+    for name, value in hparams.items():
+        setattr(start.hparams[name], _FIELDS[type(value)], value)
+    experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=columns)
+    add(names.EXPERIMENT_TAG, experiment=experiment)
+    add(names.SESSION_START_INFO_TAG, session_start_info=start)
     if status != "running":
-        success = api_pb2.STATUS_SUCCESS if status == "finished" else api_pb2.STATUS_FAILURE
-        end = plugin_data_pb2.HParamsPluginData(
-            session_end_info=plugin_data_pb2.SessionEndInfo(status=success),
-            version=metadata.PLUGIN_DATA_VERSION,
+        success = status == "finished"
+        end = plugin_data_pb2.SessionEndInfo(
+            status=api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE
         )
-        summaries.append(_summary(metadata, end))
-    file_writer = writer._get_file_writer()
-    for summary in summaries:
-        file_writer.add_summary(summary)
-    for tag, value in metrics.items():
-        if value is not None and math.isfinite(value):
-            writer.add_scalar(tag, value, step)
+        add(names.SESSION_END_INFO_TAG, session_end_info=end)
+    for name, number in metrics.items():
+        if number is not None and math.isfinite(number):
+            writer.add_scalar(name, number, step)
     writer.flush()
 
 
 def write_comparison(folder: Path, text: str, pictures: Sequence[Any]) -> None:
-    """Write one events file into ``folder``, instead of the one of an earlier comparison.
+    """Write one events file into ``folder``, in place of the one of an earlier comparison.
 
     Args:
-        folder: becomes or already is a run of TensorBoard.
+        folder: becomes, or already is, a run of TensorBoard.
         text: markdown.
         pictures: arrays ``(height, width, channels)`` of bytes.
     """
     from torch.utils.tensorboard import SummaryWriter
 
     earlier = list(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
-    writer: Any = SummaryWriter(str(folder), filename_suffix=SUFFIX)
+    writer = SummaryWriter(str(folder), filename_suffix=SUFFIX)
     writer.add_text("comparison/table", text)
     for number, picture in enumerate(pictures, 1):
         name = "comparison/figure" + (f"_{number}" if len(pictures) > 1 else "")
@@ -79,13 +89,27 @@ def write_comparison(folder: Path, text: str, pictures: Sequence[Any]) -> None:
         file.unlink()
 
 
-def _summary(metadata: Any, end: Any) -> Any:
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+_FIELDS = {bool: "bool_value", int: "number_value", float: "number_value", str: "string_value"}
 
-    plugin = SummaryMetadata.PluginData(
-        plugin_name=metadata.PLUGIN_NAME, content=end.SerializeToString()
-    )
+
+def _data_type(value: bool | int | float | str) -> Any:
+    from tensorboard.plugins.hparams import api_pb2
+
+    return {
+        "bool_value": api_pb2.DATA_TYPE_BOOL,
+        "number_value": api_pb2.DATA_TYPE_FLOAT64,
+        "string_value": api_pb2.DATA_TYPE_STRING,
+    }[_FIELDS[type(value)]]
+
+
+def _hparams_summary(tag: str, content: Mapping[str, Any]) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
     value = Summary.Value(
-        tag=metadata.SESSION_END_INFO_TAG, metadata=SummaryMetadata(plugin_data=plugin)
+        tag=tag,
+        metadata=metadata.create_summary_metadata(HParamsPluginData(**content)),
+        tensor=metadata.NULL_TENSOR,
     )
     return Summary(value=[value])

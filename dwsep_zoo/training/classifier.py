@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dwsep_zoo.errors import UserError
@@ -43,15 +43,14 @@ class LitClassifier(L.LightningModule):
         self.recipe = recipe
         self.seed = seed
         self.description = description
-        self.metrics = nn.ModuleDict(
-            {f"{split}_metrics": _metrics(num_classes) for split in ("train", "val", "test")}
-        )
+        for split in ("train", "val", "test"):
+            self.add_module(f"{split}_metrics", _metrics(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Every step draws from its own generator: a run that was interrupted goes on as if it had not.
+        # Every step seeds its own dropout: an interrupted run goes on as if it had not been.
         key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(hash(key) & 0x7FFF_FFFF_FFFF_FFFF)
 
@@ -111,12 +110,15 @@ class LitClassifier(L.LightningModule):
         self._update(split, F.cross_entropy(logits, labels), logits, labels)
 
     def _update(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        metrics = self.metrics[f"{split}_metrics"]
-        metrics["loss"].update(loss.detach(), weight=len(labels))
-        for name in ("acc", "acc_top5"):
-            metrics[name].update(logits.detach(), labels)
-        for name, metric in metrics.items():
-            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc")
+        for name, metric in self.get_submodule(f"{split}_metrics").named_children():
+            assert isinstance(metric, Metric)
+            if name == "loss":
+                metric.update(loss.detach(), weight=len(labels))
+            else:
+                metric.update(logits.detach(), labels)
+            self.log(
+                f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc"
+            )
 
 
 def check_checkpoint(checkpoint: dict[str, Any], description: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def parameter_groups(
     """Split the parameters into those that decay and those that do not.
 
     Norms' and biases' numbers are no weights that could shrink a function. Depthwise filters have
-    so few that MobileNetV1's paper found it important to give them little or no decay (section 3.2).
+    so few that MobileNetV1's paper gives them little or no decay (section 3.2).
     """
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []

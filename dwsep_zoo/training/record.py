@@ -21,7 +21,7 @@ PACKAGES = ("dwsep-zoo", "torch", "torchvision", "lightning", "hydra-core", "tim
 
 
 class Record:
-    """A dictionary that is written to ``folder/result.json``, whole or not at all, at every change."""
+    """A dictionary that is written to ``folder/result.json`` at every change, or not at all."""
 
     def __init__(self, folder: Path, *, enabled: bool = True):
         self.path = folder / "result.json"
@@ -66,7 +66,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, with ``+`` if files differ from it."""
+    """The commit of the checkout that this runs from, with ``+`` if files differ from it."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

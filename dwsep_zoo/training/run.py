@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from dwsep_zoo.analysis.latency import measure_latency
 from dwsep_zoo.errors import UserError
@@ -113,7 +114,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
             )
 
     if cfg["trainer"]["channels_last"]:
-        setup.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        setup.model.to(memory_format=torch.channels_last)
     module = LitClassifier(
         setup.model,
         num_classes=setup.data.num_classes,
@@ -136,7 +137,9 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
         record.update(best_epoch=best_epoch)
         for row in table.rows():
             if row["epoch"] == best_epoch:
-                metrics = {k: v for k, v in row.items() if k.startswith(("train/l", "train/a", "val/"))}
+                metrics = {
+                    k: v for k, v in row.items() if k.startswith(("train/l", "train/a", "val/"))
+                }
     if cfg["test"]:
         (tested,) = trainer.test(module, datamodule=setup.data, verbose=False)
         metrics.update(tested)
@@ -183,35 +186,39 @@ def _load(checkpoint: str | Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} cannot be read as a checkpoint: {reason}") from error
 
 
-def _log_hparams(trainer: L.Trainer, cfg: dict[str, Any], setup: Setup, result: dict[str, Any]) -> None:
-    """Fill TensorBoard's HPARAMS: at the start without values, at the end with those of ``result``."""
-    if trainer.logger is None or not trainer.is_global_zero:
+def _log_hparams(
+    trainer: L.Trainer, cfg: dict[str, Any], setup: Setup, result: dict[str, Any]
+) -> None:
+    """Fill TensorBoard's HPARAMS, at the start with what is known and at the end with the rest."""
+    if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
         return
     metrics = result.get("metrics", {})
-    none = float("nan")
+    latency = result["latency"][0]["p50_ms"] if "latency" in result else None
     write_hparams(
-        trainer.logger.experiment,  # type: ignore[attr-defined]
+        trainer.logger.experiment,
         {
             "model": cfg["model"]["name"],
             "conv": cfg["conv"]["name"],
             "width_mult": float(cfg["model"]["width_mult"]),
             "output_stride": setup.network["output_stride"],
-            "data": setup.data.name,
             "seed": cfg["seed"],
+            "data": setup.data.name,
             "epochs": cfg["trainer"]["max_epochs"],
             "batch_size": setup.data.batch_size,
             "lr": float(cfg["recipe"]["lr"]),
             "weight_decay": float(cfg["recipe"]["weight_decay"]),
         },
         {
-            "test/acc": metrics.get("test/acc", none),
-            "val/acc": metrics.get("val/acc", none),
-            "perf/params": float(setup.cost.params),
-            "perf/macs": float(setup.cost.macs),
+            "test/acc": metrics.get("test/acc"),
+            "val/acc": metrics.get("val/acc"),
+            "perf/params": setup.cost.params,
+            "perf/macs": setup.cost.macs,
+            "perf/latency_ms_p50": latency,
             "perf/size_mb": setup.size_bytes / 1e6,
-            "perf/latency_ms_p50": result["latency"][0]["p50_ms"] if result else none,
-            "perf/train_s": result["time"]["train_s"] if result else none,
+            "perf/train_s": result["time"]["train_s"] if "time" in result else None,
         },
+        status=result.get("status", "running"),
+        step=trainer.global_step,
     )
 
 

@@ -67,9 +67,7 @@ def set_up(cfg: dict[str, Any]) -> Setup:
             f"images of {data.image_size} pixels are smaller than the network's output stride "
             f"{stride}; use model.output_stride=auto or a larger data.image_size"
         )
-    network.update(
-        conv=dict(cfg["conv"]), num_classes=data.num_classes, in_chans=data.in_chans
-    )
+    network.update(conv=dict(cfg["conv"]), num_classes=data.num_classes, in_chans=data.in_chans)
     model = create_model(**network)
     return Setup(
         data=data,

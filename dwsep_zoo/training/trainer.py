@@ -37,7 +37,7 @@ def create_trainer(
     Args:
         cfg: the whole configuration.
         folder: the run's folder.
-        callbacks: to be used besides checkpoints, progress bar, interrupts and what the recipe asks.
+        callbacks: besides checkpoints, progress bar, interrupts and what the recipe asks for.
         first_step: of this process; later steps are those of an interrupted run and are dropped
             from its TensorBoard curves.
     """
@@ -106,7 +106,7 @@ class RunLogger(TensorBoardLogger):
 
 
 def auto_precision(device: str) -> str:
-    """``bf16-mixed`` where the hardware multiplies bfloat16 faster than float32, else ``32-true``."""
+    """``bf16-mixed`` where the hardware is faster in it than in float32, else ``32-true``."""
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
     if device == "cpu" and (
@@ -117,7 +117,7 @@ def auto_precision(device: str) -> str:
 
 
 def check_trainer(options: dict[str, Any]) -> None:
-    """Raises UserError for keys that lightning's Trainer does not take and for impossible epochs."""
+    """Raises UserError for keys that lightning's Trainer does not have and impossible epochs."""
     known = [*inspect.signature(L.Trainer.__init__).parameters, *OWN_KEYS]
     for key in options:
         choose(key, known, "key of trainer")

@@ -116,7 +116,9 @@ def test_messages(run, tmp_path):
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
     with pytest.raises(UserError, match="has all of its 2 epochs behind it"):
         run("run", f"ckpt_path={checkpoint}")
-    with pytest.raises(UserError, match="network has name=mobilenet_v1, this run's has mobilenet_v2"):
+    with pytest.raises(
+        UserError, match="network has name=mobilenet_v1, this run's has mobilenet_v2"
+    ):
         run("run", f"ckpt_path={checkpoint}", "model=mobilenet_v2", "trainer.max_epochs=3")
     with pytest.raises(UserError, match=r"network has width_mult=0.125, this run's has 0.25"):
         run("run", f"ckpt_path={checkpoint}", "model.width_mult=0.25", "trainer.max_epochs=3")

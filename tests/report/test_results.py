@@ -1,0 +1,101 @@
+"""Reading result.json, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.report import load_results
+
+
+def test_reads_what_training_writes(write_run, tmp_path):
+    write_run("a")
+    (run,), problems = load_results([tmp_path])
+    assert problems == []
+    assert (run.name, run.status, run.model, run.conv) == (
+        "a",
+        "finished",
+        "mobilenet_v1",
+        "standard",
+    )
+    assert (run.accuracy, run.params, run.macs, run.train_s) == (
+        0.98,
+        29_294_088,
+        400_000_000,
+        100.0,
+    )
+    ((conditions, p50),) = run.latency.items()
+    assert p50 == 4.0
+    assert str(conditions) == "cpu Test CPU, 2 threads, batch 1, fp32, channels_last, eager"
+    assert dict(run.setting) == {
+        "data.name": "digits",
+        "data.fingerprint": "0123456789abcdef",
+        "data.augment.flip": "false",
+        "data.batch_size": "64",
+        "input_size": "1x32x32",
+        "recipe.lr": "0.2",
+        "trainer.max_epochs": "20",
+    }
+
+
+def test_each_run_once_in_the_order_of_paths(write_run, tmp_path):
+    for name in "cab":
+        write_run(name)
+    runs, _ = load_results([tmp_path / "runs" / "b", tmp_path, tmp_path / "runs/c/result.json"])
+    assert [run.name for run in runs] == ["a", "b", "c"]
+
+
+def test_a_run_that_failed_at_once_has_almost_nothing(tmp_path):
+    record = {"status": "failed", "error": "no", "model": "m", "conv": "standard"}
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    (run,), _ = load_results([tmp_path])
+    assert (run.name, run.error, run.accuracy, run.setting) == (tmp_path.name, "no", None, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"model": ', "Expecting value"),
+        ("", "Expecting value"),
+        ("[]", "object"),
+        ('{"conv": "standard"}', "model"),
+        ('{"model": "m", "conv": "c", "schema": 2}', "schema is 2"),
+        ('{"model": "m", "conv": "c", "params": "many"}', "params is 'many'"),
+        ('{"model": "m", "conv": "c", "metrics": {"test/acc": true}}', "metrics.test/acc is True"),
+        ('{"model": "m", "conv": "c", "metrics": 3}', "not an object"),
+        ('{"model": "m", "conv": "c", "latency": [3]}', "not an object"),
+        ('{"model": "m", "conv": "c", "latency": 3}', "latency is 3, not a list"),
+        ('{"model": "m", "conv": "c", "input_size": "big"}', "input_size is 'big', not a list"),
+        ('{"model": "m", "conv": "c", "conv_options": 3}', "conv_options is 3"),
+        (b"\xff\xfe", "utf-8"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_others_go_on(write_run, tmp_path, text, reason):
+    write_run("good")
+    bad = tmp_path / "runs" / "bad" / "result.json"
+    bad.parent.mkdir()
+    bad.write_bytes(text if isinstance(text, bytes) else text.encode())
+    runs, (problem,) = load_results([tmp_path])
+    assert [run.name for run in runs] == ["good"]
+    assert problem.path == bad
+    assert reason in problem.reason
+    assert "\n" not in problem.reason
+
+
+def test_not_a_number_is_not_measured(write_run, tmp_path):
+    write_run("a", metrics={"test/acc": float("nan")})
+    (run,), _ = load_results([tmp_path])
+    assert run.accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [(".", "no result.json below"), ("missing", "does not exist"), ("note.txt", "neither")],
+)
+def test_nothing_to_read_is_one_line(tmp_path, path, message):
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(UserError, match=message) as error:
+        load_results([tmp_path / path])
+    assert "\n" not in str(error.value)

@@ -1,0 +1,120 @@
+"""Events are read back with TensorBoard's own code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tensorboard import context
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
+from torch.utils.tensorboard import SummaryWriter
+
+from dwsep_zoo.report.tensorboard import write_comparison, write_hparams
+
+HPARAMS = {
+    "model": "xception",
+    "conv": "standard",
+    "seed": 3,
+    "width_mult": 0.25,
+    "ema": True,
+    "lr": 0.1,
+}
+START = {"test/acc": float("nan"), "perf/macs": 5.0, "perf/train_s": None}
+END = {"test/acc": 0.9, "perf/macs": 5.0, "perf/train_s": 7.0}
+
+
+class Page:
+    """What the HPARAMS page asks the server for."""
+
+    def __init__(self, logs):
+        multiplexer = EventMultiplexer()
+        multiplexer.AddRunsFromDirectory(str(logs))
+        multiplexer.Reload()
+        provider = MultiplexerDataProvider(multiplexer, str(logs))
+        self.backend = Context(TBContext(data_provider=provider))
+
+    def groups(self):
+        request = api_pb2.ListSessionGroupsRequest(
+            start_index=0,
+            slice_size=100,
+            include_metrics=True,
+            allowed_statuses=api_pb2.Status.values(),
+        )
+        request_context = context.RequestContext()
+        handler = list_session_groups.Handler(request_context, self.backend, "", request)
+        return {group.name: group for group in handler.run().session_groups}
+
+    def experiment(self):
+        request = api_pb2.GetExperimentRequest(include_metrics=True)
+        handler = get_experiment.Handler(context.RequestContext(), self.backend, "", request)
+        return handler.run()
+
+
+def values(group):
+    return {metric.name.tag: metric.value for metric in group.metric_values}
+
+
+def test_hparams_while_running_and_at_the_end(tmp_path):
+    writers = {name: SummaryWriter(str(tmp_path / name)) for name in ("done", "training", "died")}
+    for writer in writers.values():
+        write_hparams(writer, HPARAMS, START)
+    writers["training"].add_scalar("test/acc", 0.4, 1)
+    write_hparams(writers["done"], HPARAMS, END, status="finished", step=10)
+    write_hparams(writers["died"], HPARAMS, START, status="failed", step=10)
+    for writer in writers.values():
+        writer.close()
+
+    page = Page(tmp_path)
+    groups = page.groups()
+    assert set(groups) == {"done", "training", "died"}  # no second run for the metrics
+    assert values(groups["done"]) == pytest.approx(END)
+    assert values(groups["training"]) == pytest.approx({"test/acc": 0.4, "perf/macs": 5.0})
+    assert values(groups["died"]) == {"perf/macs": 5.0}
+    status = {name: group.sessions[0].status for name, group in groups.items()}
+    assert status == {
+        "done": api_pb2.STATUS_SUCCESS,
+        "training": api_pb2.STATUS_UNKNOWN,
+        "died": api_pb2.STATUS_FAILURE,
+    }
+    hparams = groups["done"].hparams
+    assert hparams["model"].string_value == "xception"
+    assert hparams["width_mult"].number_value == 0.25
+    assert hparams["ema"].bool_value is True
+
+
+def test_the_first_five_hparams_come_first(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_hparams(writer, {"z": 1, "y": 2, "x": 3, "w": 4, "v": 5, "a": 6, "b": 7}, START)
+    experiment = Page(tmp_path).experiment()
+    assert [info.name for info in experiment.hparam_infos] == ["v", "w", "x", "y", "z", "a", "b"]
+    assert [info.name.tag for info in experiment.metric_infos] == list(START)
+
+
+def test_final_values_are_points_of_the_runs_own_curves(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("test/acc", 0.2, 1)
+        write_hparams(writer, HPARAMS, END, status="finished", step=10)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, round(e.value, 6)) for e in events.Scalars("test/acc")] == [
+        (1, 0.2),
+        (10, 0.9),
+    ]
+
+
+def test_comparison_is_text_and_picture_in_one_file(tmp_path):
+    picture = np.zeros((4, 6, 4), np.uint8)
+    (tmp_path / "events.out.tfevents.1.training").touch()  # somebody else's
+    write_comparison(tmp_path, "old", [picture])
+    write_comparison(tmp_path, "| a |", [picture, picture])
+    (file,) = tmp_path.glob("*.comparison")
+    assert (tmp_path / "events.out.tfevents.1.training").exists()
+    events = EventAccumulator(str(file)).Reload()
+    (text,) = events.Tensors("comparison/table/text_summary")
+    assert text.tensor_proto.string_val == [b"| a |"]
+    assert events.Tags()["images"] == ["comparison/figure_1", "comparison/figure_2"]
+    (image,) = events.Images("comparison/figure_1")
+    assert (image.height, image.width) == (4, 6)
