@@ -1,50 +1,57 @@
-"""TEMPORARY bridge until the data package lands."""
+"""Data sets: ``create_data(name, ...)`` makes the data module of each."""
+
 from __future__ import annotations
-import hashlib
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
-import lightning as L
-import torch
-import torch.nn.functional as F
+
+from dwsep_zoo.data.cifar import cifar
+from dwsep_zoo.data.digits import digits
+from dwsep_zoo.data.folder import folder, imagenet
+from dwsep_zoo.data.imagenette import imagenette
+from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.errors import choose
 
-class _Loader:
-    def __init__(self, x, y, bs, seed, train):
-        self.x, self.y, self.bs, self.seed, self.train, self.epoch, self.start = x, y, bs, seed, train, 0, 0
-    def set_epoch(self, epoch): self.epoch = epoch
-    def __len__(self): return len(self.y) // self.bs if self.train else -(-len(self.y) // self.bs)
-    def state_dict(self): return {"batch": self.batch}
-    def load_state_dict(self, state): self.start = state["batch"]
-    def __iter__(self):
-        g = torch.Generator().manual_seed(self.seed * 1000003 + self.epoch)
-        order = torch.randperm(len(self.y), generator=g) if self.train else torch.arange(len(self.y))
-        start, self.start = self.start, 0
-        for b in range(start, len(self)):
-            self.batch = b + 1
-            i = order[b * self.bs:(b + 1) * self.bs]
-            yield self.x[i].float().div(255).sub(0.5).div(0.5), self.y[i]
+__all__ = ["DATASETS", "ImageData", "create_data", "list_options"]
 
-class ImageData(L.LightningDataModule):
-    def __init__(self, seed, batch_size=64):
-        super().__init__()
-        self.seed, self.batch_size = seed, batch_size
-        self.name, self.num_classes, self.in_chans, self.image_size = "digits", 10, 1, 32
-        self.class_names = [str(i) for i in range(10)]
-    def setup(self, stage=None):
-        from sklearn.datasets import load_digits
-        d = load_digits()
-        x = F.interpolate(torch.tensor(d.images)[:, None].float() / 16 * 255, size=32, mode="bilinear").round().byte()
-        y = torch.tensor(d.target)
-        p = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-        self.splits = {"train": p[:1257], "val": p[1257:1437], "test": p[1437:]}
-        self.x, self.y = x, y
-    def _l(self, s): i = self.splits[s]; return _Loader(self.x[i], self.y[i], self.batch_size, self.seed, s == "train")
-    def train_dataloader(self): return self._l("train")
-    def val_dataloader(self): return self._l("val")
-    def test_dataloader(self): return self._l("test")
-    def describe(self):
-        return {"name": "digits", "num_classes": 10, "class_names": self.class_names, "in_chans": 1, "image_size": 32, "mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0,
-                "splits": {k: len(v) for k, v in self.splits.items()}, "fingerprint": hashlib.sha256(b"x").hexdigest(), "subset": None, "augment": {}}
+DATASETS: dict[str, Callable[..., ImageData]] = {
+    "cifar10": partial(cifar, "cifar10"),
+    "cifar100": partial(cifar, "cifar100"),
+    "digits": digits,
+    "folder": folder,
+    "imagenet": imagenet,
+    "imagenette": imagenette,
+}
 
-def create_data(name, *, seed, data_dir, **options: Any):
-    choose(name, ["digits"], "data")
-    return ImageData(seed, **options)
+
+def create_data(name: str, *, seed: int, data_dir: str | Path, **options: Any) -> ImageData:
+    """Make the data module of a data set; nothing is read or downloaded yet.
+
+    Args:
+        name: one of :data:`DATASETS`.
+        seed: of the order of the images and of their augmentation.
+        data_dir: where downloaded sets lie.
+        **options: as in ``configs/data/<name>.yaml``.
+
+    Raises:
+        UserError: for an unknown name or option, with the nearest, and for impossible values.
+    """
+    known = list_options(name)
+    for key in options:
+        choose(key, known, f"option of data={name}")
+    return DATASETS[name](seed=seed, data_dir=str(data_dir), **options)
+
+
+def list_options(name: str) -> list[str]:
+    """The names of a data set's options.
+
+    Raises:
+        UserError: for an unknown data set, with the nearest.
+    """
+    parameters = dict(inspect.signature(DATASETS[choose(name, DATASETS, "data")]).parameters)
+    if parameters.pop("options", None):  # handed on
+        parameters.update(inspect.signature(ImageData).parameters)
+    return sorted(set(parameters) - {"name", "source", "seed", "data_dir"})

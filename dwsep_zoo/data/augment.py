@@ -16,7 +16,7 @@ from dwsep_zoo.data.options import at_least, choose
 from dwsep_zoo.errors import UserError
 
 DRAWS = 5
-"""Random integers an image needs: row and column of the crop, flip, row and column of the cutout."""
+"""Random integers an image needs: crop (row, column), flip, cutout (row, column)."""
 DRAWS_BELOW = 2**31
 
 PADDING_MODES = ("reflect", "zeros")
@@ -74,7 +74,7 @@ class CropFlip:
         return gathered.view(n, h, w, c).permute(0, 3, 1, 2)
 
     def cut_out(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Set a square around a random pixel of normalised ``(N, C, H, W)`` images to 0, in place."""
+        """Set a square around a random pixel of normalised ``(N, C, H, W)`` to 0, in place."""
         if not self.cutout:
             return images
         h, w = images.shape[2:]

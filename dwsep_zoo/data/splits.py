@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,12 @@ class Images:
 class Labelled:
     """A data set as it is given: class names, and images under ``train``, ``val``, ``test``.
 
-    One that nobody has split has ``train`` alone.
+    One that nobody has split has ``train`` alone. Images without pixels are files below ``root``.
     """
 
     class_names: list[str]
     splits: dict[str, Images]
+    root: Path | None = None
 
 
 def make_splits(
@@ -191,7 +193,7 @@ class Subset:
         for name, images in given.splits.items():
             part = images.take(np.flatnonzero(number[images.labels] >= 0))
             splits[name] = Images(part.names, number[part.labels], part.pixels)
-        return Labelled(chosen, splits)
+        return Labelled(chosen, splits, given.root)
 
     def thin(self, images: Images, class_names: Sequence[str]) -> Images:
         """Drop training images.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOGS = Path("logs")
-PIPE_WIDTH = 120  # columns, where the output is no terminal
+PIPE_WIDTH = 160  # where the output is no terminal, so that no name is folded
 
 
 @dataclass(frozen=True)

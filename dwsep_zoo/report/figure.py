@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ MARKERS = {
     "spatially_separable": "v",
     "mixed": "P",
 }
+MORE_MARKERS = ("X", "p", "*", "<", ">", "h", "d")  # for conv types not above, and options
+MOST_RATIOS, MOST_LABELS = 12, 8  # rows in the panel of ratios; more are no longer legible
 GREY = "#666666"
 Value = Callable[[Row], "float | None"]
 
@@ -35,7 +38,7 @@ def figure(table: Table) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    has_ratios = any(row.reference and not row.is_reference for row in table.rows)
+    has_ratios = 0 < len(_others(table)) <= MOST_RATIOS
     picture = Figure(figsize=(13.5 if has_ratios else 9.5, 4.9), dpi=120, layout="constrained")
     FigureCanvasAgg(picture)
     axes = picture.subplots(1, 3 if has_ratios else 2)
@@ -64,20 +67,21 @@ def figure(table: Table) -> Figure:
 def _cost_panel(axes: Axes, table: Table, cost: Value, label: str) -> None:
     """Test accuracy in percent against a cost, on a logarithmic axis."""
     axes.set_xlabel(label)
-    networks: dict[Any, list[tuple[float, float]]] = {}
+    costs: list[float] = []
+    centres: dict[Any, tuple[float, float]] = {}  # standard, as it comes first, or what else does
     for row in table.rows:
         x = cost(row)
         if row.accuracy is None or not x:
             continue
+        costs.append(x)
         y, spread = 100 * row.accuracy.mean, 100 * (row.accuracy.std or 0)
         style = _style(table, row)
-        if spread:
-            axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=style["color"], capsize=3, lw=1.2)
-        axes.plot(x, y, **style, zorder=3)
-        networks.setdefault(row.network, []).append((x, y))
         colour = style["color"]
-        axes.plot(*zip(*networks[row.network][-2:], strict=True), color=colour, lw=0.8, alpha=0.5)
-    costs = [x for points in networks.values() for x, _ in points]
+        if spread:
+            axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, capsize=3, lw=1.2)
+        centre = centres.setdefault(row.network, (x, y))
+        axes.plot([centre[0], x], [centre[1], y], color=colour, lw=0.8, alpha=0.5)
+        axes.plot(x, y, **style, zorder=3)
     if not costs:
         axes.text(0.5, 0.5, "not measured", ha="center", color=GREY, transform=axes.transAxes)
         return
@@ -90,11 +94,12 @@ def _cost_panel(axes: Axes, table: Table, cost: Value, label: str) -> None:
 
 def _ratio_panel(axes: Axes, table: Table) -> None:
     """Cost relative to ``standard``, one group of stems for each kind of cost."""
-    rows = [row for row in table.rows if row.reference and not row.is_reference]
+    rows = _others(table)
+    conditions = [c for _, c in shown_latencies(table)[:1]]
     kinds: list[tuple[str, Value]] = [
         ("params", lambda row: row.params_ratio),
         ("MACs", lambda row: row.macs_ratio),
-        *((f"latency {name}", _ratio_under(c)) for name, c in shown_latencies(table)),
+        *(("latency", _ratio_under(c)) for c in conditions),
         ("training time", lambda row: row.train_ratio),
     ]
     axes.axhline(1, color=GREY, lw=1)
@@ -108,16 +113,17 @@ def _ratio_panel(axes: Axes, table: Table) -> None:
             style = _style(table, row)
             axes.plot([x, x], [1, value], color=style["color"], lw=1.2, alpha=0.6)
             axes.plot(x, value, **style, zorder=3)
-            axes.annotate(
-                ratio_text(value),
-                (x, value),
-                xytext=(0, -8 if value <= 1 else 8),
-                textcoords="offset points",
-                rotation=90,
-                ha="center",
-                va="top" if value <= 1 else "bottom",
-                fontsize=7.5,
-            )
+            if len(rows) <= MOST_LABELS:
+                axes.annotate(
+                    ratio_text(value),
+                    (x, value),
+                    xytext=(0, -8 if value <= 1 else 8),
+                    textcoords="offset points",
+                    rotation=90,
+                    ha="center",
+                    va="top" if value <= 1 else "bottom",
+                    fontsize=7.5,
+                )
             ratios.append(value)
     axes.set_yscale("log")
     low, high = min(*ratios, 0.5), max(ratios)
@@ -137,28 +143,38 @@ def _legend(table: Table) -> list[Any]:
     from matplotlib.lines import Line2D
 
     colours = {row.first.model: _style(table, row)["color"] for row in table.rows}
-    markers = {conv_label(table, row): _style(table, row)["marker"] for row in table.rows}
     models = [Line2D([], [], color=c, lw=4, label=name) for name, c in colours.items()]
     convs = [
         Line2D([], [], color=GREY, marker=m, ls="none", ms=7, label=f"conv={name}")
-        for name, m in markers.items()
+        for name, m in _markers(table).items()
     ]
     return models + convs
 
 
 def _style(table: Table, row: Row) -> dict[str, Any]:
-    """Colour by model, marker by conv type; unknown conv types have numbers as markers."""
+    """Colour by model, marker by conv type and, where they vary, its options."""
     models = table.values(lambda r: r.first.model)
-    convs = table.values(lambda r: conv_label(table, r))
-    unknown = f"${convs.index(conv_label(table, row)) + 1}$"
-    plain = conv_label(table, row) == row.first.conv
     return {
         "color": COLOURS[models.index(row.first.model) % len(COLOURS)],
-        "marker": MARKERS.get(row.first.conv, unknown) if plain else unknown,
+        "marker": _markers(table)[conv_label(table, row)],
         "markersize": 8,
         "markeredgecolor": "white",
         "linestyle": "none",
     }
+
+
+def _markers(table: Table) -> dict[str, str]:
+    markers: dict[str, str] = {}
+    others = itertools.cycle(MORE_MARKERS)
+    for conv, label in table.values(lambda row: (row.first.conv, conv_label(table, row))):
+        own = MARKERS.get(conv)
+        markers[label] = own if own and own not in markers.values() else next(others)
+    return markers
+
+
+def _others(table: Table) -> list[Row]:
+    """The rows that have a ``standard`` to be compared with."""
+    return [row for row in table.rows if row.reference and not row.is_reference]
 
 
 def _macs(row: Row) -> float | None:

@@ -282,7 +282,9 @@ def seed_numbers(table: Table) -> list[int]:
 
 def _accuracy_legend(table: Table) -> str:
     numbers = seed_numbers(table)
-    if max(numbers) < 2:
+    if max(numbers) == 0:
+        return "no test accuracy was measured"
+    if max(numbers) == 1:
         return "test accuracy: of a single seed, which gives no spread; differences may be chance"
     line = f"test accuracy: mean {PLUS_MINUS} sample standard deviation over n runs, one per seed"
     return line + ("; n=1 gives no spread" if min(numbers) < 2 else "")

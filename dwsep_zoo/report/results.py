@@ -112,7 +112,7 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
         try:
             runs.append(_read(file))
         except (OSError, ValueError) as error:  # not readable, not UTF-8, not JSON, not ours
-            problems.append(Problem(file, " ".join(str(error).split())))
+            problems.append(Problem(file, _one_line(error)))
     if not runs and not problems:
         where = ", ".join(str(path) for path in folders)
         raise UserError(f"no result.json below {where}; a run writes it into its folder")
@@ -139,7 +139,6 @@ def _read(file: Path) -> Run:
     for key in ("model", "conv"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"it names no {key}")
-    size = _get(record, "input_size") or ()
     machine = [_get(record, "machine", key) for key in ("gpu", "cpu")]
     threads = _integer(record, "machine", "threads")
     machine.append(None if threads is None else _count(threads, "thread"))
@@ -147,17 +146,17 @@ def _read(file: Path) -> Run:
         folder=file.parent,
         name=str(record.get("name") or file.parent.name),
         status=str(record.get("status", "unknown")),
-        error=record.get("error"),
+        error=_one_line(record["error"]) if record.get("error") else None,
         model=record["model"],
         conv=record["conv"],
-        conv_options=tuple(_flatten(record.get("conv_options") or {})),
+        conv_options=tuple(_flatten(_options(record))),
         width_mult=_number(record, "width_mult"),
         output_stride=_integer(record, "output_stride"),
         seed=_integer(record, "seed"),
         accuracy=_number(record, "metrics", "test/acc"),
         params=_integer(record, "params"),
         macs=_integer(record, "macs"),
-        input_size=tuple(size),
+        input_size=tuple(_list(record, "input_size")),
         latency=dict(_latencies(record)),
         train_s=_number(record, "time", "train_s"),
         images_per_second=_number(record, "images_per_second"),
@@ -181,13 +180,13 @@ def _setting(record: Mapping[str, Any]) -> dict[str, str]:
     }
     if precision := record.get("precision"):  # what `auto` became
         setting["trainer.precision"] = str(precision)
-    if size := _get(record, "input_size"):
+    if size := _list(record, "input_size"):
         setting["input_size"] = "x".join(map(str, size))
     return setting
 
 
 def _latencies(record: Mapping[str, Any]) -> Iterator[tuple[Conditions, float]]:
-    for entry in _get(record, "latency") or ():
+    for entry in _list(record, "latency"):
         p50 = _number(entry, "p50_ms")
         if p50 is not None:
             yield Conditions(**{f.name: entry.get(f.name) for f in fields(Conditions)}), p50
@@ -212,6 +211,20 @@ def _get(record: Any, *keys: str) -> Any:
     return record
 
 
+def _list(record: Mapping[str, Any], key: str) -> list[Any]:
+    value = record.get(key) or []
+    if not isinstance(value, list):
+        raise ValueError(f"{key} is {value!r}, not a list")
+    return value
+
+
+def _options(record: Mapping[str, Any]) -> dict[str, Any]:
+    value = record.get("conv_options") or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"conv_options is {value!r}, not an object")
+    return value
+
+
 def _number(record: Any, *keys: str) -> float | None:
     value = _get(record, *keys)
     if value is None:
@@ -224,6 +237,10 @@ def _number(record: Any, *keys: str) -> float | None:
 def _integer(record: Any, *keys: str) -> int | None:
     value = _number(record, *keys)
     return None if value is None else int(value)
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())
 
 
 def _count(number: int, noun: str) -> str:

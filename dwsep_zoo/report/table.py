@@ -198,7 +198,7 @@ def _rows(runs: Sequence[Run]) -> tuple[Row, ...]:
 def _order(row: Row) -> tuple[Any, ...]:
     run = row.first
     network = (run.model, run.width_mult or 0, run.output_stride or 0)
-    return *network, run.conv != REFERENCE, run.conv, run.conv_options
+    return *network, run.conv != REFERENCE, run.conv, run.macs or 0, run.conv_options
 
 
 def _distinctions(settings: list[tuple[tuple[str, str], ...]]) -> list[tuple[tuple[str, str], ...]]:

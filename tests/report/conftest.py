@@ -58,6 +58,19 @@ SEPARABLE = {
     "macs": 50_000_000,
 }
 
+
+@pytest.fixture
+def latency() -> dict[str, Any]:
+    """An entry of ``latency``."""
+    return LATENCY
+
+
+@pytest.fixture
+def as_separable() -> dict[str, Any]:
+    """What differs in the record of a depthwise separable network."""
+    return SEPARABLE
+
+
 WriteRun = Callable[..., Path]
 
 

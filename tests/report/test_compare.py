@@ -10,7 +10,6 @@ from rich.console import Console
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report import compare
-from tests.report.conftest import SEPARABLE
 
 
 @pytest.fixture
@@ -42,9 +41,9 @@ def test_other_runs_are_compared_below_logs(pair, console, monkeypatch, tmp_path
     assert len(list(pair.rglob("comparison.*"))) == 0
 
 
-def test_tables_that_are_split_have_a_picture_each(write_run, tmp_path, console):
+def test_tables_that_are_split_have_a_picture_each(write_run, tmp_path, console, as_separable):
     write_run("a")
-    write_run("b", config__recipe__lr=0.1, **SEPARABLE)
+    write_run("b", config__recipe__lr=0.1, **as_separable)
     comparison = compare([tmp_path], tmp_path / "out", console)
     assert len(comparison.tables) == 2
     assert [file.name for file in comparison.files[2:]] == ["comparison.png", "comparison2.png"]

@@ -11,7 +11,6 @@ import pytest
 from dwsep_zoo.report.figure import figure, pixels
 from dwsep_zoo.report.results import load_results
 from dwsep_zoo.report.table import make_tables
-from tests.report.conftest import SEPARABLE
 
 
 def table_of(path):
@@ -37,8 +36,8 @@ def test_points_are_the_rows(pair):
     assert len(macs.containers) == 2  # error bars: both rows have several seeds
 
 
-def test_without_standard_there_is_no_panel_of_ratios(write_run, tmp_path):
-    write_run("a", **SEPARABLE)
+def test_without_standard_there_is_no_panel_of_ratios(write_run, tmp_path, as_separable):
+    write_run("a", **as_separable)
     assert len(figure(table_of(tmp_path)).axes) == 2
 
 

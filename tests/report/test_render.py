@@ -12,7 +12,6 @@ from rich.console import Console
 from dwsep_zoo.report import render
 from dwsep_zoo.report.results import load_results
 from dwsep_zoo.report.table import make_tables
-from tests.report.conftest import LATENCY, SEPARABLE
 
 
 def tables_of(path):
@@ -76,8 +75,8 @@ def test_csv_parses_back_to_the_raw_numbers(pair):
     assert separable["data_fingerprint"] == "0123456789abcdef"
 
 
-def test_csv_has_columns_for_every_condition(write_run, tmp_path):
-    write_run("a", latency=[LATENCY, LATENCY | {"runtime": "compiled", "p50_ms": 1.5}])
+def test_csv_has_columns_for_every_condition(write_run, tmp_path, latency):
+    write_run("a", latency=[latency, latency | {"runtime": "compiled", "p50_ms": 1.5}])
     (row,) = csv.DictReader(io.StringIO(render.csv_text(tables_of(tmp_path))))
     assert (row["latency_runtime"], row["latency_p50_ms"]) == ("eager", "4.0")
     assert (row["latency2_runtime"], row["latency2_p50_ms"]) == ("compiled", "1.5")
@@ -94,11 +93,11 @@ def test_missing_values_are_dashes_and_empty_fields(write_run, tmp_path):
     assert "no test accuracy" in render.markdown(tables)
 
 
-def test_terminal_table_of_six_rows_fits(write_run, tmp_path):
+def test_terminal_table_of_six_rows_fits(write_run, tmp_path, as_separable):
     for model in ("mobilenet_v1", "mobilenet_v2", "xception"):
         for seed in (0, 1):
             write_run(f"{model}-a{seed}", model=model, seed=seed)
-            write_run(f"{model}-b{seed}", model=model, seed=seed, **SEPARABLE)
+            write_run(f"{model}-b{seed}", model=model, seed=seed, **as_separable)
     (table,) = tables_of(tmp_path)
     file = io.StringIO()
     console = Console(file=file, width=200)
@@ -122,8 +121,8 @@ def test_width_and_options_are_shown_where_they_vary(write_run, tmp_path):
     assert "width" not in render.heading(table)
 
 
-def test_legend_says_what_cannot_be_concluded(write_run, tmp_path):
-    write_run("a", latency=[LATENCY, LATENCY | {"device": "cuda"}], **SEPARABLE)
+def test_legend_says_what_cannot_be_concluded(write_run, tmp_path, latency, as_separable):
+    write_run("a", latency=[latency, latency | {"device": "cuda"}], **as_separable)
     text = "\n".join(render.legend(tables_of(tmp_path)[0]))
     assert "single seed, which gives no spread" in text
     assert "no diff and no ratio for mobilenet_v1" in text

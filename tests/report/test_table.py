@@ -7,7 +7,6 @@ import pytest
 
 from dwsep_zoo.report.results import load_results
 from dwsep_zoo.report.table import make_tables
-from tests.report.conftest import LATENCY, SEPARABLE
 
 
 def tables_of(path):
@@ -49,9 +48,9 @@ def test_one_seed_has_no_spread(write_run, tmp_path):
 @pytest.mark.parametrize(
     "change", [{"model": "xception"}, {"width_mult": 0.5}, {"output_stride": 8}]
 )
-def test_standard_of_another_network_is_no_reference(write_run, tmp_path, change):
+def test_standard_of_another_network_is_no_reference(write_run, tmp_path, change, as_separable):
     write_run("standard")
-    write_run("separable", **SEPARABLE, **change)
+    write_run("separable", **as_separable, **change)
     rows = only_table(tmp_path).rows
     (separable,) = (row for row in rows if row.first.conv != "standard")
     assert separable.reference is None
@@ -59,18 +58,18 @@ def test_standard_of_another_network_is_no_reference(write_run, tmp_path, change
     assert separable.macs_ratio is None
 
 
-def test_no_latency_ratio_across_conditions(write_run, tmp_path):
+def test_no_latency_ratio_across_conditions(write_run, tmp_path, latency, as_separable):
     write_run("standard")
-    write_run("separable", latency=[LATENCY | {"threads": 8}], **SEPARABLE)
+    write_run("separable", latency=[latency | {"threads": 8}], **as_separable)
     table = only_table(tmp_path)
     assert len(table.conditions) == 2
     assert [table.rows[1].latency_ratio(c) for c in table.conditions] == [None, None]
     assert [table.rows[1].latency(c) for c in table.conditions] == [None, 4.0]
 
 
-def test_no_time_ratio_across_machines(write_run, tmp_path):
+def test_no_time_ratio_across_machines(write_run, tmp_path, as_separable):
     write_run("standard")
-    write_run("separable", machine={"cpu": "Other", "threads": 2}, **SEPARABLE)
+    write_run("separable", machine={"cpu": "Other", "threads": 2}, **as_separable)
     row = only_table(tmp_path).rows[1]
     assert row.train_s.mean == 100
     assert row.train_ratio is None
@@ -108,9 +107,11 @@ def test_standard_stands_first_of_its_model(write_run, tmp_path):
         ({"precision": "bf16-mixed"}, ("trainer.precision", "bf16-mixed")),
     ],
 )
-def test_what_is_not_comparable_is_split_and_says_why(write_run, tmp_path, change, distinction):
+def test_what_is_not_comparable_is_split_and_says_why(
+    write_run, tmp_path, change, distinction, as_separable
+):
     write_run("a")
-    write_run("b", **SEPARABLE, **change)
+    write_run("b", **as_separable, **change)
     (first, second), _ = tables_of(tmp_path)
     assert second.distinction == (distinction,)
     assert [key for key, _ in first.distinction] == [distinction[0]]
@@ -126,9 +127,9 @@ def test_what_is_not_comparable_is_split_and_says_why(write_run, tmp_path, chang
         {"config__trainer__gradient_clip_val": None},
     ],
 )
-def test_what_changes_no_result_splits_nothing(write_run, tmp_path, change):
+def test_what_changes_no_result_splits_nothing(write_run, tmp_path, change, as_separable):
     write_run("a")
-    write_run("b", **SEPARABLE, **change)
+    write_run("b", **as_separable, **change)
     assert only_table(tmp_path).distinction == ()
 
 

@@ -1,0 +1,165 @@
+"""Archives from the network: mirrors, checksum, resume, and nothing half done in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from dwsep_zoo.data.progress import progress
+from dwsep_zoo.errors import UserError
+
+log = logging.getLogger("dwsep_zoo")
+
+TIMEOUT_S = 30
+BLOCK = 1 << 18
+
+
+def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
+    """Return ``path`` once it holds the archive with this checksum, downloaded if need be.
+
+    The urls are tried in order. What arrives goes to ``<path>.part``, from where a download that
+    was cut is continued, by this call or a later one and from any of the urls, as they all serve
+    the same bytes. It is moved into place when its checksum is right.
+
+    Args:
+        urls: ``https://``, ``http://``, ``file://`` or a path.
+        path: where the archive is to lie.
+        md5: its checksum, hexadecimal.
+
+    Raises:
+        UserError: in one line with every url and what was wrong with it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            if _md5(path) == md5:
+                return path
+            log.warning("%s has a wrong checksum and is downloaded again", path)
+        part = Path(f"{path}.part")
+        problems = []
+        for url in map(_as_url, urls):
+            try:
+                _download(url, part, md5)
+            except (OSError, http.client.HTTPException, _WrongChecksum, ValueError) as error:
+                problems.append(f"{url} ({_reason(error)})")
+                continue
+            os.replace(part, path)
+            return path
+    raise UserError(
+        f"could not download {path.name} from {', '.join(problems)}; set data.url= to a place that "
+        "has it (file:// works) or data.root= to a folder that has it"
+    )
+
+
+def extract(archive: Path, folder: str, root: Path) -> None:
+    """Unpack ``folder`` of a tar archive into ``root``: whole, or not at all.
+
+    Raises:
+        UserError: if the archive does not have it.
+    """
+    with FileLock(f"{archive}.lock"):
+        if (root / folder).is_dir():
+            return
+        log.info("unpacking %s", archive)
+        work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(work, filter="data")
+            os.replace(work / folder, root / folder)
+        except (tarfile.TarError, EOFError, FileNotFoundError) as error:
+            raise UserError(f"cannot unpack {folder} from {archive}: {_reason(error)}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+class _WrongChecksum(Exception):
+    pass
+
+
+def _download(url: str, part: Path, md5: str) -> None:
+    """Complete ``part`` from one url.
+
+    A connection that is cut is opened again as long as each brings something. Bytes that were
+    there before may be of something else: if the whole is wrong they are thrown away, once.
+    """
+    found = part.exists()
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            complete = _transfer(url, part, before)
+        except urllib.error.HTTPError as error:
+            if error.code != 416 or not before:
+                raise
+            complete = True  # there is nothing after what we have
+        if not complete:
+            if part.stat().st_size <= before:
+                raise ConnectionError("the connection was cut")
+            log.info("the connection was cut after %d bytes; going on", part.stat().st_size)
+            continue
+        if _md5(part) == md5:
+            return
+        part.unlink()
+        if not found:
+            raise _WrongChecksum("wrong checksum")
+        found = False
+        log.info("what was left of an earlier download does not fit; starting again")
+
+
+def _transfer(url: str, part: Path, start: int) -> bool:
+    """Append what follows byte ``start``; from the beginning if the server cannot. True: all."""
+    request = urllib.request.Request(url, headers={"User-Agent": "dwsep_zoo"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        if getattr(response, "status", None) != 206:
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        title = f"downloading {url}"
+        with (
+            part.open("r+b" if start else "wb") as file,
+            progress(title, total, done=start, is_bytes=True) as advance,
+        ):
+            file.seek(start)
+            done = start
+            try:
+                while block := response.read(BLOCK):
+                    file.write(block)
+                    done += len(block)
+                    advance(len(block))
+            except (http.client.HTTPException, ConnectionError, TimeoutError):
+                return False
+    return total is None or done >= total
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _as_url(url: str) -> str:
+    return url if "://" in url else Path(url).expanduser().absolute().as_uri()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}"
+    if isinstance(error, urllib.error.URLError):
+        error = error.reason if isinstance(error.reason, Exception) else error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

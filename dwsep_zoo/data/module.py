@@ -1,0 +1,362 @@
+"""The data module that every data set is: splits, loaders, augmentation and their description."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from dwsep_zoo.data.augment import CropFlip, normalise
+from dwsep_zoo.data.loader import EpochBatches, EpochSampler, Loader, Reader
+from dwsep_zoo.data.memory import MemoryReader, mean_and_std
+from dwsep_zoo.data.options import at_least, check_keys, open_fraction
+from dwsep_zoo.data.pictures import (
+    FileReader,
+    ResizedCrop,
+    check_interpolation,
+    common_size,
+    decode,
+    eval_transform,
+)
+from dwsep_zoo.data.splits import Images, Labelled, Subset, make_splits
+from dwsep_zoo.errors import UserError
+
+log = logging.getLogger("dwsep_zoo")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+SMALL_PIXELS = 64
+"""Files of at most this size are trained at their own size, and from memory."""
+SMALL_BYTES = 4 * 2**30
+"""Files are decoded into memory by themselves only if they take less than this."""
+LARGE_PIXELS = 224
+
+
+class Source(Protocol):
+    """Where the images come from."""
+
+    def prepare(self) -> None:
+        """Download what is missing. One process of a machine calls it."""
+
+    def load(self) -> Labelled:
+        """The images, or their names."""
+
+
+class ImageData(L.LightningDataModule):
+    """A data set, ready for training.
+
+    The loaders give ``(images, labels)`` as uint8, training from memory also random integers;
+    :meth:`on_after_batch_transfer` makes of it augmented, normalised float32 images in the
+    channels_last memory format on the device, and labels.
+
+    Training batches are a function of (seed, epoch, number of the batch) alone. With several
+    processes each has its share: as many training batches as all others; of the images to evaluate
+    no image twice, so that some processes may have one more, and metrics have to be reduced by
+    their counts, as torchmetrics does.
+
+    ``num_classes``, ``in_chans``, ``image_size``, ``class_names``, ``mean``, ``std`` are known
+    after ``prepare_data`` and ``setup``. ``batch_size`` (of each process) is lowered by ``setup``
+    when there are fewer training images, with a warning.
+
+    Args:
+        name: of the data set.
+        source: its images.
+        seed: of the order and the augmentation.
+        batch_size: images in a batch of each process.
+        image_size: side in pixels; ``None``: that of the images in memory, or for files up to
+            64 pixels their own, else 224.
+        mean: per channel, of values in 0-1; ``None``: computed from the training images when they
+            are in memory, else ImageNet's.
+        std: as ``mean``.
+        val_fraction: part of the training images that is held out where no split is given.
+        test_fraction: the same for the test.
+        split_seed: of the splits, apart from ``seed``: all runs of a comparison share them.
+        subset: see :class:`Subset`.
+        augment: see :class:`CropFlip` (in memory) and :class:`ResizedCrop` (files).
+        in_memory: decode files once, into memory; ``None``: if they are small.
+        num_workers: processes that decode files; ``None``: one a core, at most 16.
+        interpolation: of resizing files.
+        crop_pct: the part of the resized side of a file that evaluation looks at.
+
+    Raises:
+        UserError: for values that cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        *,
+        seed: int,
+        batch_size: int = 128,
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        subset: Mapping[str, Any] | None = None,
+        augment: Mapping[str, Any] | None = None,
+        in_memory: bool | None = None,
+        num_workers: int | None = None,
+        interpolation: str = "bicubic",
+        crop_pct: float = 0.875,
+    ):
+        super().__init__()
+        self.name = name
+        self.source = source
+        self.seed = seed
+        self.batch_size = at_least("data.batch_size", batch_size, 1)
+        if image_size is not None:
+            self.image_size = at_least("data.image_size", image_size, 1)
+        if (mean is None) != (std is None):
+            raise UserError("data.mean and data.std are set together or not at all")
+        if mean is not None and std is not None:
+            self.mean, self.std = _channels("data.mean", mean), _channels("data.std", std)
+        self.val_fraction = open_fraction("data.val_fraction", val_fraction)
+        self.test_fraction = open_fraction("data.test_fraction", test_fraction)
+        self.split_seed = at_least("data.split_seed", split_seed, 0)
+        self.subset = Subset.from_options(subset)
+        self.augment_options = _augment_options(augment)
+        if in_memory not in (None, True, False):
+            raise UserError(f"data.in_memory must be true, false or null; got {in_memory!r}")
+        self.in_memory = in_memory
+        if num_workers is not None:
+            at_least("data.num_workers", num_workers, 0)
+        self.num_workers = num_workers
+        self.interpolation = check_interpolation(interpolation)
+        if not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
+            raise UserError(f"data.crop_pct must be greater than 0 and at most 1; got {crop_pct!r}")
+        self.crop_pct = float(crop_pct)
+        self.splits: dict[str, Images] = {}
+
+    def prepare_data(self) -> None:
+        """Download what is missing."""
+        self.source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Choose the images and, if they are to live in memory, decode them.
+
+        Raises:
+            UserError: for a subset that does not exist, a picture that cannot be read, options of
+                the augmentation that do not fit the images.
+        """
+        if self.splits:
+            return
+        given = self.subset.select_classes(self.source.load())
+        if len(given.class_names) < 2:
+            raise UserError(f"data={self.name} has the single class {given.class_names[0]!r}")
+        splits = make_splits(
+            given.splits,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            seed=self.split_seed,
+        )
+        splits["train"] = self.subset.thin(splits["train"], given.class_names)
+        self.class_names = given.class_names
+        self.num_classes = len(given.class_names)
+        self.root = given.root
+        self.fingerprint = _fingerprint(self.class_names, splits, given)
+        if len(splits["train"]) < self.batch_size:
+            log.warning(
+                "data.batch_size=%d is lowered to the %d training images",
+                self.batch_size,
+                len(splits["train"]),
+            )
+            self.batch_size = len(splits["train"])
+        if given.root is not None:
+            splits = self._place(splits)
+        pixels = splits["train"].pixels
+        if pixels is not None:
+            self.in_memory, self.crop_pct = True, 1.0
+            self.image_size, self.in_chans = pixels.shape[1], pixels.shape[3]
+            if not hasattr(self, "mean"):
+                self.mean, self.std = mean_and_std(splits["train"])
+        else:
+            self.in_memory, self.in_chans = False, 3
+            if not hasattr(self, "mean"):
+                self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        if not len(self.mean) == len(self.std) == self.in_chans:
+            raise UserError(f"data.mean and data.std must have {self.in_chans} numbers")
+        self.augment = self._make_augment()
+        self.splits = splits
+
+    def describe(self) -> dict[str, Any]:
+        """What the data is, as plain data for ``result.json``."""
+        subset = None
+        if self.subset.active:
+            subset = {
+                "seed": self.subset.seed,
+                "classes": self.class_names,
+                "num_images": {name: len(images) for name, images in self.splits.items()},
+                "images": {name: images.names for name, images in self.splits.items()},
+            }
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "class_names": self.class_names,
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "splits": {name: len(images) for name, images in self.splits.items()},
+            "fingerprint": self.fingerprint,
+            "subset": subset,
+            "augment": json.loads(json.dumps(asdict(self.augment))),
+        }
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled batches of equal size; the rest of an epoch is left out."""
+        rank, world_size = self._process()
+        images = self.splits["train"]
+        if len(images) < world_size:
+            raise UserError(f"{len(images)} training images for {world_size} processes")
+        sampler = EpochSampler(
+            len(images),
+            seed=self.seed,
+            shuffle=not getattr(self.trainer, "overfit_batches", 0),
+            even=True,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._loader(images, sampler, training=True)
+
+    def val_dataloader(self) -> Loader:
+        """Every validation image once, in order."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Every test image once, in order."""
+        return self._eval_loader("test")
+
+    def on_after_batch_transfer(
+        self, batch: tuple[Tensor, ...], dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        """Augment and normalise a batch on the device that it has come to."""
+        images, labels, *draws = batch
+        if not draws:
+            return normalise(images, self.mean, self.std), labels
+        assert isinstance(self.augment, CropFlip)
+        images = self.augment.crop_flip(images, draws[0])
+        images = normalise(images, self.mean, self.std)
+        return self.augment.cut_out(images, draws[0]), labels
+
+    def _place(self, splits: dict[str, Images]) -> dict[str, Images]:
+        """Decide on the size of files and on whether they are decoded now."""
+        assert self.root is not None
+        if not hasattr(self, "image_size"):
+            self.image_size = common_size(
+                self.root, splits["train"], small=SMALL_PIXELS, large=LARGE_PIXELS
+            )
+        if self.in_memory is None:
+            count = sum(len(images) for images in splits.values())
+            small = self.image_size <= SMALL_PIXELS
+            self.in_memory = small and count * 3 * self.image_size**2 <= SMALL_BYTES
+        if not self.in_memory:
+            return splits
+        parts = list({id(part): part for part in splits.values()}.values())
+        decoded = decode(self.root, parts, self.image_size, self.interpolation)
+        return {
+            name: next(new for old, new in zip(parts, decoded, strict=True) if old is part)
+            for name, part in splits.items()
+        }
+
+    def _make_augment(self) -> CropFlip | ResizedCrop:
+        kind: type[CropFlip] | type[ResizedCrop] = CropFlip if self.in_memory else ResizedCrop
+        known = [field.name for field in fields(kind)]
+        for key in self.augment_options:
+            if key not in known:
+                where = "images in memory" if self.in_memory else "images that are read from files"
+                raise UserError(
+                    f"data.augment.{key} has no effect on {where}; "
+                    f"set data.in_memory={str(not self.in_memory).lower()} or one of: "
+                    f"{', '.join(known)}"
+                )
+        augment = kind(**self.augment_options)
+        if isinstance(augment, CropFlip):
+            augment.check(self.image_size)
+        else:
+            augment.check()
+        return augment
+
+    def _eval_loader(self, split: str) -> Loader:
+        rank, world_size = self._process()
+        images = self.splits[split]
+        sampler = EpochSampler(
+            len(images),
+            seed=self.seed,
+            shuffle=False,
+            even=False,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._loader(images, sampler, training=False)
+
+    def _loader(self, images: Images, sampler: EpochSampler, *, training: bool) -> Loader:
+        batch_size = min(self.batch_size, len(sampler)) if training else self.batch_size
+        batches = EpochBatches(sampler, batch_size, drop_last=training)
+        if self.in_memory:
+            return Loader(MemoryReader(images, draw=training), batches)
+        assert self.root is not None
+        assert isinstance(self.augment, ResizedCrop)
+        if training:
+            transform = self.augment.transform(self.image_size, self.interpolation)
+        else:
+            transform = eval_transform(self.image_size, self.interpolation, self.crop_pct)
+        reader: Reader = FileReader(self.root, images, transform, random=training)
+        workers = self.num_workers
+        if workers is None:
+            workers = max(1, min(16, (os.cpu_count() or 1) // sampler.world_size))
+        return Loader(reader, batches, num_workers=workers, pin_memory=torch.cuda.is_available())
+
+    def _process(self) -> tuple[int, int]:
+        """Rank of this process and number of processes."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+def _augment_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    known = {field.name for kind in (CropFlip, ResizedCrop) for field in fields(kind)}
+    values = check_keys("data.augment", options or {}, tuple(known))
+    if not isinstance(values.get("flip", True), bool):
+        raise UserError(f"data.augment.flip must be true or false; got {values['flip']!r}")
+    for key in ("scale", "ratio"):
+        if key in values:
+            values[key] = tuple(values[key])
+    return values
+
+
+def _channels(key: str, values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key} must be a list of numbers; got {values!r}") from error
+    if key == "data.std" and not all(number > 0 for number in numbers):
+        raise UserError(f"{key} must be greater than 0; got {list(numbers)}")
+    return numbers
+
+
+def _fingerprint(class_names: list[str], splits: dict[str, Images], given: Labelled) -> str:
+    """Of which images are in which split under which label; of files also their sizes."""
+    digest = hashlib.sha256(json.dumps(class_names).encode())
+    for split, images in splits.items():
+        digest.update(split.encode())
+        digest.update("\0".join(images.names).encode("utf-8", "surrogateescape"))
+        digest.update(images.labels.astype("<i8").tobytes())
+        if given.root is not None:
+            sizes = [(given.root / name).stat().st_size for name in images.names]
+            digest.update(np.array(sizes, dtype="<i8").tobytes())
+    return digest.hexdigest()

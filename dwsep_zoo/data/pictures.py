@@ -1,0 +1,237 @@
+"""Image files: finding them, decoding them once into memory, reading them batch by batch."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from dwsep_zoo.data.loader import BatchKey, derived_seed
+from dwsep_zoo.data.options import choose
+from dwsep_zoo.data.progress import progress
+from dwsep_zoo.data.splits import Images
+from dwsep_zoo.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+CHUNK = 256
+
+Transform = Callable[[Image.Image], np.ndarray]
+"""RGB picture -> (C, H, W) uint8."""
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """The usual ImageNet augmentation, of pictures that are decoded anew in every epoch.
+
+    Args:
+        scale: smallest and largest part of the area that is cut out, arXiv:1409.4842.
+        ratio: smallest and largest width / height of that part.
+        flip: whether every other picture is mirrored left to right.
+        auto_augment: timm's name of a policy, such as ``rand-m9-mstd0.5`` or ``original``.
+        color_jitter: strength of random brightness, contrast and saturation; ``None``: none.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    auto_augment: str | None = None
+    color_jitter: float | None = None
+
+    def check(self) -> None:
+        """Raises UserError for values that timm cannot take."""
+        for key, largest in (("scale", 1.0), ("ratio", float("inf"))):
+            pair = getattr(self, key)
+            numbers = all(isinstance(value, (int, float)) for value in pair)
+            if len(pair) != 2 or not numbers or not 0 < pair[0] <= pair[1] <= largest:
+                raise UserError(
+                    f"data.augment.{key} must be two numbers, the smaller first, above 0"
+                    f"{' and at most 1' if largest == 1 else ''}; got {list(pair)}"
+                )
+        try:
+            self.transform(32, "bilinear")
+        except (AssertionError, KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"data.augment.auto_augment={self.auto_augment!r}: timm has no such policy"
+            ) from error
+
+    def transform(self, image_size: int, interpolation: str) -> Transform:
+        """What is done to a training picture."""
+        return create_transform(
+            image_size,
+            is_training=True,
+            scale=self.scale,
+            ratio=self.ratio,
+            hflip=0.5 if self.flip else 0.0,
+            auto_augment=self.auto_augment,
+            color_jitter=self.color_jitter,  # type: ignore[arg-type]
+            interpolation=interpolation,
+            use_prefetcher=True,  # leave the pixels uint8
+        )
+
+
+def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Transform:
+    """Resize the shorter side to ``image_size / crop_pct``, cut out the middle."""
+    return create_transform(
+        image_size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True
+    )
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """The pictures in a folder and below, as sorted paths relative to it; hidden ones are not."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                found.append(Path(parent, name).relative_to(folder).as_posix())
+    return sorted(found)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Decode a file to RGB.
+
+    Raises:
+        UserError: naming the path, if it is missing, damaged or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if "transparency" in image.info:
+                return image.convert("RGBA").convert("RGB")
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read the picture {path}: {reason}") from error
+
+
+def common_size(root: Path, images: Images, *, small: int, large: int) -> int:
+    """The longest side of the pictures if all are at most ``small``, else ``large``.
+
+    It looks into the heads of at most 64 files.
+    """
+    longest = 0
+    for i in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
+        path = root / images.names[i]
+        try:
+            with Image.open(path) as image:
+                longest = max(longest, *image.size)
+        except OSError as error:
+            raise UserError(f"cannot read the picture {path}: {error}") from error
+    return longest if longest <= small else large
+
+
+def decode(
+    root: Path, splits: Sequence[Images], image_size: int, interpolation: str
+) -> list[Images]:
+    """The same images with their pixels, decoded by all cores.
+
+    Raises:
+        UserError: naming the path of a picture that cannot be read.
+    """
+    transform = eval_transform(image_size, interpolation, crop_pct=1.0)
+    names = [name for images in splits for name in images.names]
+    pixels = np.empty((len(names), image_size, image_size, 3), dtype=np.uint8)
+
+    def fill(first: int) -> int:
+        chunk = names[first : first + CHUNK]
+        for i, name in enumerate(chunk, first):
+            picture = read_picture(root / name)
+            if picture.size == (image_size, image_size):
+                pixels[i] = np.asarray(picture)
+            else:
+                pixels[i] = transform(picture).transpose(1, 2, 0)
+        return len(chunk)
+
+    with (
+        _no_warnings(),
+        progress(f"decoding {len(names)} pictures", len(names)) as advance,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        try:
+            for count in pool.map(fill, range(0, len(names), CHUNK)):
+                advance(count)
+        except UserError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    parts = torch.from_numpy(pixels).split([len(images) for images in splits])
+    return [
+        Images(images.names, images.labels, part)
+        for images, part in zip(splits, parts, strict=True)
+    ]
+
+
+class FileReader:
+    """Batches of pictures, decoded when they are read.
+
+    What happens to a picture depends on (seed, epoch, its position) and not on the process that
+    reads it.
+
+    Args:
+        root: folder of the names.
+        images: which pictures.
+        transform: of each.
+        random: whether ``transform`` draws random numbers.
+    """
+
+    def __init__(self, root: Path, images: Images, transform: Transform, *, random: bool):
+        self.root = root
+        self.images = images
+        self.transform = transform
+        self.random = random
+
+    def __getitem__(self, key: BatchKey) -> tuple[Tensor, ...] | UserError:
+        """(N, C, H, W) uint8 and (N,) int64."""
+        indices = key.indices.tolist()
+        try:
+            with _no_warnings():
+                pictures = [self._read(key, i) for i in indices]
+        except UserError as error:
+            return error
+        return torch.from_numpy(np.stack(pictures)), torch.from_numpy(self.images.labels[indices])
+
+    def _read(self, key: BatchKey, i: int) -> np.ndarray:
+        picture = read_picture(self.root / self.images.names[i])
+        if not self.random:
+            return self.transform(picture)
+        with _seeded(derived_seed(key.seed, "picture", key.epoch, i)):
+            return self.transform(picture)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow warns of damaged metadata, which nobody here reads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed all three generators that the transforms of timm and torchvision draw from."""
+    states: tuple[Any, ...] = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at every device
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def check_interpolation(interpolation: str) -> str:
+    """Raises UserError for a name that Pillow does not know."""
+    return choose(interpolation, INTERPOLATIONS, "data.interpolation")

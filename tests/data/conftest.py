@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Path]:
+    """Makes ``tmp_path/<folder>/<class>/<i>.png`` of random pixels, returns ``tmp_path``."""
+    rng = np.random.default_rng(0)
+
+    def make(counts: dict[str, int], size: tuple[int, int] = (8, 8)) -> Path:
+        for name, count in counts.items():
+            (tmp_path / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+        return tmp_path
+
+    return make
+
+
+class Server:
+    """A local web server.
+
+    Attributes:
+        files: path -> content.
+        ranges: whether it serves parts of a file.
+        cut_after: bytes after which it closes the connection, of the requests to come.
+        requests: (path, Range header) of every request.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.ranges = True
+        self.cut_after: list[int] = []
+        self.requests: list[tuple[str, str | None]] = []
+        self.url = ""
+
+    def respond(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        wanted = handler.headers.get("Range")
+        self.requests.append((handler.path, wanted))
+        content = self.files.get(handler.path)
+        if content is None:
+            handler.send_error(404)
+            return
+        if wanted and self.ranges:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                handler.send_error(416)
+                return
+            content = content[start:]
+            handler.send_response(206)
+        else:
+            handler.send_response(200)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        if self.cut_after:
+            content = content[: self.cut_after.pop(0)]
+        handler.wfile.write(content)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    state = Server()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.respond(self)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        state.url = f"http://127.0.0.1:{httpd.server_port}"
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+        thread.start()
+        yield state
+        httpd.shutdown()
+        thread.join()

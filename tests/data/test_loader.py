@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader
+from dwsep_zoo.data.memory import MemoryReader, mean_and_std
+from dwsep_zoo.data.splits import Images
+from dwsep_zoo.errors import UserError
+
+
+def _images(n: int) -> Images:
+    pixels = torch.randint(0, 256, (n, 4, 4, 3), dtype=torch.uint8)
+    return Images([str(i) for i in range(n)], np.arange(n), pixels)
+
+
+def _loader(n: int = 23, *, batch_size: int = 4, seed: int = 0, training: bool = True, **options):
+    sampler = EpochSampler(n, seed=seed, shuffle=training, even=training, **options)
+    batches = EpochBatches(sampler, batch_size, drop_last=training)
+    torch.manual_seed(0)
+    return Loader(MemoryReader(_images(n), draw=training), batches)
+
+
+def _epoch(loader: Loader, epoch: int) -> list[tuple[torch.Tensor, ...]]:
+    loader.batch_sampler.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def _equal(one: list[tuple[torch.Tensor, ...]], other: list[tuple[torch.Tensor, ...]]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, b)
+        for x, y in zip(one, other, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_an_epoch_has_distinct_images_in_full_batches():
+    loader = _loader()
+    labels = [batch[1] for batch in _epoch(loader, 0)]
+    assert [len(part) for part in labels] == [4] * 5 == [4] * len(loader)
+    assert len(set(torch.cat(labels).tolist())) == 20
+
+
+def test_batch_holds_the_images_of_its_labels():
+    loader = _loader()
+    pixels = loader._batches.reader.rows.view(-1, 4, 4, 3)
+    for images, labels, _ in _epoch(loader, 0):
+        assert torch.equal(images, pixels[labels].permute(0, 3, 1, 2))
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    loader = _loader()
+    first, second, again = _epoch(loader, 0), _epoch(loader, 1), _epoch(loader, 0)
+    torch.manual_seed(1234)
+    assert _equal(first, again)
+    assert _equal(second, _epoch(_loader(), 1))
+    assert not _equal(first, second)
+    assert not _equal(first, _epoch(_loader(seed=1), 0))
+    draws = torch.cat([batch[2] for batch in first + second])
+    assert len(set(draws.flatten().tolist())) == draws.numel()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_each_batch(world_size):
+    """Batch k of all processes together is batch k of one with the whole batch size."""
+    whole = _epoch(_loader(24, batch_size=2 * world_size), 3)
+    shares = [
+        _epoch(_loader(24, batch_size=2, rank=rank, world_size=world_size), 3)
+        for rank in range(world_size)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert sorted(batch[1].tolist()) == sorted(torch.cat([p[1] for p in parts]).tolist())
+    assert not torch.equal(shares[0][0][2], shares[1][0][2])
+
+
+def test_processes_train_equally_long_and_evaluate_each_image_once():
+    training = [_loader(23, rank=rank, world_size=3) for rank in range(3)]
+    assert {len(_epoch(loader, 0)) for loader in training} == {1} == {len(x) for x in training}
+    evaluation = [_loader(23, training=False, rank=rank, world_size=3) for rank in range(3)]
+    seen = [batch[1] for loader in evaluation for batch in _epoch(loader, 0)]
+    assert sorted(torch.cat(seen).tolist()) == list(range(23))
+    assert [len(_epoch(loader, 0)) for loader in evaluation] == [len(x) for x in evaluation]
+
+
+def test_evaluation_is_in_order_without_draws():
+    batches = _epoch(_loader(training=False), 0)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.arange(23))
+
+
+@pytest.mark.parametrize("done", [0, 1, 4])
+def test_restart_inside_an_epoch(done):
+    loader = _loader()
+    whole = _epoch(loader, 2)
+    loader = _loader()
+    loader.batch_sampler.sampler.set_epoch(2)
+    iterator = iter(loader)
+    for _ in range(done):
+        next(iterator)
+    state = loader.state_dict()
+
+    loader = _loader()
+    loader.load_state_dict(state)
+    iterator = iter(loader)  # lightning makes it before it sets the epoch
+    assert len(loader) == 5
+    loader.batch_sampler.sampler.set_epoch(2)
+    assert _equal(list(iterator), whole[done:])
+    assert _equal(_epoch(loader, 2), whole)
+
+
+def test_restart_after_an_epoch_begins_the_next_at_its_beginning():
+    loader = _loader()
+    _epoch(loader, 2)
+    state = loader.state_dict()
+    loader = _loader()
+    loader.load_state_dict(state)
+    assert _equal(_epoch(loader, 3), _epoch(_loader(), 3))
+
+
+def test_state_is_plain_and_survives_loading():
+    loader = _loader()
+    _epoch(loader, 2)
+    state = loader.state_dict()
+    assert {type(value) for value in state.values()} == {int}
+    other = _loader()
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+
+
+def test_restart_with_other_batches_is_refused():
+    state = _loader().state_dict()
+    with pytest.raises(UserError, match=r"5 batches.*11"):
+        _loader(batch_size=2).load_state_dict(state)
+
+
+class _Failing:
+    def __getitem__(self, key: BatchKey) -> tuple[torch.Tensor, ...] | UserError:
+        return UserError(f"batch {key.number} of epoch {key.epoch}")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_error_of_a_reader_is_raised_as_it_is(num_workers):
+    sampler = EpochSampler(8, seed=0, shuffle=True, even=True)
+    loader = Loader(_Failing(), EpochBatches(sampler, 4, drop_last=True), num_workers=num_workers)
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    assert str(caught.value) == "batch 0 of epoch 0"
+
+
+def test_mean_and_std_are_numpys():
+    images = _images(50)
+    scaled = images.pixels.numpy() / 255
+    mean, std = mean_and_std(images)
+    assert mean == pytest.approx(scaled.mean((0, 1, 2)), abs=6e-5)
+    assert std == pytest.approx(scaled.std((0, 1, 2)), abs=6e-5)
+
+
+def test_constant_images_can_be_normalised():
+    images = _images(3)
+    images.pixels.fill_(7)
+    assert min(mean_and_std(images)[1]) > 0
