@@ -8,22 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dwsep_zoo.data.cifar import cifar
-from dwsep_zoo.data.digits import digits
-from dwsep_zoo.data.folder import folder, imagenet
-from dwsep_zoo.data.imagenette import imagenette
+from dwsep_zoo.data.cifar import create_cifar
+from dwsep_zoo.data.digits import create_digits
+from dwsep_zoo.data.folder import create_folder, create_imagenet
+from dwsep_zoo.data.imagenette import create_imagenette
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.errors import choose
 
 __all__ = ["DATASETS", "ImageData", "create_data", "list_options"]
 
 DATASETS: dict[str, Callable[..., ImageData]] = {
-    "cifar10": partial(cifar, "cifar10"),
-    "cifar100": partial(cifar, "cifar100"),
-    "digits": digits,
-    "folder": folder,
-    "imagenet": imagenet,
-    "imagenette": imagenette,
+    "cifar10": partial(create_cifar, "cifar10"),
+    "cifar100": partial(create_cifar, "cifar100"),
+    "digits": create_digits,
+    "folder": create_folder,
+    "imagenet": create_imagenet,
+    "imagenette": create_imagenette,
 }
 
 

@@ -154,7 +154,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
     return content
 
 
-def cifar(
+def create_cifar(
     name: str,
     *,
     seed: int,

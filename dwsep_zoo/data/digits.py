@@ -40,7 +40,7 @@ class Digits:
         return Labelled([str(digit) for digit in range(10)], {"train": images})
 
 
-def digits(
+def create_digits(
     *,
     seed: int,
     data_dir: str,

@@ -100,12 +100,12 @@ class Folder:
         return Images(names, np.array(labels, dtype=np.int64))
 
 
-def folder(*, data_dir: str, root: str | None = None, **options: Any) -> ImageData:
+def create_folder(*, data_dir: str, root: str | None = None, **options: Any) -> ImageData:
     """``data=folder data.root=...``, with the options of :class:`ImageData`."""
     return ImageData("folder", Folder(_given("folder", root)), **options)
 
 
-def imagenet(
+def create_imagenet(
     *,
     data_dir: str,
     root: str | None = None,

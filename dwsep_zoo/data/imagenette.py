@@ -63,7 +63,7 @@ class Imagenette:
         return self.root if (self.root / "train").is_dir() else self.root / self.folder
 
 
-def imagenette(
+def create_imagenette(
     *,
     data_dir: str,
     root: str | None = None,

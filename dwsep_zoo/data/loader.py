@@ -169,10 +169,16 @@ class Loader:
         self.batch_sampler.start = done
         for batch in self._batches:
             if isinstance(batch, UserError):
-                raise batch
+                # Ends the workers. The error's traceback would keep them until the garbage
+                # collector comes, which waits five seconds for each.
+                self._batches = ()
+                break
             done += 1
             self._position = (epoch, done)
             yield batch
+        else:
+            return
+        raise batch
 
     def state_dict(self) -> dict[str, Any]:
         """Which epoch it is in and how many of its batches were given out: plain numbers."""

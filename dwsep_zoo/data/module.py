@@ -23,9 +23,9 @@ from dwsep_zoo.data.pictures import (
     FileReader,
     ResizedCrop,
     check_interpolation,
-    common_size,
     decode,
     eval_transform,
+    longest_side,
 )
 from dwsep_zoo.data.splits import Images, Labelled, Subset, make_splits
 from dwsep_zoo.errors import UserError
@@ -36,9 +36,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SMALL_PIXELS = 64
-"""Files of at most this size are trained at their own size, and from memory."""
+"""Pictures of at most this size are trained at their own size, and from memory."""
 SMALL_BYTES = 4 * 2**30
-"""Files are decoded into memory by themselves only if they take less than this."""
+"""They are decoded into memory without being asked only if they take less than this."""
 LARGE_PIXELS = 224
 
 
@@ -83,7 +83,7 @@ class ImageData(L.LightningDataModule):
         split_seed: of the splits, apart from ``seed``: all runs of a comparison share them.
         subset: see :class:`Subset`.
         augment: see :class:`CropFlip` (in memory) and :class:`ResizedCrop` (files).
-        in_memory: decode files once, into memory; ``None``: if they are small.
+        in_memory: decode files once, into memory; ``None``: if their own size is at most 64 pixels.
         num_workers: processes that decode files; ``None``: one a core, at most 16.
         interpolation: of resizing files.
         crop_pct: the part of the resized side of a file that evaluation looks at.
@@ -256,14 +256,13 @@ class ImageData(L.LightningDataModule):
     def _place(self, splits: dict[str, Images]) -> dict[str, Images]:
         """Decide on the size of files and on whether they are decoded now."""
         assert self.root is not None
+        own_size = longest_side(self.root, splits["train"])
+        small = own_size <= SMALL_PIXELS
         if not hasattr(self, "image_size"):
-            self.image_size = common_size(
-                self.root, splits["train"], small=SMALL_PIXELS, large=LARGE_PIXELS
-            )
+            self.image_size = own_size if small else LARGE_PIXELS
         if self.in_memory is None:
-            count = sum(len(images) for images in splits.values())
-            small = self.image_size <= SMALL_PIXELS
-            self.in_memory = small and count * 3 * self.image_size**2 <= SMALL_BYTES
+            num_bytes = sum(len(images) for images in splits.values()) * 3 * self.image_size**2
+            self.in_memory = small and num_bytes <= SMALL_BYTES
         if not self.in_memory:
             return splits
         parts = list({id(part): part for part in splits.values()}.values())

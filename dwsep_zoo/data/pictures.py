@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 
 from dwsep_zoo.data.loader import BatchKey, derived_seed
@@ -28,7 +27,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 CHUNK = 256
 
-Transform = Callable[[Image.Image], np.ndarray]
+Transform = Callable[[Image.Image], Tensor]
 """RGB picture -> (C, H, W) uint8."""
 
 
@@ -69,6 +68,8 @@ class ResizedCrop:
 
     def transform(self, image_size: int, interpolation: str) -> Transform:
         """What is done to a training picture."""
+        from timm.data import create_transform  # takes seconds to import
+
         return create_transform(
             image_size,
             is_training=True,
@@ -84,6 +85,8 @@ class ResizedCrop:
 
 def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Transform:
     """Resize the shorter side to ``image_size / crop_pct``, cut out the middle."""
+    from timm.data import create_transform
+
     return create_transform(
         image_size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True
     )
@@ -106,30 +109,30 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         UserError: naming the path, if it is missing, damaged or no picture.
     """
+    with _opened(path) as image:
+        if "transparency" in image.info:
+            return image.convert("RGBA").convert("RGB")
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Pillow decodes when pixels are asked for, so both that and opening may fail."""
     try:
         with Image.open(path) as image:
-            if "transparency" in image.info:
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
+            yield image
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read the picture {path}: {reason}") from error
 
 
-def common_size(root: Path, images: Images, *, small: int, large: int) -> int:
-    """The longest side of the pictures if all are at most ``small``, else ``large``.
-
-    It looks into the heads of at most 64 files.
-    """
+def longest_side(root: Path, images: Images) -> int:
+    """The longest side, in pixels, that the heads of at most 64 files tell of."""
     longest = 0
     for i in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
-        path = root / images.names[i]
-        try:
-            with Image.open(path) as image:
-                longest = max(longest, *image.size)
-        except OSError as error:
-            raise UserError(f"cannot read the picture {path}: {error}") from error
-    return longest if longest <= small else large
+        with _no_warnings(), _opened(root / images.names[i]) as image:
+            longest = max(longest, *image.size)
+    return longest
 
 
 def decode(
@@ -142,16 +145,16 @@ def decode(
     """
     transform = eval_transform(image_size, interpolation, crop_pct=1.0)
     names = [name for images in splits for name in images.names]
-    pixels = np.empty((len(names), image_size, image_size, 3), dtype=np.uint8)
+    pixels = torch.empty((len(names), image_size, image_size, 3), dtype=torch.uint8)
 
     def fill(first: int) -> int:
         chunk = names[first : first + CHUNK]
         for i, name in enumerate(chunk, first):
             picture = read_picture(root / name)
             if picture.size == (image_size, image_size):
-                pixels[i] = np.asarray(picture)
+                pixels[i] = torch.from_numpy(np.array(picture))
             else:
-                pixels[i] = transform(picture).transpose(1, 2, 0)
+                pixels[i] = transform(picture).permute(1, 2, 0)
         return len(chunk)
 
     with (
@@ -165,7 +168,7 @@ def decode(
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
-    parts = torch.from_numpy(pixels).split([len(images) for images in splits])
+    parts = pixels.split([len(images) for images in splits])
     return [
         Images(images.names, images.labels, part)
         for images, part in zip(splits, parts, strict=True)
@@ -199,9 +202,9 @@ class FileReader:
                 pictures = [self._read(key, i) for i in indices]
         except UserError as error:
             return error
-        return torch.from_numpy(np.stack(pictures)), torch.from_numpy(self.images.labels[indices])
+        return torch.stack(pictures), torch.from_numpy(self.images.labels[indices])
 
-    def _read(self, key: BatchKey, i: int) -> np.ndarray:
+    def _read(self, key: BatchKey, i: int) -> Tensor:
         picture = read_picture(self.root / self.images.names[i])
         if not self.random:
             return self.transform(picture)

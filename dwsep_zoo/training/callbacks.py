@@ -121,7 +121,7 @@ class Interrupted(Exception):
 class SaveOnInterrupt(Callback):
     """On ctrl-C or a termination signal: finish the step, save ``last.ckpt``, stop.
 
-    A second one stops at once.
+    A second one stops at once. After the last step of the last epoch there is nothing to stop.
     """
 
     def __init__(self, checkpoint: Path):
@@ -147,14 +147,14 @@ class SaveOnInterrupt(Callback):
         batch_idx: int,
     ) -> None:
         # Several processes have to agree, which costs a synchronisation: not at every step then.
-        if trainer.world_size > 1 and batch_idx % 10:
+        if trainer.is_last_batch or (trainer.world_size > 1 and batch_idx % 10):
             return
         if trainer.strategy.reduce_boolean_decision(self.requested, all=False):
             trainer.save_checkpoint(self.checkpoint)
             raise Interrupted(f"stopped in epoch {trainer.current_epoch + 1}")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Asked for during validation, after which the whole epoch has been saved.
+        # Asked for at the end of an epoch, which has been validated and saved as a whole.
         if self.requested and trainer.world_size == 1 and self.checkpoint.exists():
             raise Interrupted(f"stopped after epoch {trainer.current_epoch}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -84,7 +85,7 @@ class LitClassifier(L.LightningModule):
             momentum=recipe["momentum"],
             betas=recipe["betas"],
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = total_steps(self.trainer)
         schedule = create_schedule(
             optimizer,
             recipe["schedule"],
@@ -119,6 +120,19 @@ class LitClassifier(L.LightningModule):
             self.log(
                 f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc"
             )
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Optimizer steps of the whole training.
+
+    Trainer.estimated_stepping_batches would set the loaders up before a checkpoint's state of them
+    has been read, which would then be lost.
+    """
+    batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
 def check_checkpoint(checkpoint: dict[str, Any], description: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -46,6 +47,7 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
     """
     folder = Path(cfg["paths"]["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
+    _check_unfinished(cfg, folder)
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
     with _logging_to(folder / "train.log", enabled=first):
         record = Record(folder, enabled=first)
@@ -106,12 +108,8 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
         saved = _load(checkpoint)
         check_checkpoint(saved, setup.description())
         first_step = saved["global_step"]
-        done = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if cfg["train"] and done >= cfg["trainer"]["max_epochs"]:
-            raise UserError(
-                f"{checkpoint} has all of its {done} epochs behind it; "
-                "to train it further, set trainer.max_epochs"
-            )
+        if cfg["ckpt_path"] and cfg["train"]:
+            _check_epochs_left(cfg, saved["loops"]["fit_loop"]["epoch_progress"]["current"])
 
     if cfg["trainer"]["channels_last"]:
         setup.model.to(memory_format=torch.channels_last)
@@ -176,6 +174,26 @@ def _checkpoint_to_load(cfg: dict[str, Any]) -> Path | None:
     if not path.is_file():
         raise UserError(f"{key}={cfg[key]}: there is no checkpoint {path}")
     return path
+
+
+def _check_unfinished(cfg: dict[str, Any], folder: Path) -> None:
+    """Refuse to resume a run that is finished, before anything of it is overwritten."""
+    result = folder / "result.json"
+    if cfg["resume"] and result.is_file():
+        done = json.loads(result.read_text())
+        if done["status"] == "finished" and done["epochs"] >= cfg["trainer"]["max_epochs"]:
+            raise UserError(
+                f"resume={cfg['resume']}: this run is finished; to train it further than its "
+                f"{done['epochs']} epochs, set trainer.max_epochs"
+            )
+
+
+def _check_epochs_left(cfg: dict[str, Any], progress: dict[str, int]) -> None:
+    if progress["processed"] >= cfg["trainer"]["max_epochs"]:
+        raise UserError(
+            f"ckpt_path={cfg['ckpt_path']} has all of its {progress['processed']} epochs behind it; "
+            "to train it further, set trainer.max_epochs"
+        )
 
 
 def _load(checkpoint: str | Path) -> dict[str, Any]:

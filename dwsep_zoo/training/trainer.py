@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
+from dwsep_zoo.training.strategy import DataParallel
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -45,27 +46,19 @@ def create_trainer(
     debugging = bool(options.get("fast_dev_run"))
     checkpoints = folder / "checkpoints"
     callbacks = list(callbacks)
+    if cfg["recipe"]["model_ema_decay"]:  # averages a step before what saves it
+        callbacks.append(EMAWeightAveraging(decay=cfg["recipe"]["model_ema_decay"]))
     if not debugging:
         callbacks += [
-            ModelCheckpoint(
-                checkpoints,
-                filename="best",
-                monitor="val/acc",
-                mode="max",
-                save_last=True,
-                auto_insert_metric_name=False,
-                enable_version_counter=False,
-                save_on_train_epoch_end=True,
-                every_n_epochs=cfg["callbacks"]["save_every_n_epochs"],
-            ),
+            _checkpoint(checkpoints, "best", 1, monitor="val/acc", mode="max"),
+            # lightning's save_last saves only after epochs that were the best so far
+            _checkpoint(checkpoints, "last", cfg["callbacks"]["save_every_n_epochs"]),
             SaveOnInterrupt(checkpoints / "last.ckpt"),
         ]
     if cfg["callbacks"]["early_stopping"]:
         callbacks.append(
             EarlyStopping("val/acc", mode="max", patience=cfg["callbacks"]["early_stopping"])
         )
-    if cfg["recipe"]["model_ema_decay"]:
-        callbacks.append(EMAWeightAveraging(decay=cfg["recipe"]["model_ema_decay"]))
     if options["enable_progress_bar"] == "auto":
         options["enable_progress_bar"] = sys.stderr.isatty()
     if options["enable_progress_bar"]:
@@ -76,6 +69,9 @@ def create_trainer(
         options["precision"] = auto_precision(device)
     if options["sync_batchnorm"] == "auto":
         options["sync_batchnorm"] = device == "cuda"
+
+    if options["strategy"] == "ddp":
+        options["strategy"] = DataParallel()
 
     logger: TensorBoardLogger | bool = False
     if cfg["logger"]["tensorboard"] and not debugging:
@@ -136,6 +132,19 @@ def check_space(folder: Path, size_bytes: int) -> None:
         )
 
 
+def _checkpoint(folder: Path, name: str, every_n_epochs: int, **options: Any) -> ModelCheckpoint:
+    """Keep one file, ``folder/name.ckpt``."""
+    return ModelCheckpoint(
+        folder,
+        filename=name,
+        every_n_epochs=every_n_epochs,
+        save_on_train_epoch_end=True,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        **options,
+    )
+
+
 def _device_type(options: dict[str, Any]) -> str:
     accelerator = options["accelerator"]
     if accelerator in ("auto", "gpu") and torch.cuda.is_available():
@@ -153,6 +162,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",  # sets in memory need none
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # resumed runs
+        ".*The dirpath has changed from.*",  # ckpt_path goes on in a new folder
         ".*isn't in the list of.*weights_only.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # lightning 2.6 with torch 2.15
         ".*GPU available but not used.*",

@@ -45,8 +45,14 @@ def interrupt_in(monkeypatch, epoch, batch):
     monkeypatch.setattr(LitClassifier, "training_step", training_step)
 
 
-@pytest.mark.parametrize("extra", [(), ("recipe.model_ema_decay=0.9",), ("recipe=adamw",)])
-@pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (1, 3), (2, 0)])
+@pytest.mark.parametrize(
+    ("epoch", "batch", "extra"),
+    [
+        (0, 1, ("recipe.model_ema_decay=0.9",)),
+        (1, 3, ()),  # the last batch of an epoch
+        (2, 0, ("recipe=adamw", "+trainer.limit_val_batches=0")),
+    ],
+)
 def test_ctrl_c_saves_and_the_rest_is_the_same(run, tmp_path, monkeypatch, epoch, batch, extra):
     extra = (*extra, "trainer.max_epochs=3", "model=mobilenet_v2", "model.drop_rate=0.5")
     run("whole", *extra)
@@ -102,6 +108,23 @@ def test_kill_9_in_the_middle_of_an_epoch_then_resume_last(tmp_path):
     assert_same_weights(whole, killed)
 
 
+def test_stopped_between_training_and_test(run, tmp_path, monkeypatch):
+    """All epochs are behind it: only what was left is done."""
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.Trainer.test", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("run")
+    trained = weights(tmp_path / "run")
+    result = run("run", f"resume={tmp_path / 'run'}")
+    assert result["status"] == "finished"
+    assert "test/acc" in result["metrics"]
+    assert epochs(tmp_path / "run") == [1, 2]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(trained.values(), weights(tmp_path / "run").values(), strict=True)
+    )
+
+
 def test_ckpt_path_goes_on_in_a_new_folder(run, tmp_path):
     run("first", "trainer.max_epochs=2")
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
@@ -116,6 +139,10 @@ def test_messages(run, tmp_path):
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
     with pytest.raises(UserError, match="has all of its 2 epochs behind it"):
         run("run", f"ckpt_path={checkpoint}")
+    before = (tmp_path / "first" / "result.json").read_text()
+    with pytest.raises(UserError, match="this run is finished; to train it further than its 2"):
+        run("first", f"resume={tmp_path / 'first'}")
+    assert (tmp_path / "first" / "result.json").read_text() == before
     with pytest.raises(
         UserError, match="network has name=mobilenet_v1, this run's has mobilenet_v2"
     ):
