@@ -24,6 +24,7 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.report.tensorboard import write_hparams
 from dwsep_zoo.training.callbacks import EpochTable, Interrupted
 from dwsep_zoo.training.classifier import LitClassifier, check_checkpoint
+from dwsep_zoo.training.malloc import keep_memory
 from dwsep_zoo.training.optim import check_recipe
 from dwsep_zoo.training.record import Record, now, provenance
 from dwsep_zoo.training.setup import Setup, set_up
@@ -87,6 +88,7 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
     begin = time.perf_counter()
+    keep_memory()
     check_recipe(cfg["recipe"])
     check_trainer(cfg["trainer"])
     checkpoint = _checkpoint_to_load(cfg)
@@ -191,8 +193,8 @@ def _check_unfinished(cfg: dict[str, Any], folder: Path) -> None:
 def _check_epochs_left(cfg: dict[str, Any], progress: dict[str, int]) -> None:
     if progress["processed"] >= cfg["trainer"]["max_epochs"]:
         raise UserError(
-            f"ckpt_path={cfg['ckpt_path']} has all of its {progress['processed']} epochs behind it; "
-            "to train it further, set trainer.max_epochs"
+            f"ckpt_path={cfg['ckpt_path']} has all of its {progress['processed']} epochs behind "
+            "it; to train it further, set trainer.max_epochs"
         )
 
 
@@ -220,7 +222,7 @@ def _log_hparams(
             "width_mult": float(cfg["model"]["width_mult"]),
             "output_stride": setup.network["output_stride"],
             "seed": cfg["seed"],
-            "data": setup.data.name,
+            "data": str(cfg["data"]["name"]),
             "epochs": cfg["trainer"]["max_epochs"],
             "batch_size": setup.data.batch_size,
             "lr": float(cfg["recipe"]["lr"]),

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+
+from PIL import Image
+from torchvision.datasets import Imagenette as Reference
+
+from dwsep_zoo.data import create_data, imagenette
+
+
+def _archive(folder: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for split, count in (("train", 4), ("val", 2)):
+            for i in range(count):
+                for wnid in imagenette.CLASS_NAMES:
+                    picture = io.BytesIO()
+                    Image.new("RGB", (90, 70), (i, 0, 0)).save(picture, "png")
+                    info = tarfile.TarInfo(f"{folder}/{split}/{wnid}/{i}.png")
+                    info.size = len(picture.getvalue())
+                    tar.addfile(info, io.BytesIO(picture.getvalue()))
+    return buffer.getvalue()
+
+
+def test_download_once_and_test_on_its_val(server, tmp_path, monkeypatch):
+    content = _archive("imagenette2-160")
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(imagenette.SIZES, "160", ("imagenette2-160", md5))
+    server.files["/x.tgz"] = content
+    for _ in range(2):
+        data = create_data("imagenette", seed=0, data_dir=tmp_path, url=f"{server.url}/x.tgz")
+        data.prepare_data()
+        data.setup()
+    assert len(server.requests) == 1
+    described = data.describe()
+    assert described["splits"] == {"train": 30, "val": 10, "test": 20}
+    assert described["class_names"][:2] == ["tench", "English springer"]
+    assert described["image_size"] == 128
+    assert all(name.startswith("val/") for name in data.splits["test"].names)
+
+
+def test_archives_are_torchvisions():
+    for size, (folder, md5) in imagenette.SIZES.items():
+        key = size if size == "full" else f"{size}px"
+        assert Reference._ARCHIVES[key] == (imagenette.URL.format(folder), md5)
+    names = {wnid: names[0] for wnid, names in Reference._WNID_TO_CLASS.items()}
+    assert names == imagenette.CLASS_NAMES
