@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -104,7 +105,7 @@ def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) 
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _expand_resume(arguments)
-        check_overrides([a for a in arguments if not a.startswith("-")])
+        check_overrides(get_args_parser().parse_args(arguments).overrides)
     except UserError as error:
         fail(error)
 

@@ -93,7 +93,7 @@ class EpochTable(Callback):
             )
         seconds = time.perf_counter() - self.begin
         speed = self.images * trainer.world_size / (seconds - self.validation)
-        pl_module.log("perf/images_per_second", speed, rank_zero_only=True)
+        pl_module.log("perf/images_per_second", speed, sync_dist=trainer.world_size > 1)
         if not trainer.is_global_zero:
             return
         row = {"epoch": epoch, **{k: values[k] for k in METRICS if k in values}}

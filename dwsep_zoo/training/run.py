@@ -10,13 +10,14 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dwsep_zoo.analysis.latency import measure_latency
@@ -73,13 +74,14 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
         except KeyboardInterrupt:
             record.update(status="interrupted", error="stopped at once", finished=now())
             raise
-        except OSError as error:
-            message = f"{error.strerror or error}: {error.filename or folder}"
-            record.update(status="failed", error=message, finished=now())
-            raise UserError(message) from error
         except Exception as error:
             message = " ".join(str(error).split()) or type(error).__name__
-            record.update(status="failed", error=message, finished=now())
+            if isinstance(error, OSError):  # a full or vanished disk
+                message = f"{error.strerror or error}: {error.filename or folder}"
+            with suppress(OSError):
+                record.update(status="failed", error=message, finished=now())
+            if isinstance(error, OSError | MisconfigurationException):
+                raise UserError(message) from error
             if not isinstance(error, UserError):
                 log.exception("the run failed")
             raise
@@ -268,11 +270,9 @@ def _say_setup(cfg: dict[str, Any], setup: Setup) -> None:
 def _say_result(cfg: dict[str, Any], folder: Path, result: dict[str, Any]) -> None:
     latency = result["latency"][0]
     if "test/acc" in result["metrics"]:
-        log.info(
-            "test accuracy %.2f %% (checkpoint of epoch %s, the best on validation)",
-            100 * result["metrics"]["test/acc"],
-            result.get("best_epoch"),
-        )
+        best = result.get("best_epoch")
+        which = f"the checkpoint of epoch {best}, the best on validation" if best else "the last state"
+        log.info("test accuracy %.2f %% (%s)", 100 * result["metrics"]["test/acc"], which)
     log.info(
         "latency %.2f ms for one image (median of %d; %s, %d threads, %s, %s)   training %.0f s",
         latency["p50_ms"],

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -90,12 +91,12 @@ def create_trainer(
             log_every_n_steps=10,
             use_distributed_sampler=False,  # the data module gives each process its share
         )
-    except (L.pytorch.utilities.exceptions.MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard in the run's own folder, without the file of hyper-parameters that Hydra keeps."""
+    """TensorBoard in the run's own folder, without a file of parameters: Hydra keeps them."""
 
     def save(self) -> None:
         self.experiment.flush()
@@ -158,9 +159,11 @@ def _quiet() -> None:
     """Keep lightning's own notices out of the log; what they say stands in ours."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers.profiler").setLevel(logging.INFO)  # asked for
     for message in (
         ".*does not have many workers.*",  # sets in memory need none
         ".*smaller than the logging interval.*",
+        ".*could not find the monitored key.*",  # trained without validation
         ".*Checkpoint directory .* exists and is not empty.*",  # resumed runs
         ".*The dirpath has changed from.*",  # ckpt_path goes on in a new folder
         ".*isn't in the list of.*weights_only.*",

@@ -1,0 +1,225 @@
+"""Training images/s at CIFAR size: this project against the loop that CIFAR repositories share.
+
+Three sides train the same network from the same pictures (random ones: the speed does not depend
+on what they show), in turns, in one process:
+
+* common: NCHW, float32, eager; PIL pictures through torchvision's RandomCrop, RandomHorizontalFlip,
+  ToTensor and Normalize in a DataLoader with 2 workers; SGD.
+* loop: what this project computes, in a bare Python loop: pictures in memory, augmented a batch at
+  a time, channels_last, bfloat16 where the hardware is fast at it, fused SGD, glibc's memory kept.
+* app: the same through Lightning, with the callbacks, metrics and logs of ``train.py``.
+
+    python benchmarks/train_speed.py            # prints a table and writes results/train_speed.md
+
+Run it on a quiet machine. A ratio is of medians over steps; the steps of the sides alternate in
+blocks, so that a slow phase of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from dwsep_zoo import create_model
+from dwsep_zoo.analysis.latency import device_name
+from dwsep_zoo.config import compose_config
+from dwsep_zoo.data.module import ImageData
+from dwsep_zoo.data.splits import Images, Labelled
+from dwsep_zoo.training.callbacks import EpochTable
+from dwsep_zoo.training.classifier import LitClassifier
+from dwsep_zoo.training.malloc import keep_memory
+from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
+from dwsep_zoo.training.trainer import auto_precision, create_trainer
+
+BATCH = 128
+PICTURES = 6_000
+WARM_UP = 3  # steps at the beginning of each block that are not counted
+Step = Callable[[], None]
+
+
+class RandomPictures(Dataset[tuple[Any, int]]):
+    """As a data set of PIL pictures for the common loop, and as a source for this project's."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self.pixels = generator.integers(0, 256, (PICTURES, 32, 32, 3), dtype=np.uint8)
+        self.labels = np.arange(PICTURES, dtype=np.int64) % 10
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return PICTURES
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), int(self.labels[index])
+
+    def prepare(self) -> None:
+        """There is nothing to download."""
+
+    def load(self) -> Labelled:
+        names = [str(i) for i in range(PICTURES)]
+        images = Images(names, self.labels, torch.from_numpy(self.pixels))
+        return Labelled([str(i) for i in range(10)], {"train": images})
+
+
+def forever(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def common(network: dict[str, Any], pictures: RandomPictures) -> Step:
+    model = create_model(**network)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    loader = DataLoader(
+        pictures, BATCH, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True
+    )
+    batches = forever(loader)
+
+    def step() -> None:
+        images, labels = next(batches)
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def bare_loop(network: dict[str, Any], data: ImageData, recipe: dict[str, Any]) -> Step:
+    model = create_model(**network).to(memory_format=torch.channels_last)
+    optimizer = create_optimizer(
+        recipe["optimizer"],
+        parameter_groups(model, recipe["weight_decay"]),
+        lr=recipe["lr"],
+        momentum=recipe["momentum"],
+        betas=recipe["betas"],
+    )
+    schedule = create_schedule(
+        optimizer, "cosine", steps=10**6, warmup_steps=10, lr=recipe["lr"], min_lr=0
+    )
+    batches = forever(data.train_dataloader())
+    bf16 = auto_precision("cpu") == "bf16-mixed"
+
+    def step() -> None:
+        images, labels = data.on_after_batch_transfer(next(batches), 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+    return step
+
+
+class StepTimes(L.Callback):
+    """Seconds between the ends of training steps."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def app(network: dict[str, Any], data: ImageData, steps: int) -> list[float]:
+    """One short training with everything that ``train.py`` has around it."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = compose_config(
+            [
+                *("trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"),
+                *("+trainer.limit_val_batches=0", f"+trainer.limit_train_batches={steps}"),
+                f"paths.output_dir={folder}",
+            ]
+        )
+        times = StepTimes()
+        table = EpochTable(Path(folder) / "metrics.csv")
+        trainer = create_trainer(cfg, Path(folder), [table, times], first_step=0)
+        model = create_model(**network).to(memory_format=torch.channels_last)
+        module = LitClassifier(
+            model, num_classes=10, recipe=cfg["recipe"], seed=0, description={"model": network}
+        )
+        trainer.fit(module, datamodule=data)
+    return [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]
+
+
+def timed(step: Step, steps: int) -> list[float]:
+    times = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def measure(network: dict[str, Any], rounds: int, steps: int) -> dict[str, float]:
+    """Median images/s of each side."""
+    pictures = RandomPictures()
+    data = ImageData("random", pictures, seed=0, batch_size=BATCH)
+    data.prepare_data()
+    data.setup()
+    recipe = compose_config(["paths.output_dir=unused"])["recipe"]
+    sides = {"common": common(network, pictures), "loop": bare_loop(network, data, recipe)}
+    times: dict[str, list[float]] = {"common": [], "loop": [], "app": []}
+    for _ in range(rounds):
+        for name, step in sides.items():
+            times[name] += timed(step, steps + WARM_UP)[WARM_UP:]
+        times["app"] += app(network, data, steps + WARM_UP)[WARM_UP - 1 :]
+    return {name: BATCH / statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Training images/s at CIFAR size")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
+    arguments = parser.parse_args()
+    keep_memory()
+    lines = [
+        "| model | stride | common img/s | loop img/s | app img/s | app / common | app / loop |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, stride in (("mobilenet_v1", 16), ("mobilenet_v2", 16), ("mobilenet_v2", 8)):
+        network = {"name": name, "num_classes": 10, "output_stride": stride}
+        speed = measure(network, arguments.rounds, arguments.steps)
+        lines.append(
+            f"| {name} | {stride} | {speed['common']:.0f} | {speed['loop']:.0f} "
+            f"| {speed['app']:.0f} | {speed['app'] / speed['common']:.2f} "
+            f"| {speed['app'] / speed['loop']:.3f} |"
+        )
+        print(lines[-1], flush=True)
+    conditions = (
+        f"Medians over {arguments.rounds} x {arguments.steps} steps, the sides in turns; batch "
+        f"{BATCH}, 3 x 32 x 32, width 1; {device_name(torch.device('cpu'))}, "
+        f"{torch.get_num_threads()} threads; torch {torch.__version__}, Python "
+        f"{platform.python_version()}; app and loop: {auto_precision('cpu')}, channels_last; "
+        "common: float32, NCHW, 2 workers."
+    )
+    text = "\n".join(["# Training speed at CIFAR size", "", *lines, "", conditions, ""])
+    text += "\nCommand: `python benchmarks/train_speed.py`. What the sides are stands in it.\n"
+    (Path(__file__).parent / "results" / "train_speed.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
