@@ -1,10 +1,16 @@
 """A laboratory for depthwise separable convolution."""
 
-from dwsep_zoo.analysis.count import Count, count
-from dwsep_zoo.analysis.latency import Latency, measure_latency
-from dwsep_zoo.errors import UserError
-from dwsep_zoo.models import create_model, list_models
-from dwsep_zoo.nn import create_conv, list_convs
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dwsep_zoo.analysis.count import Count, count
+    from dwsep_zoo.analysis.latency import Latency, measure_latency
+    from dwsep_zoo.errors import UserError
+    from dwsep_zoo.models import create_model, list_models
+    from dwsep_zoo.nn import create_conv, list_convs
 
 __version__ = "0.1.0"
 
@@ -19,3 +25,26 @@ __all__ = [
     "list_models",
     "measure_latency",
 ]
+
+_MODULES = {
+    "Count": "analysis.count",
+    "Latency": "analysis.latency",
+    "UserError": "errors",
+    "count": "analysis.count",
+    "create_conv": "nn",
+    "create_model": "models",
+    "list_convs": "nn",
+    "list_models": "models",
+    "measure_latency": "analysis.latency",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch takes seconds, which a mistyped command need not wait for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
