@@ -270,8 +270,9 @@ def _say_setup(cfg: dict[str, Any], setup: Setup) -> None:
 def _say_result(cfg: dict[str, Any], folder: Path, result: dict[str, Any]) -> None:
     latency = result["latency"][0]
     if "test/acc" in result["metrics"]:
-        best = result.get("best_epoch")
-        which = f"the checkpoint of epoch {best}, the best on validation" if best else "the last state"
+        which = "the last state"
+        if "best_epoch" in result:
+            which = f"the checkpoint of epoch {result['best_epoch']}, the best on validation"
         log.info("test accuracy %.2f %% (%s)", 100 * result["metrics"]["test/acc"], which)
     log.info(
         "latency %.2f ms for one image (median of %d; %s, %d threads, %s, %s)   training %.0f s",
