@@ -164,6 +164,8 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
         finished=now(),
     )
     _log_hparams(trainer, cfg, setup, record.values)
+    if isinstance(trainer.logger, TensorBoardLogger):
+        trainer.logger.experiment.add_text("latency", _latency_line(record.values["latency"][0]))
     _say_result(cfg, folder, record.values)
 
 
@@ -268,25 +270,23 @@ def _say_setup(cfg: dict[str, Any], setup: Setup) -> None:
 
 
 def _say_result(cfg: dict[str, Any], folder: Path, result: dict[str, Any]) -> None:
-    latency = result["latency"][0]
     if "test/acc" in result["metrics"]:
         which = "the last state"
         if "best_epoch" in result:
             which = f"the checkpoint of epoch {result['best_epoch']}, the best on validation"
         log.info("test accuracy %.2f %% (%s)", 100 * result["metrics"]["test/acc"], which)
-    log.info(
-        "latency %.2f ms for one image (median of %d; %s, %d threads, %s, %s)   training %.0f s",
-        latency["p50_ms"],
-        latency["runs"],
-        latency["device_name"],
-        latency["threads"],
-        latency["precision"],
-        latency["runtime"],
-        result["time"]["train_s"],
-    )
+    log.info("%s   training %.0f s", _latency_line(result["latency"][0]), result["time"]["train_s"])
     log.info("run folder  %s", folder)
     log.info("look at it  tensorboard --logdir %s", cfg["paths"]["log_dir"])
     log.info("all runs    dwsep compare %s", cfg["paths"]["log_dir"])
+
+
+def _latency_line(latency: dict[str, Any]) -> str:
+    return (
+        f"latency {latency['p50_ms']:.2f} ms for one image (median of {latency['runs']}; "
+        f"{latency['device_name']}, {latency['threads']} threads, {latency['precision']}, "
+        f"{latency['memory_format']}, {latency['runtime']})"
+    )
 
 
 def _peak_mb(device: torch.device) -> float:

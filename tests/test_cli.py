@@ -1,0 +1,80 @@
+"""The commands as a user types them: output, one-line messages, exit codes."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dwsep_zoo.cli import main
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("lst", "unknown command 'lst'; did you mean 'list'?"),
+        ("train model=mobilnet_v1", "unknown model 'mobilnet_v1'; did you mean 'mobilenet_v1'?"),
+        ("train modle=x", "unknown key 'modle'; did you mean 'model'?"),
+        ("train resume=nowhere", "resume=nowhere: not the folder of a run"),
+        ("train -m resume=last", "resume= goes on with one run; it cannot be used with -m"),
+        ("train resume=last paths.log_dir=nowhere", "resume=last: there is no run below nowhere"),
+        ("compare", "compare: name the folders of the runs"),
+        ("compare nowhere", "nowhere"),
+        ("list resnet", "no model matches 'resnet'"),
+        ("list conv=x", "unknown conv 'x'"),
+        ("explain in=3 out=3 kernel=2", "kernel must be odd"),
+        ("explain outs=3", "unknown key 'outs'; did you mean 'out'?"),
+        ("explain --model x", "unknown option '--model'; values are given as key=value"),
+    ],
+)
+def test_messages(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["", "--help", "list --help"])
+def test_usage(words, capsys):
+    main(words.split())
+    assert "dwsep compare logs" in capsys.readouterr().out
+
+
+def test_list_and_explain(capsys):
+    main(["list", "mobilenet*", "conv=standard"])
+    assert "29,294,088" in capsys.readouterr().out
+    main(["explain", "in=3", "out=3", "kernel=3"])
+    output = capsys.readouterr().out
+    for number in ("81", "27", "36", "54"):
+        assert f" {number} " in output
+    main(["explain", "model=mobilenet_v1", "size=128"])
+    assert "186,400,768" in capsys.readouterr().out  # the paper's 186 M at 128 pixels
+
+
+def test_a_sweep_goes_on_after_a_failure_and_ends_with_the_comparison(tmp_path):
+    command = [
+        *(sys.executable, str(TRAIN), "-m", "conv=standard,depthwise_separable"),
+        *("model.width_mult=0.125,0", "trainer.max_epochs=1", "+trainer.limit_train_batches=2"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.count("model.width_mult must be greater than 0; got 0") == 2
+    (sweep,) = tmp_path.glob("logs/train/multiruns/*")
+    with (sweep / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["conv"] for row in rows] == ["standard", "depthwise_separable"]
+    assert float(rows[1]["macs_ratio"]) < 0.5
+    text = (sweep / "comparison.md").read_text()
+    assert text.count("must be greater than 0") == 2
+    assert (sweep / "comparison.png").exists()
+    assert list(sweep.glob("events.out.tfevents*"))
+    assert len(list(sweep.glob("*-mobilenet_v1-*-s0"))) == 4

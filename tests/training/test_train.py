@@ -1,0 +1,155 @@
+"""What a run leaves behind, and how it fails."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dwsep_zoo import UserError, count, create_model
+from dwsep_zoo.training.classifier import LitClassifier
+from dwsep_zoo.training.malloc import keep_memory
+from dwsep_zoo.training.setup import auto_output_stride
+from dwsep_zoo.training.trainer import auto_precision
+
+
+def test_the_record_of_a_run(run, tmp_path):
+    result = run("run", "conv=standard", "seed=3", "tags=[a]")
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result["status"] == "finished"
+    assert (result["model"], result["conv"], result["seed"]) == ("mobilenet_v1", "standard", 3)
+    cost = count(create_model(**result_network(tmp_path / "run")), result["input_size"])
+    assert (result["params"], result["macs"]) == (cost.params, cost.macs)
+    assert result["config"]["tags"] == ["a"]
+    assert set(result["metrics"]) >= {"train/acc", "val/loss", "val/acc", "val/acc_top5"}
+    assert set(result["metrics"]) >= {"test/loss", "test/acc", "test/acc_top5"}
+    assert result["data"]["splits"] == {"train": 1259, "val": 179, "test": 359}
+    (latency,) = result["latency"]
+    assert 0 < latency["p10_ms"] <= latency["p50_ms"] <= latency["p90_ms"]
+    assert latency["threads"] == 1
+    assert result["time"]["train_s"] < result["time"]["total_s"]
+    assert result["images_per_second"] > 0
+    assert 4 * result["params"] < result["size_bytes"] < 5 * result["params"]
+    assert torch.__version__.startswith(result["versions"]["torch"])
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    events = {name for name in files if name.startswith("events.out.tfevents")}
+    assert files - events == {"checkpoints", "metrics.csv", "result.json", "train.log"}
+
+
+def result_network(folder):
+    saved = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    return saved["dwsep_zoo"]["model"]
+
+
+@pytest.mark.parametrize("decay", ["null", "0.5"])
+def test_a_checkpoint_is_plain_data_that_builds_the_network_again(run, tmp_path, decay):
+    result = run("run", f"recipe.model_ema_decay={decay}")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    about = saved["dwsep_zoo"]
+    assert about["class_names"] == [str(i) for i in range(10)]
+    assert about["preprocessing"]["mean"] == result["data"]["mean"]
+    model = create_model(**about["model"]).eval()
+    prefix = "model."
+    state = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if prefix in k}
+    model.load_state_dict(state)
+    assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+
+
+def test_tensorboard_has_the_curves_and_hparams_in_one_run(run, tmp_path):
+    result = run("run", "+trainer.limit_train_batches=10")
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert scalars >= {"train/loss", "train/acc", "train/lr", "val/loss", "val/acc", "test/acc"}
+    for tag in ("perf/params", "perf/macs", "perf/size_mb", "perf/train_s"):
+        assert tag in scalars
+    assert "perf/images_per_second" in scalars
+    latency = events.Scalars("perf/latency_ms_p50")[-1].value
+    assert latency == pytest.approx(result["latency"][0]["p50_ms"])
+    assert [event.step for event in events.Scalars("val/acc")] == [9, 19]
+    assert not [p for p in (tmp_path / "run").rglob("events*") if p.parent != tmp_path / "run"]
+
+
+def test_both_variants_see_the_same_batches(run, monkeypatch):
+    seen = []
+    step = LitClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        seen.append((batch[0].clone(), batch[1].clone()))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    run("separable")
+    run("standard", "conv=standard", "model=mobilenet_v2")
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert len(first) == 8
+    for (images, labels), (other_images, other_labels) in zip(first, second, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+    assert not torch.equal(first[0][0], first[1][0])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
+    def values(result):
+        return {k: v for k, v in result["metrics"].items() if k.startswith(("train", "test"))}
+
+    first = values(run("first"))
+    assert values(run("again")) == first
+    assert values(run("other", "seed=1")) != first
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(run, tmp_path):
+    with pytest.raises(UserError, match=r"train/loss became .* smaller recipe.lr"):
+        run("run", "recipe.lr=1e30", "recipe.schedule=constant", "recipe.warmup_fraction=0")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "train/loss became" in result["error"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.output_stride=64", r"model.output_stride must be one of \[1, 2, 4"),
+        ("data.image_size=8", r"images of 8 pixels are smaller than the network's output stride"),
+        ("trainer.max_epochs=0", "trainer.max_epochs must be a whole number from 1 up; got 0"),
+        (
+            "+trainer.fast_dev_rum=1",
+            "unknown key of trainer 'fast_dev_rum'; did you mean 'fast_dev",
+        ),
+        ("trainer.precision=17", "trainer: "),
+        ("conv.depth_multiplier=0", "conv.depth_multiplier must be a whole number from 1 up"),
+    ],
+)
+def test_messages(run, override, message):
+    extra = ["model.output_stride=16"] if "image_size" in override else []
+    with pytest.raises(UserError, match=message) as error:
+        run("run", override, *extra)
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_found_before_the_training(run, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    with pytest.raises(UserError, match="has 0 MB free; the checkpoints of this run need about"):
+        run("run")
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"), [(224, 32), (96, 32), (64, 32), (63, 16), (32, 16), (28, 8), (8, 4), (1, 1)]
+)
+def test_auto_output_stride_leaves_two_pixels(size, stride):
+    assert auto_output_stride(size) == stride
+
+
+def test_precision_is_bfloat16_where_the_hardware_has_it(monkeypatch):
+    for bf16, amx, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda bf16=bf16: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert auto_precision("cpu").startswith(expected)
+    assert auto_precision("mps") == "32-true"
+
+
+def test_memory_is_kept_where_there_is_a_glibc():
+    assert keep_memory() in (True, False)
+    assert torch.ones(20_000_000).sum() == 20_000_000
