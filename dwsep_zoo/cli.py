@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.terminal import stdout_console
 
 USAGE = """\
 usage: dwsep COMMAND [key=value ...]
@@ -58,19 +59,15 @@ def compare(arguments: list[str]) -> None:
 
 
 def list_models(arguments: list[str]) -> None:
-    from rich.console import Console
-
     from dwsep_zoo.analysis.explain import list_table
 
     patterns, options = _read(arguments, conv="depthwise_separable", width_mult=1.0)
-    Console().print(
+    stdout_console().print(
         list_table(patterns or ["*"], conv=options["conv"], width_mult=options["width_mult"])
     )
 
 
 def explain(arguments: list[str]) -> None:
-    from rich.console import Console
-
     from dwsep_zoo.analysis.explain import explain_conv, explain_model
 
     keys = {a.split("=", 1)[0] for a in arguments}
@@ -90,7 +87,7 @@ def explain(arguments: list[str]) -> None:
         _, options = _read(arguments, **{"in": 3}, out=3, kernel=3, stride=1, size=224)
         in_chans = options.pop("in")
         parts = explain_conv(in_chans, **options)
-    console = Console()
+    console = stdout_console()
     for part in parts:
         console.print(part)
 

@@ -143,18 +143,22 @@ def explain_model(
     table = Table(
         title=f"{name}, conv={conv}, width {width_mult:g}, at {chans} x {height} x {width}",
         caption=UNIT,
+        box=None,  # the layers of a network fit into 80 columns
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
-    for heading in ("layer", "kind", "kernel"):
-        table.add_column(heading)
+    table.add_column("layer", overflow="fold", min_width=12)
+    for heading in ("kind", "kernel"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("output", "parameters", "MACs", "share"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for layer in cost.layers:
         table.add_row(
             layer.name,
             layer.kind,
-            f"{layer.kernel_size} x {layer.kernel_size}"
+            f"{layer.kernel_size}x{layer.kernel_size}"
             + (f" /{layer.stride}" if layer.stride > 1 else ""),
-            " x ".join(map(str, layer.out_shape)),
+            "x".join(map(str, layer.out_shape)),
             f"{layer.params:,}",
             f"{layer.macs:,}",
             f"{layer.macs / cost.macs:.1%}",

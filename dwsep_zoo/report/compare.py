@@ -12,12 +12,12 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.report import render
 from dwsep_zoo.report.results import Problem, Run, load_results
 from dwsep_zoo.report.table import Table, make_tables
+from dwsep_zoo.terminal import stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 LOGS = Path("logs")
-PIPE_WIDTH = 160  # where the output is no terminal, so that no name is folded
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def compare(
         folder=folder,
         files=tuple(files),
     )
-    _print(comparison, console or _console())
+    _print(comparison, console or stdout_console())
     return comparison
 
 
@@ -135,10 +135,3 @@ def _short(path: Path) -> Path:
     """Relative to the current folder, if it is inside."""
     path = path.absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
