@@ -130,10 +130,11 @@ def _task(cfg: DictConfig) -> None:
     from dwsep_zoo.training import train  # lightning takes seconds to import
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    config = _container(cfg)
     try:
         if multirun and cfg.trainer.strategy == "ddp":
             raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
-        train(_container(cfg))
+        train(config)
     except UserError as error:
         if not multirun:
             fail(error)

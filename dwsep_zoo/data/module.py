@@ -29,11 +29,9 @@ from dwsep_zoo.data.pictures import (
 )
 from dwsep_zoo.data.splits import Images, Labelled, Subset, make_splits
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.models.convnet import IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger("dwsep_zoo")
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SMALL_PIXELS = 64
 """Pictures of at most this size are trained at their own size, and from memory."""

@@ -14,6 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.nn import DepthwiseConv2d
 
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "constant")
+
 
 def parameter_groups(
     model: nn.Module,
@@ -52,7 +55,7 @@ def create_optimizer(
     betas: Sequence[float],
 ) -> Optimizer:
     """``sgd`` (Nesterov's momentum) or ``adamw``, in PyTorch's fused implementation."""
-    if choose(name, ("sgd", "adamw"), "recipe.optimizer") == "sgd":
+    if choose(name, OPTIMIZERS, "recipe.optimizer") == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     return torch.optim.AdamW(groups, lr, betas=(betas[0], betas[1]), fused=True)
 
@@ -61,7 +64,7 @@ def create_schedule(
     optimizer: Optimizer, name: str, *, steps: int, warmup_steps: int, lr: float, min_lr: float
 ) -> LambdaLR:
     """Linear warm-up to ``lr``, then half a cosine down to ``min_lr``, or constant."""
-    choose(name, ("cosine", "constant"), "recipe.schedule")
+    choose(name, SCHEDULES, "recipe.schedule")
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -88,5 +91,5 @@ def check_recipe(recipe: dict[str, Any]) -> None:
     for key in below_one:
         if recipe[key] is not None and not 0 <= recipe[key] < 1:
             raise UserError(f"recipe.{key} must be in [0, 1); got {recipe[key]}")
-    choose(recipe["optimizer"], ("sgd", "adamw"), "recipe.optimizer")
-    choose(recipe["schedule"], ("cosine", "constant"), "recipe.schedule")
+    choose(recipe["optimizer"], OPTIMIZERS, "recipe.optimizer")
+    choose(recipe["schedule"], SCHEDULES, "recipe.schedule")

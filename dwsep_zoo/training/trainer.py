@@ -29,6 +29,16 @@ from dwsep_zoo.training.strategy import DataParallel
 log = logging.getLogger("dwsep_zoo")
 
 OWN_KEYS = ("channels_last",)  # of the trainer group, not lightning's
+SET_HERE = {
+    "self",
+    "callbacks",
+    "logger",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "num_sanity_val_steps",
+    "log_every_n_steps",
+    "use_distributed_sampler",
+}
 
 
 def create_trainer(
@@ -115,7 +125,7 @@ def auto_precision(device: str) -> str:
 
 def check_trainer(options: dict[str, Any]) -> None:
     """Raises UserError for keys that lightning's Trainer does not have and impossible epochs."""
-    known = [*inspect.signature(L.Trainer.__init__).parameters, *OWN_KEYS]
+    known = {*inspect.signature(L.Trainer.__init__).parameters, *OWN_KEYS} - SET_HERE
     for key in options:
         choose(key, known, "key of trainer")
     epochs = options["max_epochs"]

@@ -119,6 +119,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(run, tmp_path):
             "unknown key of trainer 'fast_dev_rum'; did you mean 'fast_dev",
         ),
         ("trainer.precision=17", "trainer: "),
+        ("+trainer.logger=false", "unknown key of trainer 'logger'"),
         ("conv.depth_multiplier=0", "conv.depth_multiplier must be a whole number from 1 up"),
     ],
 )
