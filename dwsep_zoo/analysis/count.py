@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,8 @@ class LayerCount:
     kind: str  # depthwise, pointwise, grouped, dense, linear
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
-    kernel_size: int
-    stride: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
     groups: int
     params: int
     macs: int
@@ -45,7 +46,10 @@ class Count:
 def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
     """Count a network's parameters and multiply-adds for one image of ``input_size`` (C, H, W).
 
-    Runs on the meta device: no arithmetic is done and no memory is taken, whatever the size.
+    The network is run on a batch of no images, with weights that take no memory: that gives every
+    shape and does no arithmetic, whatever the size, for a network on the meta device too. (A batch
+    on the meta device would give the same, but there PyTorch runs in Python and first loads its
+    compiler: seconds instead of milliseconds.)
     """
     layers: list[LayerCount] = []
     hooks = [
@@ -56,12 +60,15 @@ def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
     training = {module: module.training for module in model.modules()}
     model.eval()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    weightless = {
+        name: torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+        for name, tensor in tensors.items()
+    }
     channels, height, width = input_size
     try:
         with torch.no_grad():
-            x = torch.empty(1, channels, height, width, device="meta")
-            torch.func.functional_call(model, on_meta, (x,))
+            no_images = torch.empty(0, channels, height, width, device="cpu")
+            torch.func.functional_call(model, weightless, (no_images,))
     finally:
         for hook in hooks:
             hook.remove()
@@ -87,16 +94,21 @@ def _recorder(
                 kind=_kind(module),
                 in_shape=tuple(inputs[0].shape[1:]),
                 out_shape=tuple(output.shape[1:]),
-                kernel_size=conv.kernel_size[0] if conv else 1,
-                stride=conv.stride[0] if conv else 1,
+                kernel_size=_pair(conv.kernel_size) if conv else (1, 1),
+                stride=_pair(conv.stride) if conv else (1, 1),
                 groups=conv.groups if conv else 1,
                 params=sum(p.numel() for p in module.parameters()),
                 # every weight is used once for each output pixel
-                macs=module.weight.numel() * (output[0, 0].numel() if conv else 1),
+                macs=module.weight.numel() * math.prod(output.shape[2:]),
             )
         )
 
     return hook
+
+
+def _pair(size: tuple[int, ...]) -> tuple[int, int]:
+    height, width = size
+    return height, width
 
 
 def _kind(module: nn.Conv2d | nn.Linear) -> str:

@@ -156,8 +156,7 @@ def explain_model(
         table.add_row(
             layer.name,
             layer.kind,
-            f"{layer.kernel_size}x{layer.kernel_size}"
-            + (f" /{layer.stride}" if layer.stride > 1 else ""),
+            "x".join(map(str, layer.kernel_size)) + _stride(layer.stride),
             "x".join(map(str, layer.out_shape)),
             f"{layer.params:,}",
             f"{layer.macs:,}",
@@ -191,6 +190,12 @@ def explain_model(
     return [table, kinds, sentence]
 
 
+def _stride(stride: tuple[int, int]) -> str:
+    if stride == (1, 1):
+        return ""
+    return f" /{stride[0]}" if stride[0] == stride[1] else f" /{stride[0]},{stride[1]}"
+
+
 def list_table(patterns: Sequence[str], *, conv: Any, width_mult: float) -> Table:
     """The models that match, each at its paper's resolution."""
     names = [name for pattern in patterns for name in model_names(pattern)]
@@ -210,7 +215,8 @@ def list_table(patterns: Sequence[str], *, conv: Any, width_mult: float) -> Tabl
 
 def _count(name: str, conv: Any, size: int | None, **options: Any) -> Count:
     with torch.device("meta"):
-        model = create_model(name, conv=conv, **options)
+        # Stochastic depth costs nothing, but its module comes from timm, which is slow to import.
+        model = create_model(name, conv=conv, drop_path_rate=0.0, **options)
     chans, *paper = model.default_cfg["input_size"]
     height, width = (size, size) if size else paper
     if height < model.output_stride:

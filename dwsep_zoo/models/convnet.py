@@ -55,7 +55,7 @@ class ConvNet(nn.Module):
                     row.kernel_size,
                     row.stride,
                     layers=arch.layers,
-                    padding=row.padding,
+                    padded=row.padded,
                 )
             )
             chans = row.channels
@@ -90,7 +90,10 @@ class ConvNet(nn.Module):
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.hidden: nn.Module = nn.Identity()
         if arch.hidden:
-            self.hidden = nn.Sequential(nn.Linear(chans, arch.hidden), arch.layers.act())
+            self.hidden = nn.Sequential(nn.Linear(chans, arch.hidden, bias=not arch.hidden_norm))
+            if arch.hidden_norm:
+                self.hidden.append(arch.layers.norm_1d(arch.hidden))
+            self.hidden.append(arch.layers.act())
             chans = arch.hidden
         self.head_hidden_size = chans
         self.dropout = nn.Dropout(self.drop_rate)

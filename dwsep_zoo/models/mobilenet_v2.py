@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import nn
-
 from dwsep_zoo.models.spec import Architecture, Conv, Stage
 from dwsep_zoo.nn import InvertedResidual, Layers, make_divisible
 from dwsep_zoo.nn.init import init_mobilenet
+from dwsep_zoo.nn.layers import ReLU6
 
 
 def mobilenet_v2(width_mult: float = 1.0) -> Architecture:
@@ -33,8 +32,9 @@ def mobilenet_v2(width_mult: float = 1.0) -> Architecture:
             bottleneck(6, 320, 1, 1),  # 7
         ),
         head=Conv(make_divisible(1280 * max(1.0, width_mult)), kernel_size=1),
-        layers=Layers(partial(nn.ReLU6, inplace=True)),
+        layers=Layers(ReLU6),
         init=init_mobilenet,
         resolution=224,
         drop_rate=0.2,
+        top1=72.0,
     )

@@ -20,7 +20,7 @@ class Conv:
     channels: int
     kernel_size: int = 3
     stride: int = 1
-    padding: int | None = None  # None: (k - 1) / 2
+    padded: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ class Architecture:
     resolution: int  # pixels, of the paper's main result
     head: Conv | None = None
     hidden: int = 0  # width of a fully connected layer after the pooling; 0: none
+    hidden_norm: bool = False  # a norm, instead of a bias, in that layer
     drop_rate: float = 0.0  # dropout before the classifier
     drop_path_rate: float = 0.0  # of the last block; earlier ones linearly less
+    top1: float | None = None  # per cent on ImageNet at width 1, as the paper has it
 
     @property
     def output_stride(self) -> int:

@@ -2,9 +2,11 @@
 
 from dwsep_zoo.nn.blocks import (
     ConvNormAct,
+    FusedInvertedResidual,
     InvertedResidual,
     SeparableConv,
     SqueezeExcite,
+    UniversalInvertedBottleneck,
     XceptionBlock,
     make_divisible,
 )
@@ -16,10 +18,12 @@ __all__ = [
     "ConvNormAct",
     "ConvOp",
     "DepthwiseConv2d",
+    "FusedInvertedResidual",
     "InvertedResidual",
     "Layers",
     "SeparableConv",
     "SqueezeExcite",
+    "UniversalInvertedBottleneck",
     "XceptionBlock",
     "create_conv",
     "list_convs",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from dwsep_zoo.nn.conv import ConvOp, Gate
-from dwsep_zoo.nn.layers import Layers, Mid
+from dwsep_zoo.nn.layers import Act, Layers, Mid
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -31,10 +31,10 @@ class ConvNormAct(nn.Sequential):
         stride: int = 1,
         *,
         layers: Layers,
-        padding: int | None = None,
+        padded: bool = True,
     ):
         super().__init__()
-        self.conv = layers.conv(in_chans, out_chans, kernel_size, stride, padding=padding)
+        self.conv = layers.conv(in_chans, out_chans, kernel_size, stride, padded=padded)
         self.norm = layers.norm(out_chans)
         self.act = layers.act()
 
@@ -49,18 +49,18 @@ class SqueezeExcite(nn.Module):
         self,
         chans: int,
         squeeze_chans: int,
-        act: Callable[[], nn.Module],
+        act: Act,
         gate: Callable[[], nn.Module],
     ):
         super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.reduce = nn.Conv2d(chans, squeeze_chans, 1)
         self.act = act()
         self.expand = nn.Conv2d(squeeze_chans, chans, 1)
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-        return x * self.gate(self.expand(self.act(self.reduce(pooled))))
+        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
 
 
 class SeparableConv(nn.Sequential):
@@ -112,7 +112,7 @@ class InvertedResidual(nn.Module):
         kernel_size: int = 3,
         expand_ratio: float = 6,
         squeeze_excite: Callable[[int, int], Gate] | None = None,
-        act: Callable[[], nn.Module] | None = None,
+        act: Act | None = None,
     ):
         super().__init__()
         layers = replace(layers, act=act) if act else layers
@@ -138,17 +138,103 @@ class InvertedResidual(nn.Module):
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
+class UniversalInvertedBottleneck(nn.Module):
+    """Optional depthwise, expansion, optional depthwise, linear projection, shortcut.
+
+    With both depthwise kernels it is the paper's ExtraDW, with the second alone the inverted
+    bottleneck of MobileNetV2, with the first alone ConvNeXt-like, with none a feed-forward network.
+    Each depthwise and the 1 x 1 behind it are one factorised convolution. Qin et al. 2024,
+    arXiv:2404.10518, section 3. The stride is the second depthwise's, if there is one.
+
+    Args:
+        start: kernel size of the depthwise before the expansion; 0: none.
+        middle: kernel size of the one behind it; 0: none.
+        expand_ratio: width of the middle over ``in_chans``.
+        drop_path: probability of dropping the residual branch of an image in training.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        stride: int = 1,
+        *,
+        conv: ConvOp,
+        layers: Layers,
+        drop_path: float = 0.0,
+        start: int,
+        middle: int,
+        expand_ratio: float,
+    ):
+        super().__init__()
+        chans = make_divisible(in_chans * expand_ratio)
+        self.has_shortcut = stride == 1 and in_chans == out_chans
+        self.expand = nn.Sequential()
+        self.expand.conv = (
+            conv(in_chans, chans, start, 1 if middle else stride, layers=layers, mid="norm")
+            if start
+            else layers.conv(in_chans, chans)
+        )
+        self.expand.norm = layers.norm(chans)
+        self.expand.act = layers.act()
+        self.conv = (
+            conv(chans, out_chans, middle, stride, layers=layers, mid="norm_act")
+            if middle
+            else layers.conv(chans, out_chans)
+        )
+        self.norm = layers.norm(out_chans)
+        self.drop_path = _drop_path(drop_path if self.has_shortcut else 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(self.expand(x)))
+        return x + self.drop_path(y) if self.has_shortcut else y
+
+
+class FusedInvertedResidual(nn.Module):
+    """A dense k x k expansion and a linear 1 x 1 projection: MobileNetV4's first block.
+
+    It has no depthwise convolution for ``conv`` to replace. Tan and Le 2021, arXiv:2104.00298,
+    Figure 2 (Fused-MBConv); there is no shortcut here, as the stride is 2 wherever it is used.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        stride: int = 1,
+        *,
+        conv: ConvOp,
+        layers: Layers,
+        drop_path: float = 0.0,
+        kernel_size: int = 3,
+        expand_ratio: float,
+    ):
+        super().__init__()
+        chans = make_divisible(in_chans * expand_ratio)
+        self.expand = ConvNormAct(in_chans, chans, kernel_size, stride, layers=layers)
+        self.conv = layers.conv(chans, out_chans)
+        self.norm = layers.norm(out_chans)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.expand(x)))
+
+
 class XceptionBlock(nn.Module):
     """Activation and separable convolution, two or three times, with a shortcut around them.
 
     A stride is a max-pooling at the end; the shortcut then is a strided 1 x 1 convolution, as it is
-    where the width changes. Chollet 2017, arXiv:1610.02357, Figure 5.
+    where the width changes. Chollet 2017, arXiv:1610.02357, Figure 5. The aligned Xception has the
+    stride in its last separable convolution instead and a norm between the factors: Chen et al.
+    2018, arXiv:1802.02611, Figure 4.
 
     Args:
         in_chans: input channels.
         out_chans: output channels, the last of ``widths``.
         widths: output channels of each separable convolution.
         first_act: whether the block begins with an activation; the first one does not.
+        pool: whether a stride is a max-pooling.
+        mid: between depthwise and pointwise.
+        shortcut: whether there is one.
     """
 
     def __init__(
@@ -162,28 +248,34 @@ class XceptionBlock(nn.Module):
         drop_path: float = 0.0,
         widths: tuple[int, ...],
         first_act: bool = True,
+        pool: bool = True,
+        mid: Mid = "none",
+        shortcut: bool = True,
     ):
         super().__init__()
         self.body = nn.Sequential()
         chans = in_chans
         for i, width in enumerate(widths):
+            step = stride if i == len(widths) - 1 and not pool else 1
             unit = nn.Sequential()
             if i > 0 or first_act:
-                unit.add_module("act", layers.act())
-            unit.add_module("conv", conv(chans, width, 3, 1, layers=layers, mid="none"))
+                # The first one's input is the shortcut's too.
+                unit.add_module("act", layers.act(inplace=i > 0))
+            unit.add_module("conv", conv(chans, width, 3, step, layers=layers, mid=mid))
             unit.add_module("norm", layers.norm(width))
             self.body.append(unit)
             chans = width
-        self.pool = nn.MaxPool2d(3, stride, padding=1) if stride > 1 else nn.Identity()
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or in_chans != out_chans:
+        self.pool = layers.max_pool(3, stride) if pool and stride > 1 else nn.Identity()
+        self.shortcut: nn.Module | None = nn.Identity() if shortcut else None
+        if shortcut and (stride > 1 or in_chans != out_chans):
             self.shortcut = nn.Sequential(
                 layers.conv(in_chans, out_chans, 1, stride), layers.norm(out_chans)
             )
-        self.drop_path = _drop_path(drop_path)
+        self.drop_path = _drop_path(drop_path if shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.pool(self.body(x))) + self.shortcut(x)
+        y = self.pool(self.body(x))
+        return y if self.shortcut is None else self.drop_path(y) + self.shortcut(x)
 
 
 def _drop_path(rate: float) -> nn.Module:

@@ -13,11 +13,13 @@ options, which become ``conv.<option>=`` on the command line.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.nn.layers import Layers, Mid
@@ -36,8 +38,8 @@ def standard(
 ) -> nn.Module:
     """One dense k x k convolution.
 
-    Weights K^2 M N. There is nothing between factors, so the block's mid norm and activation
-    disappear and its gate sits on the input, which has the width it has everywhere else.
+    Weights K^2 M N; multiply-adds K^2 M N H' W'. There is nothing between factors, so the block's
+    mid norm and activation disappear and its gate sits on the input, which is as wide as ever.
     For MobileNetV1 this is the "Conv MobileNet" of its paper's Table 4.
     """
     return _named(
@@ -98,8 +100,104 @@ def grouped(
     )
 
 
+def blueprint(
+    in_chans: int,
+    out_chans: int,
+    kernel_size: int,
+    stride: int,
+    layers: Layers,
+    gate: Gate | None,
+    mid: Mid = "none",
+    rank: float = 0,
+) -> nn.Module:
+    """1 x 1 pointwise, then k x k depthwise: every filter is a blueprint times a vector.
+
+    BSConv-U: weights M N + K^2 N; the stride is the depthwise's, so that the pointwise costs
+    M N H W at the input's resolution. With a ``rank`` p in (0, 1], BSConv-S: the pointwise is
+    M -> M' -> N with M' = min(M, max(4, ceil(p M))) and weights M M' + M' N + K^2 N; the paper's
+    p are 1/4 and 1/6. Its regulariser of the first factor belongs to a recipe and is not here.
+    Haase and Amthor 2020, arXiv:2003.13549, sections 3.2 and 3.3. There is no activation between
+    the factors; a norm is optional there (``mid="norm"``).
+    """
+    reduced = min(in_chans, max(4, math.ceil(rank * in_chans)))
+    return _named(
+        gate=gate and gate(in_chans),
+        reduce=layers.conv(in_chans, reduced) if rank else None,
+        pointwise=layers.conv(reduced if rank else in_chans, out_chans),
+        mid=layers.mid(mid, out_chans),
+        depthwise=layers.conv(out_chans, out_chans, kernel_size, stride, groups=out_chans),
+    )
+
+
+def spatially_separable(
+    in_chans: int,
+    out_chans: int,
+    kernel_size: int,
+    stride: int,
+    layers: Layers,
+    gate: Gate | None,
+    mid: Mid,
+) -> nn.Module:
+    """k x 1 to N channels, then 1 x k, both dense: Sobel's idea, as in Inception's factorisation.
+
+    Weights K M N + K N^2, hence 2 / K of the standard convolution where M = N; multiply-adds
+    K M N H' W + K N^2 H' W', as the first factor has the vertical stride only.
+    Szegedy et al. 2016, arXiv:1512.00567, section 3.2.
+    """
+    return _named(
+        gate=gate and gate(in_chans),
+        vertical=layers.conv(in_chans, out_chans, (kernel_size, 1), (stride, 1)),
+        mid=layers.mid(mid, out_chans),
+        horizontal=layers.conv(out_chans, out_chans, (1, kernel_size), (1, stride)),
+    )
+
+
+def mixed(
+    in_chans: int,
+    out_chans: int,
+    kernel_size: int,
+    stride: int,
+    layers: Layers,
+    gate: Gate | None,
+    mid: Mid,
+    kernel_sizes: Sequence[int] = (3, 5, 7),
+) -> nn.Module:
+    """Depthwise kernels of several sizes, each on its share of the channels, then pointwise.
+
+    Weights sum_i K_i^2 M_i + M N with equal shares M_i (the first takes the remainder). The block's
+    own kernel size gives way to ``kernel_sizes``. Tan and Le 2019, arXiv:1907.09595, section 3.
+    """
+    return _named(
+        depthwise=MixedDepthwise(in_chans, kernel_sizes, stride, layers),
+        mid=layers.mid(mid, in_chans),
+        gate=gate and gate(in_chans),
+        pointwise=layers.conv(in_chans, out_chans),
+    )
+
+
+class MixedDepthwise(nn.ModuleList):
+    """MixConv: the channels in equal groups, each with depthwise kernels of its own size."""
+
+    def __init__(self, chans: int, kernel_sizes: Sequence[int], stride: int, layers: Layers):
+        share = chans // len(kernel_sizes)
+        self.shares = [chans - share * (len(kernel_sizes) - 1)] + [share] * (len(kernel_sizes) - 1)
+        if share == 0:
+            raise UserError(
+                f"conv=mixed: {len(kernel_sizes)} kernel_sizes cannot share {chans} channels"
+            )
+        super().__init__(
+            layers.conv(c, c, k, stride, groups=c)
+            for c, k in zip(self.shares, kernel_sizes, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(self.shares, dim=1)
+        return torch.cat([conv(part) for conv, part in zip(self, parts, strict=True)], dim=1)
+
+
 CONVS: dict[str, Callable[..., nn.Module]] = {
-    op.__name__: op for op in (depthwise_separable, standard, grouped)
+    op.__name__: op
+    for op in (depthwise_separable, standard, grouped, blueprint, spatially_separable, mixed)
 }
 
 _CONTRACT = {"in_chans", "out_chans", "kernel_size", "stride", "layers", "gate"}
@@ -110,8 +208,8 @@ class ConvOp:
     """A conv type with its options: the operator that is injected into every block.
 
     Blocks call it with their widths, kernel, stride and layers, with the gate they want (or none)
-    and with what their paper puts between the two factors (``mid``); an option of the same name
-    overrides the latter.
+    and with what their paper puts between the two factors (``mid``). The latter is used by the
+    operators that do not have a ``mid`` of their own, unless an option says otherwise.
     """
 
     name: str
@@ -129,7 +227,7 @@ class ConvOp:
         gate: Gate | None = None,
     ) -> nn.Module:
         options = dict(self.options)
-        if "mid" in _options(self.name):
+        if _options(self.name).get("mid") is inspect.Parameter.empty:
             options.setdefault("mid", mid)
         return CONVS[self.name](
             in_chans, out_chans, kernel_size, stride, layers=layers, gate=gate, **options
@@ -157,10 +255,7 @@ def create_conv(conv: str | Mapping[str, Any] | ConvOp, **options: Any) -> ConvO
         if not _options(name):
             raise UserError(f"conv={name} has no options; got {key}={value!r}")
         choose(key, _options(name), f"option of conv={name}")
-        if key == "mid":
-            choose(value, get_args(Mid), "conv.mid")
-        elif not isinstance(value, int) or value < 1:
-            raise UserError(f"conv.{key} must be a whole number from 1 up; got {value!r}")
+        options[key] = _OPTIONS[key](key, value)
     return ConvOp(name, options)
 
 
@@ -169,8 +264,42 @@ def list_convs() -> list[str]:
     return list(CONVS)
 
 
-def _options(name: str) -> list[str]:
-    return [key for key in inspect.signature(CONVS[name]).parameters if key not in _CONTRACT]
+def _options(name: str) -> dict[str, Any]:
+    """An operator's own options with their defaults."""
+    parameters = inspect.signature(CONVS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in _CONTRACT}
+
+
+def _mid(key: str, value: Any) -> str:
+    return choose(value, get_args(Mid), f"conv.{key}")
+
+
+def _whole(key: str, value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"conv.{key} must be a whole number from 1 up; got {value!r}")
+    return value
+
+
+def _fraction(key: str, value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UserError(f"conv.{key} must be in (0, 1], or 0 for none; got {value!r}")
+    return value
+
+
+def _odd_sizes(key: str, value: Any) -> tuple[int, ...]:
+    sizes = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if not sizes or not all(isinstance(k, int) and k % 2 == 1 and k > 0 for k in sizes):
+        raise UserError(f"conv.{key} must be a list of odd sizes, [3,5,7]; got {value!r}")
+    return sizes
+
+
+_OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "mid": _mid,
+    "depth_multiplier": _whole,
+    "group_size": _whole,
+    "rank": _fraction,
+    "kernel_sizes": _odd_sizes,
+}
 
 
 def _named(**modules: nn.Module | None) -> nn.Sequential:

@@ -1,16 +1,30 @@
-"""Weight initialisation of the reference implementations."""
+"""Weight initialisation of the reference implementations.
+
+Every layer draws from a generator of its own, seeded by its name and one draw of the global one:
+layers that two networks share begin equal whatever lies between them, as a comparison needs, and
+large networks are filled by several threads.
+"""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-from torch import Tensor, nn
+import torch
+from torch import Generator, Tensor, nn
+
+Draw = Callable[[Tensor, Generator], object]
 
 
 def init_mobilenet(model: nn.Module) -> None:
     """Truncated normal of deviation 0.09 in every layer: TF-Slim's MobileNets V1, V2 and V3."""
-    _init(model, lambda w: _truncated_normal(w, 0.09), lambda w: _truncated_normal(w, 0.09))
+
+    def draw(w: Tensor, generator: Generator) -> None:
+        nn.init.trunc_normal_(w, 0.0, 0.09, -0.18, 0.18, generator)
+
+    _init(model, draw, draw)
 
 
 def init_efficientnet(model: nn.Module) -> None:
@@ -19,34 +33,41 @@ def init_efficientnet(model: nn.Module) -> None:
     The fan-out of a depthwise filter counts its one output channel, as in TensorFlow's TPU code.
     """
 
-    def conv(w: Tensor) -> None:
+    def conv(w: Tensor, generator: Generator) -> None:
         fan_out = w.shape[0] * w[0, 0].numel()
         if w.shape[1] == 1:
             fan_out //= w.shape[0]
-        nn.init.normal_(w, 0.0, math.sqrt(2 / fan_out))
+        nn.init.normal_(w, 0.0, math.sqrt(2 / fan_out), generator)
 
-    def linear(w: Tensor) -> None:
-        nn.init.uniform_(w, -1 / math.sqrt(w.shape[0]), 1 / math.sqrt(w.shape[0]))
+    def linear(w: Tensor, generator: Generator) -> None:
+        bound = 1 / math.sqrt(w.shape[0])
+        nn.init.uniform_(w, -bound, bound, generator)
 
     _init(model, conv, linear)
 
 
 def init_xception(model: nn.Module) -> None:
     """Glorot uniform in every layer: Keras' default, in which the paper's network is written."""
-    _init(model, nn.init.xavier_uniform_, nn.init.xavier_uniform_)
+
+    def draw(w: Tensor, generator: Generator) -> None:
+        nn.init.xavier_uniform_(w, 1.0, generator)
+
+    _init(model, draw, draw)
 
 
-def _truncated_normal(w: Tensor, std: float) -> None:
-    nn.init.trunc_normal_(w, 0.0, std, -2 * std, 2 * std)
+def _init(model: nn.Module, conv: Draw, linear: Draw) -> None:
+    seed = int(torch.randint(2**31, (), device="cpu"))
 
-
-def _init(
-    model: nn.Module, conv: Callable[[Tensor], object], linear: Callable[[Tensor], object]
-) -> None:
-    for module in model.modules():
+    def fill(item: tuple[str, nn.Module]) -> None:
+        name, module = item
         if isinstance(module, nn.Conv2d | nn.Linear):
-            (conv if isinstance(module, nn.Conv2d) else linear)(module.weight)
+            generator = Generator(module.weight.device)
+            generator.manual_seed(seed ^ zlib.crc32(name.encode()))
+            (conv if isinstance(module, nn.Conv2d) else linear)(module.weight, generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.reset_parameters()
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, model.named_modules()))

@@ -4,24 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dwsep_zoo.ops import depthwise_conv2d
 
 Mid = Literal["norm_act", "norm", "none"]
+Padding = Literal["symmetric", "same"]
+Size = int | tuple[int, int]
+Act = Callable[..., nn.Module]
+
+ReLU: Act = partial(nn.ReLU, inplace=True)
+ReLU6: Act = partial(nn.ReLU6, inplace=True)
+HardSwish: Act = partial(nn.Hardswish, inplace=True)
+SiLU: Act = partial(nn.SiLU, inplace=True)
+
+ACTS: dict[str, Act] = {"relu": ReLU, "relu6": ReLU6, "hard_swish": HardSwish, "silu": SiLU}
+
+
+def pad_same(x: Tensor, kernel_size: Size, stride: Size, value: float = 0.0) -> Tensor:
+    """TensorFlow's ``SAME``: ceil(size / stride) outputs, the odd pixel at the bottom and right."""
+    pads: list[int] = []
+    sides = zip(x.shape[2:], _pair(kernel_size), _pair(stride), strict=True)
+    for size, kernel, step in reversed(list(sides)):
+        total = max((-(-size // step) - 1) * step + kernel - size, 0)
+        pads += [total // 2, total - total // 2]
+    return F.pad(x, pads, value=value) if any(pads) else x
+
+
+class Conv2dSame(nn.Conv2d):
+    """``nn.Conv2d`` padded as TensorFlow's ``SAME``, which depends on the size of the input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        padded = pad_same(input, _pair(self.kernel_size), _pair(self.stride))
+        return super().forward(padded)
+
+
+class MaxPool2dSame(nn.MaxPool2d):
+    """``nn.MaxPool2d`` padded as TensorFlow's ``SAME``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        padded = pad_same(input, self.kernel_size, self.stride, value=float("-inf"))
+        return super().forward(padded)
 
 
 class DepthwiseConv2d(nn.Conv2d):
     """``nn.Conv2d`` with one group a channel, no bias, and :func:`depthwise_conv2d` as operator."""
 
-    def __init__(self, in_chans: int, out_chans: int, kernel_size: int, stride: int, padding: int):
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        same: bool = False,
+    ):
         super().__init__(
             in_chans, out_chans, kernel_size, stride, padding, groups=in_chans, bias=False
         )
+        self.same = same
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.same:
+            input = pad_same(input, _pair(self.kernel_size), _pair(self.stride))
         return depthwise_conv2d(input, self.weight, self.stride[0], int(self.padding[0]))
 
 
@@ -30,35 +79,49 @@ class Layers:
     """How an architecture convolves, normalises and activates, everywhere alike.
 
     Args:
-        act: makes the activation module.
+        act: makes the activation module; called with ``inplace=False`` where the input is needed.
         bn_eps: epsilon of the batch normalisations.
         bn_momentum: weight of the newest batch in the running statistics (1 - TensorFlow's decay).
+        padding: ``symmetric``, (k - 1) / 2 zeros on each side, or TensorFlow's ``same``. They
+            differ where the stride is 2 and the size even.
     """
 
-    act: Callable[[], nn.Module]
+    act: Act
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
+    padding: Padding = "symmetric"
 
     def conv(
         self,
         in_chans: int,
         out_chans: int,
-        kernel_size: int = 1,
-        stride: int = 1,
+        kernel_size: Size = 1,
+        stride: Size = 1,
         *,
         groups: int = 1,
-        padding: int | None = None,
+        padded: bool = True,
     ) -> nn.Conv2d:
-        """A convolution without bias, padded with (k - 1) / 2 zeros on each side unless told."""
-        padding = (kernel_size - 1) // 2 if padding is None else padding
-        if groups == in_chans > 1:
-            return DepthwiseConv2d(in_chans, out_chans, kernel_size, stride, padding)
-        return nn.Conv2d(
-            in_chans, out_chans, kernel_size, stride, padding, groups=groups, bias=False
+        """A convolution without bias; ``padded=False``: a "valid" one, in either padding."""
+        # With a stride of 1 and an odd kernel, both paddings are the same zeros.
+        same = self.padding == "same" and padded and max(_pair(stride)) > 1
+        kernel = _pair(kernel_size)
+        pads = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if padded and not same else (0, 0)
+        if groups == in_chans > 1 and isinstance(kernel_size, int) and isinstance(stride, int):
+            return DepthwiseConv2d(in_chans, out_chans, kernel_size, stride, pads[0], same)
+        return (Conv2dSame if same else nn.Conv2d)(
+            in_chans, out_chans, kernel_size, stride, pads, groups=groups, bias=False
         )
 
     def norm(self, chans: int) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(chans, eps=self.bn_eps, momentum=self.bn_momentum)
+
+    def norm_1d(self, chans: int) -> nn.BatchNorm1d:
+        return nn.BatchNorm1d(chans, eps=self.bn_eps, momentum=self.bn_momentum)
+
+    def max_pool(self, kernel_size: int, stride: int) -> nn.MaxPool2d:
+        if self.padding == "same":
+            return MaxPool2dSame(kernel_size, stride)
+        return nn.MaxPool2d(kernel_size, stride, padding=kernel_size // 2)
 
     def mid(self, kind: Mid, chans: int) -> nn.Module | None:
         """What lies between the two factors of a factorised convolution."""
@@ -67,3 +130,7 @@ class Layers:
         return (
             nn.Sequential(self.norm(chans), self.act()) if kind == "norm_act" else self.norm(chans)
         )
+
+
+def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
