@@ -1,6 +1,7 @@
 """Every model with every conv type, and every published count."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dwsep_zoo import UserError, count, create_model
 from dwsep_zoo.models import create_architecture
 from dwsep_zoo.models.registry import MODELS
 from dwsep_zoo.models.spec import with_output_stride
-from dwsep_zoo.nn import ConvOp, DepthwiseConv2d, make_divisible
+from dwsep_zoo.nn import CONVS, DepthwiseConv2d, make_divisible
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 PAIRS = model_conv_pairs()
@@ -77,8 +78,19 @@ def test_eval_is_deterministic_and_survives_copies(name, conv):
         want = model(x)
         for other in (model, twin, copy.deepcopy(model)):
             torch.testing.assert_close(other(x), want, rtol=0, atol=0)
-        for fast in (model.to(memory_format=torch.channels_last), torch.jit.trace(model, x)):
-            torch.testing.assert_close(fast(x), want, rtol=1e-4, atol=1e-4)
+        last = model.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(last(x), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace_method. is deprecated:FutureWarning")
+@pytest.mark.parametrize(("name", "conv"), PAIRS)
+def test_traced_and_exported_networks_give_the_same(name, conv):
+    model = calibrate(small(name, conv), torch.randn(8, 3, 32, 32))
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        want = model(x)
+        torch.testing.assert_close(torch.jit.trace(model, x)(x), want, rtol=1e-4, atol=1e-4)
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x), want, rtol=1e-4, atol=1e-4)
 
@@ -89,14 +101,16 @@ def test_the_swap_leaves_everything_else_alone(name, conv):
 
     def outside(conv):
         units = []
+        make = CONVS[conv]
 
-        class Marking(ConvOp):
-            def __call__(self, *args, **options):
-                units.append(super().__call__(*args, **options))
-                return units[-1]
+        def noted(*args, **options):
+            units.append(make(*args, **options))
+            return units[-1]
 
-        with torch.device("meta"):
-            model = create_model(name, conv=Marking(conv))
+        functools.update_wrapper(noted, make)
+        with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+            patch.setitem(CONVS, conv, noted)
+            model = create_model(name, conv=conv)
         tensors = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         names = [n for n, m in model.named_modules() if any(m is unit for unit in units)]
         return {

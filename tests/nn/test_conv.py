@@ -170,7 +170,7 @@ def test_same_padding_is_tensorflows():
 @pytest.mark.parametrize(
     ("conv", "message"),
     [
-        ("seperable", "did you mean 'depthwise_separable'"),
+        ("depthwise_seperable", "did you mean 'depthwise_separable'"),
         ({"name": "standard", "mid": "norm"}, "conv=standard has no options; got mid='norm'"),
         ({"name": "grouped", "grop_size": 2}, "did you mean 'group_size'"),
         ({"name": "blueprint", "rank": 2}, r"conv.rank must be in (0, 1], or 0 for none; got 2"),
