@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, xception
@@ -15,6 +16,9 @@ from dwsep_zoo.models.efficientnet import EFFICIENTNETS
 from dwsep_zoo.models.spec import Architecture, with_output_stride
 from dwsep_zoo.nn import ConvOp, create_conv
 from dwsep_zoo.nn.layers import ACTS, Padding
+
+if TYPE_CHECKING:
+    from dwsep_zoo.weights import Source
 
 MODELS: dict[str, Callable[..., Architecture]] = {
     **{
@@ -56,7 +60,18 @@ def create_architecture(
     bn_momentum: float | None = None,
     **options: Any,
 ) -> Architecture:
-    """The rows of a model; see :func:`create_model` for the arguments.
+    """The rows of a model.
+
+    Args:
+        name: see :func:`list_models`.
+        width_mult: factor on every width, rounded to multiples of 8.
+        output_stride: 32 is the paper's.
+        padding: ``symmetric`` or TensorFlow's ``same``; ``None``: symmetric.
+        act: another activation in place of the network's main one, such as ``relu6`` in V1.
+        bn_eps: epsilon of the norms; ``None``: the architecture's.
+        bn_momentum: weight of the newest batch in the running statistics; likewise.
+        options: of one family: ``width_rule``, ``reduced_tail``, ``hidden`` (MobileNetV3),
+            ``depth_mult`` (EfficientNet), ``shortcuts`` (Xception).
 
     Raises:
         UserError: for a value that is not possible, naming it and the choices.
@@ -98,16 +113,13 @@ def create_model(
     name: str,
     *,
     conv: str | Mapping[str, Any] | ConvOp = "depthwise_separable",
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_chans: int = 3,
+    pretrained: str | bool | Path | None = None,
     width_mult: float = 1.0,
     output_stride: int = 32,
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
-    padding: str | None = None,
-    act: str | None = None,
-    bn_eps: float | None = None,
-    bn_momentum: float | None = None,
     **options: Any,
 ) -> ConvNet:
     """Build a network of the zoo.
@@ -115,44 +127,94 @@ def create_model(
     Args:
         name: see :func:`list_models`.
         conv: what the factorised convolutions are: see :func:`dwsep_zoo.list_convs`.
-        num_classes: outputs of the classifier; 0 for none.
+        num_classes: outputs of the classifier; 0 for none; ``None``: 1000, or the weights'.
         in_chans: channels of the images.
+        pretrained: weights to load: a name of :func:`dwsep_zoo.weights.available`, a hub id, a
+            file, the folder of a run, or ``True`` for the best known. Options that are not given
+            (padding, epsilon of the norms, activation ...) are then those of the weights, and
+            ``default_cfg`` says how their images were prepared.
         width_mult: factor on every width, rounded to multiples of 8.
         output_stride: 32 is the paper's; small images use 8 or 16.
         drop_rate: dropout before the classifier; ``None``: the paper's.
         drop_path_rate: stochastic depth; ``None``: the paper's.
-        padding: ``symmetric`` or TensorFlow's ``same``; ``None``: symmetric.
-        act: another activation in place of the network's main one, such as ``relu6`` in V1.
-        bn_eps: epsilon of the norms; ``None``: the architecture's.
-        bn_momentum: weight of the newest batch in the running statistics; likewise.
-        options: of one family: ``width_rule`` (V3), ``depth_mult`` (EfficientNet).
+        options: of the architecture; ``None``: its own, see :func:`create_architecture`.
 
     Returns:
         A network in training mode: ``(N, in_chans, H, W)`` -> ``(N, num_classes)``.
 
     Raises:
-        UserError: for a value that is not possible, naming it and the choices.
+        UserError: for a value that is not possible, naming it and the choices; for weights of
+            another network, naming the first tensor that does not fit.
     """
+    choose(name, MODELS, "model")
+    source = None
+    if pretrained:
+        # The one import to the right: weights know the models, and a model is asked for with them.
+        from dwsep_zoo import weights
+
+        source = weights.resolve(name, pretrained)
+        if source.published:
+            options, output_stride = _options_of(
+                source, conv=conv, width_mult=width_mult, output_stride=output_stride, **options
+            )
+    if num_classes is None:
+        num_classes = len(source.class_names) if source and source.class_names else 1000
     for key, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
         if value < least:
             raise UserError(f"{key} must be at least {least}; got {value}")
     for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if rate is not None and not 0 <= rate < 1:
             raise UserError(f"model.{key} must be in [0, 1); got {rate}")
-    return build(
-        create_architecture(
-            name,
-            width_mult=width_mult,
-            output_stride=output_stride,
-            padding=padding,
-            act=act,
-            bn_eps=bn_eps,
-            bn_momentum=bn_momentum,
-            **options,
-        ),
-        conv=create_conv(conv),
+    conv = create_conv(conv)
+    arch = create_architecture(name, width_mult=width_mult, output_stride=output_stride, **options)
+    model = build(
+        arch,
+        conv=conv,
         num_classes=num_classes,
         in_chans=in_chans,
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
     )
+    model.build_args = {
+        "name": name,
+        "conv": {"name": conv.name, **conv.options},
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "width_mult": width_mult,
+        "output_stride": output_stride,
+        "drop_rate": drop_rate,
+        "drop_path_rate": drop_path_rate,
+        **{key: value for key, value in options.items() if value is not None},
+    }
+    if source:
+        weights.load_into(model, source)
+    return model
+
+
+def _options_of(
+    source: Source, *, width_mult: float, conv: Any, output_stride: int, **options: Any
+) -> tuple[dict[str, Any], int]:
+    """The user's options, and the weights' where there are none; a width is not theirs to change.
+
+    Returns:
+        The options, and the output stride, which is the weights' unless the user changed it.
+    """
+    published = source.published
+    assert published is not None
+    if published.width_mult != width_mult:
+        raise UserError(
+            f"{source.what}: has width {published.width_mult:g}, the network {width_mult:g}; "
+            f"use width_mult={published.width_mult:g}"
+        )
+    theirs = dict(published.options)
+    kind = create_conv(theirs.pop("conv", "depthwise_separable"))
+    if kind != create_conv(conv):
+        raise UserError(
+            f"{source.what}: was trained with conv={kind.name}, the network has "
+            f"{create_conv(conv).name}"
+        )
+    stride = theirs.pop("output_stride", output_stride)
+    for key in ("drop_rate", "drop_path_rate"):  # how the weights were trained, not what they are
+        theirs.pop(key, None)
+    given = {key: value for key, value in options.items() if value is not None}
+    return {**theirs, **given}, stride if output_stride == 32 else output_stride

@@ -1,0 +1,17 @@
+"""Published and own weights: where they come from, how their names map, what goes with them."""
+
+from dwsep_zoo.weights.catalog import available
+from dwsep_zoo.weights.convert import export_state, from_layout
+from dwsep_zoo.weights.load import load, load_into, preprocessing
+from dwsep_zoo.weights.sources import Source, resolve
+
+__all__ = [
+    "Source",
+    "available",
+    "export_state",
+    "from_layout",
+    "load",
+    "load_into",
+    "preprocessing",
+    "resolve",
+]

