@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dwsep_zoo.errors import UserError
     from dwsep_zoo.models import create_model, list_models
     from dwsep_zoo.nn import create_conv, list_convs
+    from dwsep_zoo.weights import load
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "create_model",
     "list_convs",
     "list_models",
+    "load",
     "measure_latency",
 ]
 
@@ -35,6 +37,7 @@ _MODULES = {
     "create_model": "models",
     "list_convs": "nn",
     "list_models": "models",
+    "load": "weights",
     "measure_latency": "analysis.latency",
 }
 

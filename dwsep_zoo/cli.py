@@ -17,9 +17,10 @@ usage: dwsep COMMAND [key=value ...]
 
   dwsep train model=mobilenet_v1 conv=standard     train a network (dwsep train --help)
   dwsep compare logs                               table of all runs below a folder
-  dwsep list ['efficientnet*'] [conv=standard]     models with their parameters and MACs
+  dwsep list ['efficientnet*'] [conv=standard]     models: parameters, MACs, published weights
   dwsep explain in=3 out=3 kernel=3                the arithmetic of one convolution
   dwsep explain model=mobilenet_v1 [conv=standard] a network layer by layer
+  dwsep export-weights RUN to=timm out=FILE        a run's weights for timm or torchvision
 """
 
 
@@ -62,9 +63,9 @@ def list_models(arguments: list[str]) -> None:
     from dwsep_zoo.analysis.explain import list_table
 
     patterns, options = _read(arguments, conv="depthwise_separable", width_mult=1.0)
-    stdout_console().print(
-        list_table(patterns or ["*"], conv=options["conv"], width_mult=options["width_mult"])
-    )
+    console = stdout_console()
+    for part in list_table(patterns or ["*"], **options):
+        console.print(part)
 
 
 def explain(arguments: list[str]) -> None:
@@ -92,11 +93,25 @@ def explain(arguments: list[str]) -> None:
         console.print(part)
 
 
+def export_weights(arguments: list[str]) -> None:
+    from dwsep_zoo.weights import export_weights as export
+
+    paths, options = _read(arguments, to=None, out=None)
+    if len(paths) != 1 or not options["to"] or not options["out"]:
+        raise UserError(
+            "export-weights: for example: dwsep export-weights logs/train/runs/RUN to=timm "
+            "out=weights.safetensors"
+        )
+    name = export(paths[0], options["to"], options["out"])
+    print(f"{options['out']}: for {options['to']}'s {name}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "compare": compare,
     "list": list_models,
     "explain": explain,
+    "export-weights": export_weights,
 }
 
 

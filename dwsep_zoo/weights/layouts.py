@@ -9,6 +9,7 @@ checks that no name on either side is left over.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
@@ -207,6 +208,33 @@ def efficientnet_pytorch(model: ConvNet, names: list[str]) -> Pairs:
     yield from {"head.conv": "_conv_head", "head.norm": "_bn1", "classifier": "_fc"}.items()
 
 
+def keras(model: ConvNet, names: list[str]) -> Pairs:
+    """Keras' files: layers by class and number, in the order in which they stand in the network."""
+    numbers: Counter[str] = Counter()
+    separable = any(name.startswith("separable_conv2d.") for name in names)
+    dense = any(name.startswith("dense.") for name in names)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            kind = "batch_normalization"
+        elif isinstance(module, nn.Linear):
+            last = name == "classifier"
+            kind = "dense" if dense and last else "conv2d"
+        elif not isinstance(module, nn.Conv2d):
+            continue
+        elif separable and name.endswith((".depthwise", ".pointwise")):
+            kind = "separable_conv2d"
+        else:
+            kind = "depthwise_conv2d" if name.endswith(".depthwise") else "conv2d"
+        number = numbers[kind]
+        if kind == "separable_conv2d":
+            part = name.rsplit(".", 1)[-1]
+            yield name, f"{kind}.{number}.{part}"
+            numbers[kind] += part == "pointwise"
+        else:
+            yield name, f"{kind}.{number}"
+            numbers[kind] += 1
+
+
 def zoo(model: ConvNet, names: list[str]) -> Pairs:
     """Our own names."""
     for name, module in model.named_modules():
@@ -222,6 +250,7 @@ SIGNS: tuple[tuple[str, Layout], ...] = (
     ("_conv_stem.", efficientnet_pytorch),
     ("conv_stem.", timm),
     ("features.0.0.", torchvision),
+    ("batch_normalization.0.", keras),
 )
 
 

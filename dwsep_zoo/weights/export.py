@@ -1,0 +1,125 @@
+"""Our weights for timm's and torchvision's networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.models import ConvNet, create_architecture
+from dwsep_zoo.weights import catalog, layouts
+from dwsep_zoo.weights.catalog import Published
+from dwsep_zoo.weights.convert import export_state
+from dwsep_zoo.weights.load import load
+
+TARGETS = {"timm": catalog.TIMM, "torchvision": catalog.TORCHVISION}
+
+
+def export_weights(path: str | Path, to: str, out: str | Path) -> str:
+    """Write the weights of a run so that timm or torchvision loads them.
+
+    Args:
+        path: the folder of a run, or a checkpoint or folder written here.
+        to: ``timm`` or ``torchvision``.
+        out: a new ``.safetensors`` or ``.pth`` file.
+
+    Returns:
+        The name of their network that gives the same logits.
+
+    Raises:
+        UserError: if they have no network that computes the same.
+    """
+    out = Path(out)
+    choose(out.suffix, (".safetensors", ".pth"), "kind of file to write")
+    choose(to, TARGETS, "target")
+    if out.exists():
+        raise UserError(f"{out}: exists already")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder")
+    model = load(path)
+    name = counterpart(model, to)
+    template = _template(name, to, model)
+    layout = layouts.recognise(template)
+    assert layout is not None
+    state = {
+        key: value.contiguous() for key, value in export_state(model, layout, template).items()
+    }
+    part = out.with_name(out.name + ".part")
+    if out.suffix == ".pth":
+        torch.save(state, part)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(state, part, metadata={"format": "pt"})
+    part.replace(out)
+    return name
+
+
+def counterpart(model: ConvNet, to: str) -> str:
+    """The name of the network of timm or torchvision that computes what this one does.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    args = model.build_args
+    if args["conv"] != {"name": "depthwise_separable"}:
+        raise UserError(f"{to} has no {args['name']} with conv={args['conv']['name']}")
+    if args["output_stride"] != 32:
+        raise UserError(
+            f"{to}'s networks have an output stride of 32; this one has {args['output_stride']}"
+        )
+    same = {
+        name: entry
+        for name, entry in TARGETS[to].items()
+        if entry.model == args["name"] and entry.width_mult == args["width_mult"]
+    }
+    if not same:
+        raise UserError(f"{to} has no {args['name']} of width {args['width_mult']:g}")
+    ours = {key: value for key, value in args.items() if key not in _NOT_OF_THE_ROWS}
+    for name, entry in same.items():
+        if _layers(args, ours) == _layers(args, entry.options):
+            return name
+    needed = " or ".join(
+        f"{name} ({' '.join(f'{k}={v}' for k, v in _telling(entry).items()) or 'no options'})"
+        for name, entry in same.items()
+    )
+    raise UserError(f"this network computes otherwise than {to}'s; there are {needed}")
+
+
+_NOT_OF_THE_ROWS = {
+    "name",
+    "conv",
+    "num_classes",
+    "in_chans",
+    "width_mult",
+    "output_stride",
+    "drop_rate",
+    "drop_path_rate",
+}
+
+
+def _telling(entry: Published) -> dict[str, object]:
+    return {k: v for k, v in entry.options.items() if k not in ("bn_momentum", "width_rule")}
+
+
+def _layers(args: dict[str, object], options: dict[str, object]) -> object:
+    """What a forward pass in evaluation depends on."""
+    arch = create_architecture(str(args["name"]), width_mult=args["width_mult"], **options)  # type: ignore[arg-type]
+    return replace(arch.layers, bn_momentum=0.1)
+
+
+def _template(name: str, to: str, model: ConvNet) -> dict[str, Tensor]:
+    classes, chans = model.build_args["num_classes"], model.build_args["in_chans"]
+    with torch.device("meta"):
+        if to == "timm":
+            import timm
+
+            return dict(timm.create_model(name, num_classes=classes, in_chans=chans).state_dict())
+        from torchvision.models import get_model
+
+        if chans != 3:
+            raise UserError(f"torchvision's networks take 3 channels; this one takes {chans}")
+        return dict(get_model(name, num_classes=classes).state_dict())
