@@ -69,7 +69,10 @@ def test_the_recipe_is_outside_the_model():
     ("override", "message"),
     [
         ("model=mobilnet_v1", "unknown model 'mobilnet_v1'; did you mean 'mobilenet_v1'"),
-        ("conv=standard,seperable", "unknown conv 'seperable'; did you mean 'depthwise_separable'"),
+        (
+            "conv=standard,depthwise_seperable",
+            "unknown conv 'depthwise_seperable'; did you mean 'depthwise_separable'",
+        ),
         ("data=digit", "unknown data 'digit'; did you mean 'digits'"),
         ("modle=mobilenet_v1", "unknown key 'modle'; did you mean 'model'"),
         ("model.width=0.5", "unknown key of model 'width'; did you mean 'width_mult'"),

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
     "hydra": "hydra-core",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -152,11 +153,15 @@ def test_every_import_is_a_declared_dependency(site: Path) -> None:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
     imported -= {*sys.stdlib_module_names, "dwsep_zoo"}
-    declared = {canonicalize_name(r.name) for r in requirements(site)}
+    declared = {
+        canonicalize_name(requirement.name)
+        for extra in (None, "keras", "weights")
+        for requirement in requirements(site, extra)
+    }
     assert {DISTRIBUTIONS.get(name, name) for name in imported} <= declared
 
 
-@pytest.mark.parametrize("extra", [None, "dev"])
+@pytest.mark.parametrize("extra", [None, "dev", "keras", "weights"])
 def test_the_tested_versions_satisfy_the_requirements(site: Path, extra: str | None) -> None:
     tested = pins()
     needed = requirements(site, extra)
