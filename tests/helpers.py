@@ -20,17 +20,24 @@ REPRESENTATIVES = (
     "efficientnet_b0",
     "efficientnet_lite0",
 )
-"""One model a family: these meet every conv type by default, all others in the slow tests."""
+"""One model a family."""
 
 
-def model_conv_pairs() -> list[Any]:
-    """Every model with every conv type, as parameters of a test."""
+def model_conv_pairs(*, costly: bool = False) -> list[Any]:
+    """Every model with every conv type, as parameters of a test; most of them are slow ones.
+
+    By default, the representatives meet every conv type and all other models the default one. With
+    ``costly``, the representatives meet the default one, and MobileNetV2 all of them.
+    """
+
+    def quick(name: str, conv: str) -> bool:
+        default = conv == list_convs()[0]
+        if costly:
+            return (name in REPRESENTATIVES and default) or name == "mobilenet_v2"
+        return name in REPRESENTATIVES or default
+
     return [
-        pytest.param(
-            name,
-            conv,
-            marks=[] if name in REPRESENTATIVES or conv == list_convs()[0] else pytest.mark.slow,
-        )
+        pytest.param(name, conv, marks=[] if quick(name, conv) else pytest.mark.slow)
         for name in list_models()
         for conv in list_convs()
     ]

@@ -23,6 +23,7 @@ def test_every_public_name_is_there():
         ("import dwsep_zoo.cli", "torch"),
         ("import dwsep_zoo; dwsep_zoo.create_model; dwsep_zoo.count", "lightning"),
         ("import dwsep_zoo; dwsep_zoo.create_model; dwsep_zoo.count", "hydra"),
+        ("import dwsep_zoo; dwsep_zoo.create_model; dwsep_zoo.load", "timm"),
         ("import dwsep_zoo.config", "torch"),
     ],
 )

@@ -13,7 +13,7 @@ from dwsep_zoo.models import ConvNet, create_architecture
 from dwsep_zoo.weights import catalog, layouts
 from dwsep_zoo.weights.catalog import Published
 from dwsep_zoo.weights.convert import export_state
-from dwsep_zoo.weights.load import load
+from dwsep_zoo.weights.loading import load
 
 TARGETS = {"timm": catalog.TIMM, "torchvision": catalog.TORCHVISION}
 

@@ -18,6 +18,7 @@ from dwsep_zoo.nn import CONVS, DepthwiseConv2d, make_divisible
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 PAIRS = model_conv_pairs()
+COSTLY_PAIRS = model_conv_pairs(costly=True)
 
 
 def small(name, conv="depthwise_separable", **options):
@@ -84,7 +85,7 @@ def test_eval_is_deterministic_and_survives_copies(name, conv):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace_method. is deprecated:FutureWarning")
-@pytest.mark.parametrize(("name", "conv"), PAIRS)
+@pytest.mark.parametrize(("name", "conv"), COSTLY_PAIRS)
 def test_traced_and_exported_networks_give_the_same(name, conv):
     model = calibrate(small(name, conv), torch.randn(8, 3, 32, 32))
     x = torch.randn(1, 3, 32, 32)
@@ -93,6 +94,31 @@ def test_traced_and_exported_networks_give_the_same(name, conv):
         torch.testing.assert_close(torch.jit.trace(model, x)(x), want, rtol=1e-4, atol=1e-4)
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "conv"), COSTLY_PAIRS)
+def test_compiles_as_one_graph(name, conv):
+    model = calibrate(small(name, conv, drop_path_rate=0.0), torch.randn(8, 3, 32, 32))
+    x = torch.randn(2, 3, 32, 32)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    want, got = model(x), compiled(x)
+    torch.testing.assert_close(got, want)
+    weight = model.stem[0].conv.weight
+    (direct,) = torch.autograd.grad(want.square().sum(), weight)
+    (through,) = torch.autograd.grad(got.square().sum(), weight)
+    torch.testing.assert_close(through, direct)
+
+
+@pytest.mark.parametrize(("name", "conv"), PAIRS)
+def test_bfloat16(name, conv):
+    model = calibrate(small(name, conv), torch.randn(8, 3, 32, 32))
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        want, got = model(x), model.bfloat16()(x.bfloat16())
+    assert got.dtype is torch.bfloat16
+    # 8 bits of mantissa through up to a hundred layers
+    assert torch.corrcoef(torch.stack([want.flatten(), got.float().flatten()]))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(("name", "conv"), PAIRS)

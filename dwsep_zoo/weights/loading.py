@@ -46,15 +46,20 @@ def load_into(model: ConvNet, source: Source) -> None:
     _adapt_classifier(converted, model, source.what)
     _adapt_stem(converted, model, source.what)
     model.load_state_dict(converted)
-    size = source.preprocessing.get("image_size")
-    found = {
-        **{k: v for k, v in source.preprocessing.items() if k != "image_size"},
-        **({"input_size": (model.default_cfg["input_size"][0], size, size)} if size else {}),
-        **({"label_names": list(source.class_names)} if source.class_names else {}),
-    }
-    if model.default_cfg["input_size"][0] != 3:
+    model.default_cfg = {**model.default_cfg, **_description(source, args, model)}
+
+
+def _description(source: Source, theirs: dict[str, Any], model: ConvNet) -> dict[str, Any]:
+    """What is known of the weights' images and classes, as far as the network still has them."""
+    found = dict(source.preprocessing)
+    size, chans = found.pop("image_size", None), model.build_args["in_chans"]
+    if theirs["in_chans"] != chans:
         found = {key: value for key, value in found.items() if key not in ("mean", "std")}
-    model.default_cfg = model.pretrained_cfg = {**model.default_cfg, **found}
+    if size:
+        found["input_size"] = (chans, size, size)
+    if source.class_names and theirs["num_classes"] == model.num_classes:
+        found["label_names"] = list(source.class_names)
+    return found
 
 
 def load(path: str | Path) -> ConvNet:
@@ -121,9 +126,11 @@ def _adapt_classifier(state: State, model: ConvNet, what: str) -> None:
 def _adapt_stem(state: State, model: ConvNet, what: str) -> None:
     """timm's rule: fewer channels are summed, more are repeated, so that activations keep size."""
     weight = state["stem.0.conv.weight"]
-    in_chans = model.default_cfg["input_size"][0]
+    in_chans = model.build_args["in_chans"]
     if weight.shape[1] == in_chans:
         return
+    if weight.shape[1] != 3:
+        raise UserError(f"{what}: takes {weight.shape[1]} channels, the network {in_chans}")
     from timm.models import adapt_input_conv
 
     state["stem.0.conv.weight"] = adapt_input_conv(in_chans, weight)
