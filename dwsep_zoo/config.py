@@ -212,7 +212,8 @@ def _check_key(cfg: DictConfig, loader: ConfigLoader, override: Override) -> Non
 
 def _expand_resume(arguments: list[str]) -> list[str]:
     """Turn ``resume=last`` or ``resume=RUN_DIR`` into that run's command line and folder."""
-    resume = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
+    # Processes that lightning starts are given the quotes that are added below.
+    resume = [a.removeprefix("resume=").strip("'") for a in arguments if a.startswith("resume=")]
     if not resume or resume[-1] == "null":
         return arguments
     if "-m" in arguments or "--multirun" in arguments:

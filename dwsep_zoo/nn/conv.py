@@ -256,7 +256,8 @@ def create_conv(conv: str | Mapping[str, Any] | ConvOp, **options: Any) -> ConvO
             raise UserError(f"conv={name} has no options; got {key}={value!r}")
         choose(key, _options(name), f"option of conv={name}")
         options[key] = _OPTIONS[key](key, value)
-    return ConvOp(name, options)
+    # Without its defaults, so that two operators are equal if they do the same.
+    return ConvOp(name, {k: v for k, v in options.items() if v != _options(name)[k]})
 
 
 def list_convs() -> list[str]:

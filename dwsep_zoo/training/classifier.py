@@ -61,7 +61,8 @@ class LitClassifier(L.LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe["label_smoothing"])
         self._update("train", loss, logits, labels)
         self.log("train/loss_step", loss)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        groups = self.trainer.optimizers[0].param_groups
+        self.log("train/lr", max(group["lr"] for group in groups))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -77,6 +78,7 @@ class LitClassifier(L.LightningModule):
             recipe["weight_decay"],
             decay_norm_and_bias=recipe["decay_norm_and_bias"],
             decay_depthwise=recipe["decay_depthwise"],
+            layer_decay=recipe["layer_decay"],
         )
         optimizer = create_optimizer(
             recipe["optimizer"],
@@ -140,8 +142,8 @@ def check_checkpoint(checkpoint: dict[str, Any], description: dict[str, Any]) ->
     saved = checkpoint.get("dwsep_zoo")
     if saved is None:
         raise UserError("not a checkpoint of dwsep_zoo")
-    for key, here in description["model"].items():
-        there = saved["model"].get(key)
+    for key in {**description["model"], **saved["model"]}:
+        here, there = description["model"].get(key), saved["model"].get(key)
         if there != here:
             raise UserError(f"the checkpoint's network has {key}={there}, this run's has {here}")
 

@@ -18,32 +18,58 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "constant")
 
 
+CLASSIFIER = "classifier"
+
+
+def part_of(name: str) -> str:
+    """The part of the network that a parameter is in, by its name.
+
+    ``stem``, ``stages.0``, ``stages.1``, ..., ``head`` (with the hidden layer) or ``classifier``.
+    """
+    first, *rest = name.split(".")
+    if first == "stages":
+        return f"{first}.{rest[0]}"
+    return "head" if first == "hidden" else first
+
+
 def parameter_groups(
     model: nn.Module,
     weight_decay: float,
     *,
     decay_norm_and_bias: bool = False,
     decay_depthwise: bool = False,
+    layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Split the parameters into those that decay and those that do not.
+    """Split the parameters that are trained into those that decay and those that do not.
 
     Norms' and biases' numbers are no weights that could shrink a function. Depthwise filters have
     so few that MobileNetV1's paper gives them little or no decay (section 3.2).
+
+    With ``layer_decay`` each part of the network (:func:`part_of`) has groups of its own, whose
+    ``lr_scale`` is 1 for the classifier and ``layer_decay`` of the next part's for every other.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
+    parts = list(dict.fromkeys(part_of(name) for name, _ in model.named_parameters()))
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if parameter.ndim <= 1:
                 decays = decay_norm_and_bias
             else:
                 decays = decay_depthwise or not isinstance(module, DepthwiseConv2d)
-            (decay if decays else no_decay).append(parameter)
-    groups = [
-        {"name": "decay", "params": decay, "weight_decay": weight_decay},
-        {"name": "no_decay", "params": no_decay, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+            part = "" if layer_decay is None else part_of(f"{prefix}.{name}")
+            members.setdefault((part, decays), []).append(parameter)
+
+    groups = []
+    for (part, decays), params in members.items():
+        kind, rate = ("decay", weight_decay) if decays else ("no_decay", 0.0)
+        group: dict[str, Any] = {"name": kind, "params": params, "weight_decay": rate}
+        if layer_decay is not None:
+            scale = layer_decay ** (len(parts) - 1 - parts.index(part))
+            group.update(name=f"{part}.{kind}", part=part, lr_scale=scale)
+        groups.append(group)
+    return groups
 
 
 def create_optimizer(
@@ -54,7 +80,11 @@ def create_optimizer(
     momentum: float,
     betas: Sequence[float],
 ) -> Optimizer:
-    """``sgd`` (Nesterov's momentum) or ``adamw``, in PyTorch's fused implementation."""
+    """``sgd`` (Nesterov's momentum) or ``adamw``, in PyTorch's fused implementation.
+
+    The rate of a group with an ``lr_scale`` is that part of ``lr``.
+    """
+    groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
     if choose(name, OPTIMIZERS, "recipe.optimizer") == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     return torch.optim.AdamW(groups, lr, betas=(betas[0], betas[1]), fused=True)
@@ -91,5 +121,12 @@ def check_recipe(recipe: dict[str, Any]) -> None:
     for key in below_one:
         if recipe[key] is not None and not 0 <= recipe[key] < 1:
             raise UserError(f"recipe.{key} must be in [0, 1); got {recipe[key]}")
+    layer_decay, freeze, epochs = (recipe[k] for k in ("layer_decay", "freeze", "freeze_epochs"))
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise UserError(f"recipe.layer_decay must be in (0, 1]; got {layer_decay}")
+    if epochs is not None and not (isinstance(epochs, int) and epochs >= 0):
+        raise UserError(f"recipe.freeze_epochs must be a whole number from 0 up; got {epochs!r}")
+    if freeze is not None and not isinstance(freeze, list):
+        raise UserError(f"recipe.freeze must be a list, such as [{freeze}]; got {freeze!r}")
     choose(recipe["optimizer"], OPTIMIZERS, "recipe.optimizer")
     choose(recipe["schedule"], SCHEDULES, "recipe.schedule")

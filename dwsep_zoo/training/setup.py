@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,23 @@ import torch
 from torch import nn
 
 from dwsep_zoo.analysis.count import Count, count
-from dwsep_zoo.data import ImageData, create_data
+from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, create_model
+from dwsep_zoo.training.finetune import check_freeze
+
+log = logging.getLogger("dwsep_zoo")
 
 LARGEST_STRIDE = 32
+PREPROCESSING = ("image_size", "mean", "std", "interpolation", "crop_pct")
 
 
 @dataclass(frozen=True)
 class Setup:
     """A data set, a network for it, and what the network costs.
 
-    ``network`` holds the arguments of :func:`dwsep_zoo.create_model` that build it again.
+    ``network`` holds the arguments of :func:`dwsep_zoo.create_model` that build it again, without
+    the weights that it began with.
     """
 
     data: ImageData
@@ -33,11 +39,10 @@ class Setup:
     def description(self) -> dict[str, Any]:
         """What a checkpoint has to carry so that its network can be used: plain data."""
         data = self.data.describe()
-        keys = ("image_size", "mean", "std", "interpolation", "crop_pct")
         return {
             "model": self.network,
             "class_names": data["class_names"],
-            "preprocessing": {key: data[key] for key in keys},
+            "preprocessing": {key: data[key] for key in PREPROCESSING},
         }
 
 
@@ -51,11 +56,12 @@ def set_up(cfg: dict[str, Any]) -> Setup:
     network = dict(cfg["model"])
     auto = network["output_stride"] == "auto"
     with torch.device("meta"):  # costs nothing
-        create_model(
-            conv=cfg["conv"],
-            **{**network, "output_stride": LARGEST_STRIDE if auto else network["output_stride"]},
-        )
-    data = create_data(seed=cfg["seed"], data_dir=cfg["paths"]["data_dir"], **cfg["data"])
+        sketch = {**network, "pretrained": None}
+        if auto:
+            sketch["output_stride"] = LARGEST_STRIDE
+        check_freeze(create_model(conv=cfg["conv"], **sketch), cfg["recipe"])
+    options = _data_options(cfg["data"], network["name"], network.get("pretrained"))
+    data = create_data(seed=cfg["seed"], data_dir=cfg["paths"]["data_dir"], **options)
     data.prepare_data()
     data.setup()
 
@@ -72,10 +78,40 @@ def set_up(cfg: dict[str, Any]) -> Setup:
     return Setup(
         data=data,
         model=model,
-        network=network,
+        network=model.build_args,
         cost=count(model, (data.in_chans, data.image_size, data.image_size)),
         size_bytes=_size_bytes(model),
     )
+
+
+def _data_options(
+    options: dict[str, Any], model: str, pretrained: str | bool | None
+) -> dict[str, Any]:
+    """The options of the data; those of preprocessing that the user left open are the weights'.
+
+    Raises:
+        UserError: for weights that do not exist.
+    """
+    # These have a default, but no value that stands for it.
+    options = {
+        key: value
+        for key, value in options.items()
+        if value is not None or key not in ("interpolation", "crop_pct")
+    }
+    if not pretrained:
+        return options
+    from dwsep_zoo.weights import preprocessing
+
+    given = {key for key in PREPROCESSING if options.get(key) is not None}
+    if given & {"mean", "std"}:
+        given |= {"mean", "std"}  # belong together
+    theirs = preprocessing(model, pretrained) or {}
+    known = list_options(options["name"])
+    left = [key for key in PREPROCESSING if key in known and key not in given]
+    found = {key: theirs[key] for key in left if theirs.get(key) is not None}
+    if found:
+        log.info("images as for the weights: %s", ", ".join(f"{k} {v}" for k, v in found.items()))
+    return {**options, **found}
 
 
 def auto_output_stride(image_size: int) -> int:

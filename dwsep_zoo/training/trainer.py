@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
+from dwsep_zoo.training.finetune import FineTune
 from dwsep_zoo.training.strategy import DataParallel
 
 log = logging.getLogger("dwsep_zoo")
@@ -57,8 +58,11 @@ def create_trainer(
     debugging = bool(options.get("fast_dev_run"))
     checkpoints = folder / "checkpoints"
     callbacks = list(callbacks)
-    if cfg["recipe"]["model_ema_decay"]:  # averages a step before what saves it
-        callbacks.append(EMAWeightAveraging(decay=cfg["recipe"]["model_ema_decay"]))
+    recipe = cfg["recipe"]
+    if recipe["freeze"] or recipe["freeze_epochs"] or recipe["layer_decay"]:
+        callbacks.append(FineTune(recipe["freeze"] or (), recipe["freeze_epochs"] or 0))
+    if recipe["model_ema_decay"]:  # averages a step before what saves it
+        callbacks.append(EMAWeightAveraging(decay=recipe["model_ema_decay"]))
     if not debugging:
         callbacks += [
             _checkpoint(checkpoints, "best", 1, monitor="val/acc", mode="max"),

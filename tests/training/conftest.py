@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 
 from dwsep_zoo.config import compose_config
 from dwsep_zoo.training import train
+from dwsep_zoo.training.classifier import LitClassifier
 
 SMALL = (
     "model=mobilenet_v1",
@@ -32,3 +36,26 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return train(compose_config([*small, *paths, *overrides]))
 
     return run
+
+
+@pytest.fixture
+def stopped_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[int, int], AbstractContextManager[None]]:
+    """Within ``stopped_in(epoch, batch)`` a run gets ctrl-C in that step and ends because of it."""
+    step = LitClassifier.training_step
+
+    @contextmanager
+    def stopped_in(epoch: int, batch: int) -> Iterator[None]:
+        def training_step(self: LitClassifier, images: Any, batch_idx: int) -> Any:
+            if (self.current_epoch, batch_idx) == (epoch, batch):
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(self, images, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LitClassifier, "training_step", training_step)
+            with pytest.raises(SystemExit) as stop:
+                yield
+        assert stop.value.code == 130
+
+    return stopped_in

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from dwsep_zoo import UserError
-from dwsep_zoo.training.classifier import LitClassifier
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -33,34 +32,23 @@ def epochs(folder):
         return [int(row["epoch"]) for row in csv.DictReader(file)]
 
 
-def interrupt_in(monkeypatch, epoch, batch):
-    """Send ctrl-C to this process in the middle of an epoch."""
-    step = LitClassifier.training_step
-
-    def training_step(self, images, batch_idx):
-        if (self.current_epoch, batch_idx) == (epoch, batch):
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, images, batch_idx)
-
-    monkeypatch.setattr(LitClassifier, "training_step", training_step)
-
-
 @pytest.mark.parametrize(
     ("epoch", "batch", "extra"),
     [
         (0, 1, ("recipe.model_ema_decay=0.9",)),
         (1, 3, ()),  # the last batch of an epoch
         (2, 0, ("recipe=adamw", "+trainer.limit_val_batches=0")),
+        # the classifier alone is trained in the first epoch
+        (0, 1, ("recipe=finetune",)),
+        (0, 3, ("recipe=finetune", "recipe.model_ema_decay=0.9")),
+        (1, 1, ("recipe=finetune", "recipe.optimizer=sgd", "recipe.freeze=[stem]")),
     ],
 )
-def test_ctrl_c_saves_and_the_rest_is_the_same(run, tmp_path, monkeypatch, epoch, batch, extra):
+def test_ctrl_c_saves_and_the_rest_is_the_same(run, tmp_path, stopped_in, epoch, batch, extra):
     extra = (*extra, "trainer.max_epochs=3", "model=mobilenet_v2", "model.drop_rate=0.5")
     run("whole", *extra)
-    with monkeypatch.context() as patch:
-        interrupt_in(patch, epoch, batch)
-        with pytest.raises(SystemExit) as stop:
-            run("stopped", *extra)
-    assert stop.value.code == 130
+    with stopped_in(epoch, batch):
+        run("stopped", *extra)
     result = run("stopped", *extra, f"resume={tmp_path / 'stopped'}")
     assert result["status"] == "finished"
     assert epochs(tmp_path / "stopped") == [1, 2, 3]
