@@ -40,7 +40,8 @@ def init_efficientnet(model: nn.Module) -> None:
         nn.init.normal_(w, 0.0, math.sqrt(2 / fan_out), generator)
 
     def linear(w: Tensor, generator: Generator) -> None:
-        bound = 1 / math.sqrt(w.shape[0])
+        # The formula was made for 1000 classes; for 10, the first softmax would be saturated.
+        bound = 1 / math.sqrt(max(1000, w.shape[0]))
         nn.init.uniform_(w, -bound, bound, generator)
 
     _init(model, conv, linear)

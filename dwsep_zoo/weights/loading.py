@@ -118,8 +118,8 @@ def _adapt_classifier(state: State, model: ConvNet, what: str) -> None:
         return
     for name in ("classifier.weight", "classifier.bias"):
         state.pop(name, None)
-        if name in wanted:
-            state[name] = wanted[name]
+        if name in wanted:  # begins without an opinion, and so without destroying the features
+            state[name] = torch.zeros_like(wanted[name])
     log.info("%s: its classifier of %d classes is left out", what, classes)
 
 
