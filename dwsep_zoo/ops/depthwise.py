@@ -1,28 +1,26 @@
-"""The depthwise convolution, without the two slow paths of PyTorch's CPU backward.
+"""The depthwise convolution as an operator of PyTorch: ``torch.ops.dwsep.depthwise_conv2d``.
 
-PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails twice for depthwise ones:
-
-* input gradient, bfloat16, stride > 1: a matrix-multiply kernel meant for dense convolutions takes
-  the job and pads every channel to a 16 x 2 block. In float32 the same gradient is many times
-  faster.
-* weight gradient, kernel wider than 3: there is no depthwise kernel, in float32 or bfloat16. The
-  kernel's columns are independent, so the gradient is computed in groups of at most 3 columns.
-
-The forward pass is fast in all cases and stays ``torch.nn.functional.conv2d``.
+To ``torch.compile`` it is one opaque call, which keeps the ways around the slow kernels below it.
+For ``torch.export``, ONNX, tracing and wherever there is nothing to go around, it is a plain grouped
+``conv2d``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-_MAX_FAST_WIDTH = 3
+from dwsep_zoo.ops import cpu
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, stride: int, padding: int, bias: Tensor | None = None
+) -> Tensor:
     """Convolve every channel with its own k x k filters.
 
     Args:
@@ -30,94 +28,102 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Te
         weight: ``(C * depth_multiplier, 1, k, k)``.
         stride: the same in both directions.
         padding: zeros on each side, in pixels.
+        bias: ``(C * depth_multiplier,)``.
 
     Returns:
         ``(N, C * depth_multiplier, H', W')``; equal to ``conv2d(..., groups=C)``, and so are its
         gradients, up to rounding.
     """
-    channels = x.shape[1]
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.jit.is_tracing():
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight = x.to(dtype), weight.to(dtype)
-        if slow_input_grad(x.dtype, stride) or slow_weight_grad(weight.shape[-1]):
-            return _DepthwiseConv2d.apply(x, weight, stride, padding)
-    return F.conv2d(x, weight, None, stride, padding, 1, channels)
+    if _has_a_gradient_on_the_cpu(x, weight):
+        dtype = _autocast_dtype(x)
+        if cpu.slow_input_grad(dtype, stride) or cpu.slow_weight_grad(weight.shape[-1]):
+            y = _depthwise_conv2d(x.to(dtype), weight.to(dtype), stride, padding)
+            return y if bias is None else y + bias.to(dtype)[:, None, None]
+    return F.conv2d(x, weight, bias, stride, padding, 1, x.shape[1])
 
 
-def slow_input_grad(dtype: torch.dtype, stride: int) -> bool:
-    """Whether oneDNN's own input gradient is the slow one."""
-    return dtype is torch.bfloat16 and stride > 1
+def _has_a_gradient_on_the_cpu(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and (x.requires_grad or weight.requires_grad)
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()
+    )
 
 
-def slow_weight_grad(kernel_width: int) -> bool:
-    """Whether oneDNN's own weight gradient is the slow one."""
-    return kernel_width > _MAX_FAST_WIDTH
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """What autocast makes of a convolution's input, which it does not do for other operators."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
-class _DepthwiseConv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (grad,) = grads
-        x, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _input_grad(grad, x, weight, ctx.stride, ctx.padding)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_grad(grad, x, weight, ctx.stride, ctx.padding)
-        return grad_x, grad_weight, None, None
+@torch.library.custom_op("dwsep::depthwise_conv2d", mutates_args=())
+def _depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
 
 
+@_depthwise_conv2d.register_fake
+def _(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
+
+
+@torch.library.custom_op("dwsep::depthwise_conv2d_backward", mutates_args=())
 def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    padding: tuple[int, int],
-    mask: tuple[bool, bool],
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        None,
-        [stride] * 2,
-        padding,
-        [1, 1],
-        False,
-        [0, 0],
-        x.shape[1],
-        [*mask, False],
-    )
-    return grad_x, grad_weight
-
-
-def _input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    both = (padding, padding)
-    if not slow_input_grad(x.dtype, stride):
-        return _backward(grad, x, weight, stride, both, (True, False))[0]
-    # The values of the input are not used, its shape and layout are.
-    like_x = torch.empty_like(x, dtype=torch.float32)
-    return _backward(grad.float(), like_x, weight.float(), stride, both, (True, False))[0].to(
-        x.dtype
+    """Gradients of input and weight; where ``mask`` says no, an empty tensor."""
+    need_x, need_weight = mask
+    return (
+        cpu.input_grad(grad, x, weight, stride, padding) if need_x else x.new_empty(0),
+        cpu.weight_grad(grad, x, weight, stride, padding) if need_weight else x.new_empty(0),
     )
 
 
-def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    width = weight.shape[-1]
-    if not slow_weight_grad(width):
-        return _backward(grad, x, weight, stride, (padding, padding), (False, True))[1]
-    x = F.pad(x, (padding, padding))  # columns only; the rows are padded by the convolution
-    span = (grad.shape[-1] - 1) * stride  # from the first to the last window position
-    parts = []
-    for first in range(0, width, _MAX_FAST_WIDTH):
-        columns = weight[..., first : first + _MAX_FAST_WIDTH]
-        window = x[..., first : first + span + columns.shape[-1]]
-        parts.append(_backward(grad, window, columns, stride, (padding, 0), (False, True))[1])
-    return torch.cat(parts, dim=-1)
+@_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    need_x, need_weight = mask
+    return (
+        torch.empty_like(x) if need_x else x.new_empty(0),
+        torch.empty_like(weight) if need_weight else x.new_empty(0),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.stride, ctx.padding = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    x, weight = ctx.saved_tensors
+    need_x, need_weight = ctx.needs_input_grad[:2]
+    grad_x, grad_weight = _backward(
+        grad, x, weight, ctx.stride, ctx.padding, [need_x, need_weight]
+    )
+    return grad_x if need_x else None, grad_weight if need_weight else None, None, None
+
+
+_depthwise_conv2d.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.dwsep.depthwise_conv2d)
+def _flops(
+    x_shape: list[int], weight_shape: list[int], *args: Any, out_shape: list[int], **kwargs: Any
+) -> int:
+    return conv_flop_count(x_shape, weight_shape, out_shape)
+
+
+@register_flop_formula(torch.ops.dwsep.depthwise_conv2d_backward)
+def _backward_flops(
+    grad_shape: list[int],
+    x_shape: list[int],
+    weight_shape: list[int],
+    stride: int,
+    padding: int,
+    mask: Sequence[bool],
+    **kwargs: Any,
+) -> int:
+    return sum(mask) * conv_flop_count(x_shape, weight_shape, grad_shape)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from dwsep_zoo.ops import depthwise_conv2d
-from dwsep_zoo.ops.depthwise import slow_input_grad, slow_weight_grad
+from dwsep_zoo.ops.cpu import slow_input_grad, slow_weight_grad
 
 CASES = [
     (kernel_size, stride, size, multiplier)
@@ -76,3 +78,73 @@ def test_gradcheck(kernel_size, stride):
     assert torch.autograd.gradcheck(
         lambda a, b: depthwise_conv2d(a, b, stride, kernel_size // 2), (x, weight)
     )
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (5, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_torch_finds_nothing_wrong_with_the_operators(kernel_size, stride, layout, dtype):
+    """Schema, fake kernel (shapes, types and strides), autograd, and tracing by the compiler."""
+    x = torch.randn(2, 8, 9, 8).to(dtype).to(memory_format=layout)
+    weight = torch.randn(8, 1, kernel_size, kernel_size).to(dtype)
+    padding = kernel_size // 2
+    grad = torch.randn_like(F.conv2d(x, weight, None, stride, padding, 1, 8))
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    opcheck(torch.ops.dwsep.depthwise_conv2d.default, (*leaves, stride, padding))
+    for mask in ([True, True], [True, False], [False, True]):
+        arguments = (grad, x, weight, stride, padding, mask)
+        opcheck(torch.ops.dwsep.depthwise_conv2d_backward.default, arguments)
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (5, 1), (7, 2)])
+@pytest.mark.parametrize("needs", [(True, True), (False, True), (True, False)])
+def test_its_operations_are_counted(kernel_size, stride, needs):
+    x = torch.randn(2, 8, 9, 8, requires_grad=needs[0], dtype=torch.bfloat16)
+    weight = torch.randn(8, 1, kernel_size, kernel_size, dtype=torch.bfloat16)
+    weight.requires_grad_(needs[1])
+    with FlopCounterMode(display=False) as counter:
+        y = depthwise_conv2d(x, weight, stride, kernel_size // 2)
+        forward = counter.get_total_flops()
+        y.sum().backward()
+    assert forward == 2 * y.numel() * kernel_size**2
+    # Each gradient takes as many as the forward pass. (PyTorch's own count of a grouped weight
+    # gradient takes it for a dense one.)
+    assert counter.get_total_flops() == forward * (1 + sum(needs))
+
+
+class Depthwise(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(8, 1, 5, 5))
+
+    def forward(self, x):
+        return depthwise_conv2d(x, self.weight, 2, 2)
+
+
+def targets(graph):
+    return {str(node.target) for node in graph.nodes if node.op == "call_function"}
+
+
+def test_opaque_to_the_compiler_and_transparent_to_export():
+    model, x = Depthwise(), torch.randn(2, 8, 9, 8)
+    seen = []
+
+    def backend(module, inputs):
+        seen.append(targets(module.graph))
+        return module.forward
+
+    torch.compile(model, backend=backend, fullgraph=True)(x)
+    (compiled,) = seen
+    assert any("dwsep.depthwise_conv2d" in name for name in compiled)
+    exported = targets(torch.export.export(model, (x,)).graph)
+    assert exported == {"aten.conv2d.default"}
+
+
+def test_with_a_bias():
+    x = torch.randn(2, 8, 9, 8, requires_grad=True)
+    weight, bias = torch.randn(8, 1, 5, 5), torch.randn(8)
+    want = F.conv2d(x, weight, bias, 1, 2, 1, 8)
+    assert torch.allclose(depthwise_conv2d(x, weight, 1, 2, bias), want, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(depthwise_conv2d(x, weight, 1, 2, bias), want)
