@@ -67,7 +67,8 @@ def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
     channels, height, width = input_size
     try:
         with torch.no_grad():
-            no_images = torch.empty(0, channels, height, width, device="cpu")
+            dtype = next(model.parameters()).dtype
+            no_images = torch.empty(0, channels, height, width, device="cpu", dtype=dtype)
             torch.func.functional_call(model, weightless, (no_images,))
     finally:
         for hook in hooks:

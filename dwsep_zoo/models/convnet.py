@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models.spec import Architecture, Conv, Stage
 from dwsep_zoo.nn import ConvNormAct, ConvOp, DepthwiseConv2d
+from dwsep_zoo.nn.fuse import fold_norms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -231,6 +232,15 @@ class ConvNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the blocks' inputs for the backward pass, and compute the rest again there."""
         self.grad_checkpointing = enable
+
+    def fuse(self) -> ConvNet:
+        """Fold every norm into the convolution before it, for inference; returns the network.
+
+        It computes what it did in eval mode, to rounding, and can no longer be trained with batch
+        statistics: copy it first if that is wanted.
+        """
+        fold_norms(self, self.default_cfg["input_size"])
+        return self
 
     def get_classifier(self) -> nn.Module:
         return self.classifier

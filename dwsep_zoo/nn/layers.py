@@ -52,7 +52,7 @@ class MaxPool2dSame(nn.MaxPool2d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with one group a channel, no bias, and :func:`depthwise_conv2d` as operator."""
+    """``nn.Conv2d`` with one group a channel and :func:`depthwise_conv2d` as operator."""
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.same:
             input = pad_same(input, _pair(self.kernel_size), _pair(self.stride))
-        return depthwise_conv2d(input, self.weight, self.stride[0], int(self.padding[0]))
+        return depthwise_conv2d(
+            input, self.weight, self.stride[0], int(self.padding[0]), self.bias
+        )
 
 
 @dataclass(frozen=True)
