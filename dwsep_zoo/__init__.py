@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dwsep_zoo.analysis.count import Count, count
-    from dwsep_zoo.analysis.latency import Latency, measure_latency
+    from dwsep_zoo.analysis.latency import (
+        Latency,
+        LatencyComparison,
+        compare_latency,
+        measure_latencies,
+        measure_latency,
+    )
     from dwsep_zoo.errors import UserError
     from dwsep_zoo.models import create_model, list_models
     from dwsep_zoo.nn import create_conv, list_convs
@@ -18,26 +24,32 @@ __version__ = "0.1.0"
 __all__ = [
     "Count",
     "Latency",
+    "LatencyComparison",
     "UserError",
+    "compare_latency",
     "count",
     "create_conv",
     "create_model",
     "list_convs",
     "list_models",
     "load",
+    "measure_latencies",
     "measure_latency",
 ]
 
 _MODULES = {
     "Count": "analysis.count",
     "Latency": "analysis.latency",
+    "LatencyComparison": "analysis.latency",
     "UserError": "errors",
+    "compare_latency": "analysis.latency",
     "count": "analysis.count",
     "create_conv": "nn",
     "create_model": "models",
     "list_convs": "nn",
     "list_models": "models",
     "load": "weights",
+    "measure_latencies": "analysis.latency",
     "measure_latency": "analysis.latency",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -115,6 +116,7 @@ def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) 
 
     sys.argv[1:] = arguments
     ComparisonCallback.failed = 0
+    _made.clear()
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
     if ComparisonCallback.failed:
         sys.exit(1)
@@ -131,6 +133,10 @@ def _task(cfg: DictConfig) -> None:
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     config = _container(cfg)
+    if multirun and (twin := _twin(config)):
+        own = Path(config["paths"]["output_dir"]).name
+        print(f"\n{own} would be the same run as {Path(twin).name}: not made again")
+        return
     try:
         if multirun and cfg.trainer.strategy == "ddp":
             raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
@@ -145,6 +151,18 @@ def _task(cfg: DictConfig) -> None:
         # train() has recorded what went wrong; the other runs of the sweep go on.
 
 
+_made: dict[str, str] = {}  # runs of this sweep, by all that they depend on
+
+
+def _twin(config: dict[str, Any]) -> str | None:
+    """An earlier run of the sweep that is this one: ``conv=standard`` matched to ``standard``."""
+    same = {key: value for key, value in config.items() if key not in ("paths", "match", "to")}
+    matched = config["match"] if config["conv"]["name"] != config["to"] else None
+    key = json.dumps([same, matched, config["to"] if matched else None], sort_keys=True)
+    own = config["paths"]["output_dir"]
+    return None if _made.setdefault(key, own) == own else _made[key]
+
+
 class ComparisonCallback(Callback):
     """At the end of a sweep: the table of its runs, in the terminal and in the sweep's folder."""
 
@@ -152,9 +170,11 @@ class ComparisonCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from dwsep_zoo.report import compare
+        from dwsep_zoo.training.profile import profile_side_by_side
 
         folder = Path(config.hydra.sweep.dir)
         try:
+            profile_side_by_side(folder)
             comparison = compare([folder], folder)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

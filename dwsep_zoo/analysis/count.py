@@ -92,7 +92,7 @@ def _recorder(
         layers.append(
             LayerCount(
                 name=name,
-                kind=_kind(module),
+                kind=conv_kind(module),
                 in_shape=tuple(inputs[0].shape[1:]),
                 out_shape=tuple(output.shape[1:]),
                 kernel_size=_pair(conv.kernel_size) if conv else (1, 1),
@@ -112,7 +112,8 @@ def _pair(size: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def _kind(module: nn.Conv2d | nn.Linear) -> str:
+def conv_kind(module: nn.Conv2d | nn.Linear) -> str:
+    """``depthwise``, ``grouped``, ``pointwise``, ``dense`` or ``linear``."""
     if isinstance(module, nn.Linear):
         return "linear"
     if module.groups == module.in_channels > 1:

@@ -1,30 +1,60 @@
-"""How long a network takes for one batch."""
+"""How long networks take for one batch, and which of two is faster.
+
+A machine's speed changes from second to second. So networks are measured in turns, a few
+milliseconds each, forward and backward through their list (A B B A): whatever changes the speed
+hits all of them, and a ratio taken within a turn is free of it.
+"""
 
 from __future__ import annotations
 
+import math
 import platform
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, Run, check_conditions, prepare
 from dwsep_zoo.errors import UserError
 
-WARM_UP_S = 0.2
-MIN_RUNS = 20
+BLOCK_S = 0.02  # a network's time before it is another one's turn
+LEAD_IN_S = 0.2  # shorter runs are preceded by one that is not counted and fills the caches
+BATCHES = 12  # of turns, for the interval
+WARM_S, WARM_MAX_S = 0.1, 1.0
+WARM = 0.03  # change from one warm-up block to the next below which a network is warm
+DRIFT = 0.05  # change of the median from the first half of the turns to the second
+SPREAD = 0.3  # (p90 - p10) / p50
+INDIFFERENCE = 0.03  # a smaller difference is none: memory placement alone moves this much
+
+Clock = Callable[[Run], float]
+"""Seconds that one call takes."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Time for one batch, in milliseconds, with the conditions without which it means nothing."""
+    """Time for one batch, in milliseconds, with the conditions without which it means nothing.
+
+    Attributes:
+        runs: that were timed; the percentiles are of single runs.
+        stable: the median moved by less than 5 % from the first half of the turns to the second,
+            and the distance from p10 to p90 is less than 30 % of the median.
+        device: ``cpu`` or ``cuda``.
+        threads: that a CPU runtime computes with.
+        memory_format: ``own layout`` for a runtime that chooses it.
+    """
 
     p50_ms: float
     p10_ms: float
     p90_ms: float
     runs: int
+    stable: bool
     device: str
     device_name: str
     threads: int
@@ -34,59 +64,249 @@ class Latency:
     runtime: str
 
 
+@dataclass(frozen=True)
+class Timing:
+    """A latency, and the times in milliseconds of each turn that it was taken from."""
+
+    latency: Latency
+    turns: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class LatencyComparison:
+    """Latency of ``b`` relative to ``a``, with a 99 % interval.
+
+    Attributes:
+        verdict: of ``b``: ``slower`` or ``faster`` if the interval excludes 1 and the ratio is
+            more than 3 % away from it, else ``no difference``.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    verdict: str
+
+
 def measure_latency(
-    model: nn.Module,
+    model: nn.Module, input_size: Sequence[int] = (3, 224, 224), **conditions: Any
+) -> Latency:
+    """Time inference on random input; the arguments are those of :func:`measure_latencies`.
+
+    Raises:
+        UserError: for conditions that cannot be measured here.
+    """
+    return measure_latencies({"model": model}, input_size, **conditions)["model"]
+
+
+def measure_latencies(
+    models: Mapping[str, nn.Module], input_size: Sequence[int] = (3, 224, 224), **conditions: Any
+) -> dict[str, Latency]:
+    """Time several networks in turns; the arguments are those of :func:`time_models`."""
+    timings = time_models(models, input_size, **conditions)
+    return {name: timing.latency for name, timing in timings.items()}
+
+
+def compare_latency(
+    a: nn.Module, b: nn.Module, input_size: Sequence[int] = (3, 224, 224), **conditions: Any
+) -> LatencyComparison:
+    """How much slower or faster ``b`` is than ``a``; arguments as in :func:`time_models`."""
+    timings = time_models({"a": a, "b": b}, input_size, **conditions)
+    return compare_turns(timings["a"].turns, timings["b"].turns)
+
+
+def time_models(
+    models: Mapping[str, nn.Module],
     input_size: Sequence[int] = (3, 224, 224),
     *,
     batch_size: int = 1,
     threads: int | None = None,
     device: str | torch.device = "cpu",
+    runtime: str = "eager",
+    precision: str = "fp32",
+    memory_format: str = "channels_last",
     min_run_time: float = 1.0,
-) -> Latency:
-    """Time eager float32 inference in channels_last, on random input.
+) -> dict[str, Timing]:
+    """Time inference of several networks in turns, each warmed up before.
 
-    The network is put into eval mode, moved to ``device`` and warmed up; afterwards it is back in
-    the mode and place in which it was.
+    Copies are measured; the networks stay as they are.
 
     Args:
-        model: takes ``(N, C, H, W)``.
+        models: by name; each takes ``(N, C, H, W)``.
         input_size: ``(C, H, W)``.
-        batch_size: images per run; the times are for the whole batch.
+        batch_size: N; the times are for the whole batch.
         threads: CPU threads; ``None``: torch's setting.
-        device: where to run.
-        min_run_time: seconds of measuring; at least 20 runs are made.
+        device: ``cpu`` or ``cuda``.
+        runtime: ``eager``, ``compiled``, ``onnxruntime`` or ``openvino``.
+        precision: ``fp32`` (on a GPU as PyTorch has it: convolutions may use TF32), or ``bf16``
+            for weights and activations alike.
+        memory_format: ``channels_last`` or ``contiguous``, of eager and compiled.
+        min_run_time: seconds of measuring for each network; at least 24 runs are made.
+
+    Raises:
+        UserError: for conditions that cannot be measured here.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {batch_size}")
-    device = torch.device(device)
-    threads = threads or torch.get_num_threads()
-    home, training = next(model.parameters()).device, model.training
-    model.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(batch_size, *input_size, device=device)
-    x = x.to(memory_format=torch.channels_last)
-    own_threads = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            _run_for(model, x, WARM_UP_S, least=3)
-            times = torch.tensor(_run_for(model, x, min_run_time, least=MIN_RUNS)) * 1e3
-    finally:
-        torch.set_num_threads(own_threads)
-        model.train(training).to(home)
-    p10, p50, p90 = torch.quantile(times, torch.tensor([0.1, 0.5, 0.9])).tolist()
-    return Latency(
-        p50_ms=p50,
-        p10_ms=p10,
-        p90_ms=p90,
-        runs=len(times),
-        device=device.type,
-        device_name=device_name(device),
-        threads=threads,
+    check_conditions(
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        memory_format=memory_format,
         batch_size=batch_size,
-        precision="fp32",
-        memory_format="channels_last",
-        runtime="eager",
+        threads=threads,
     )
+    if not min_run_time > 0:
+        raise UserError(f"min_run_time must be greater than 0; got {min_run_time!r}")
+    place = torch.device(device)
+    threads = threads or torch.get_num_threads()
+    with _torch_threads(threads):
+        runs = [
+            prepare(
+                model,
+                input_size,
+                batch_size=batch_size,
+                threads=threads,
+                device=place,
+                runtime=runtime,
+                precision=precision,
+                memory_format=memory_format,
+            )
+            for model in models.values()
+        ]
+        with torch.inference_mode():
+            clock = cuda_clock(place) if place.type == "cuda" else wall_clock
+            measured = take_turns(runs, clock, min_run_time)
+    timings = {}
+    for name, turns in zip(models, measured, strict=True):
+        milliseconds = tuple(tuple(1e3 * seconds for seconds in turn) for turn in turns)
+        times = np.concatenate(milliseconds)
+        p10, p50, p90 = np.quantile(times, [0.1, 0.5, 0.9]).tolist()
+        latency = Latency(
+            p50_ms=p50,
+            p10_ms=p10,
+            p90_ms=p90,
+            runs=len(times),
+            stable=is_stable(milliseconds),
+            device=place.type,
+            device_name=device_name(place),
+            threads=threads,
+            batch_size=batch_size,
+            precision=precision,
+            memory_format=OWN_FORMAT if RUNTIMES[runtime].own_format else memory_format,
+            runtime=runtime,
+        )
+        timings[name] = Timing(latency, milliseconds)
+    return timings
+
+
+def take_turns(runs: Sequence[Run], clock: Clock, min_run_time: float) -> list[list[list[float]]]:
+    """Warm up, then time in turns.
+
+    Args:
+        runs: what to time.
+        clock: times one call.
+        min_run_time: seconds for each of ``runs``.
+
+    Returns:
+        Of each of ``runs``, of each turn, the seconds of its calls: an even number, half of them
+        timed on the way forward through ``runs`` and half on the way back.
+    """
+    typical = [_warm_up(run, clock) for run in runs]
+    block_s = min(BLOCK_S, min_run_time / BATCHES / 2)
+    calls = [max(1, round(block_s / seconds)) for seconds in typical]
+    # Alone, a network finds the caches as it left them.
+    lead_in = [len(runs) > 1 and seconds < LEAD_IN_S for seconds in typical]
+    turns: list[list[list[float]]] = [[] for _ in runs]
+    spent = 0.0
+    while len(turns[0]) < BATCHES or spent < min_run_time * len(runs):
+        for turn in turns:
+            turn.append([])
+        forward = list(range(len(runs)))
+        for i in forward + forward[::-1]:
+            if lead_in[i]:
+                clock(runs[i])
+            times = [clock(runs[i]) for _ in range(calls[i])]
+            turns[i][-1] += times
+            spent += sum(times)
+    return turns
+
+
+def _warm_up(run: Run, clock: Clock) -> float:
+    """Run until two successive blocks take the same time, and return that of one run."""
+    clock(run)  # the first run allocates, and may choose kernels
+    previous, spent = math.inf, 0.0
+    while True:
+        block: list[float] = []
+        while sum(block) < BLOCK_S:
+            block.append(clock(run))
+        spent += sum(block)
+        current = statistics.median(block)
+        settled = abs(current / previous - 1) < WARM and spent >= WARM_S
+        if settled or spent >= WARM_MAX_S:
+            return current
+        previous = current
+
+
+def is_stable(turns: Sequence[Sequence[float]]) -> bool:
+    """Whether times can be relied on; see :class:`Latency` for the rule.
+
+    Args:
+        turns: times of each turn, in any unit.
+    """
+    medians = [statistics.median(turn) for turn in turns]
+    half = len(medians) // 2
+    drift = statistics.median(medians[half:]) / statistics.median(medians[:half]) - 1
+    p10, p50, p90 = np.quantile(np.concatenate(turns), [0.1, 0.5, 0.9]).tolist()
+    return bool(abs(drift) < DRIFT and p90 - p10 < SPREAD * p50)
+
+
+def compare_turns(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> LatencyComparison:
+    """Compare times that were measured in turns.
+
+    The ratio of a turn is that of its medians. Neighbouring turns share the machine's mood, so they
+    are put together into 12 batches. The median of the batches' medians is the ratio, and the
+    second smallest and the second largest of them are the ends of the interval: of 12 independent
+    values, whatever their distribution, they enclose its median with a probability of 99.4 %.
+
+    Args:
+        a: times of each turn, in any unit.
+        b: the same, of the same turns.
+    """
+    logs = [
+        math.log(statistics.median(of_b) / statistics.median(of_a))
+        for of_a, of_b in zip(a, b, strict=True)
+    ]
+    batches = sorted(statistics.median(batch) for batch in np.array_split(logs, BATCHES))
+    ratio, low, high = (
+        math.exp(value) for value in (statistics.median(batches), batches[1], batches[-2])
+    )
+    verdict = "no difference"
+    if low > 1 and ratio > 1 + INDIFFERENCE:
+        verdict = "slower"
+    elif high < 1 and ratio < 1 / (1 + INDIFFERENCE):
+        verdict = "faster"
+    return LatencyComparison(ratio, low, high, verdict)
+
+
+def wall_clock(run: Run) -> float:
+    """Seconds that a call takes on the CPU."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def cuda_clock(device: torch.device) -> Clock:
+    """Times a call on an idle GPU by the GPU's own events."""
+    stream = torch.cuda.current_stream(device)
+
+    def clock(run: Run) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream.synchronize()
+        start.record(stream)
+        run()
+        end.record(stream)
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return clock
 
 
 def device_name(device: torch.device) -> str:
@@ -101,14 +321,11 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _run_for(model: nn.Module, x: Tensor, seconds: float, least: int) -> list[float]:
-    """Seconds of each run."""
-    times: list[float] = []
-    stop = time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < stop:
-        start = time.perf_counter()
-        model(x)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        times.append(time.perf_counter() - start)
-    return times
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    own = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)

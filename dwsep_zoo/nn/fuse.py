@@ -16,8 +16,8 @@ def fold_norms(model: nn.Module, input_size: Sequence[int]) -> list[str]:
     """Scale weights and add biases, so that the batch norms behind them have nothing left to do.
 
     In evaluation a norm is ``a x + b`` for each channel, with a = weight / sqrt(var + eps) and
-    b = bias - a mean; a convolution in front of it can do that itself. Which layer stands in front of
-    which norm is read from a pass over a batch of no images, so that it holds for every block.
+    b = bias - a mean; a convolution in front of it can do that itself. Which layer stands in front
+    of which norm is read from a pass over a batch of no images, so that it holds for every block.
 
     Args:
         model: is changed: its norms become identities and it stays in eval mode.
@@ -65,12 +65,13 @@ def fold_norms(model: nn.Module, input_size: Sequence[int]) -> list[str]:
 
 @torch.no_grad()
 def _fold(maker: nn.Module, norm: _BatchNorm) -> None:
-    assert norm.running_var is not None and norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
     # In float64, as the scale of a channel that is nearly dead is large.
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - scale * norm.running_mean.double()
-    layers = list(maker) if isinstance(maker, MixedDepthwise) else [maker]
-    sizes = [layer.weight.shape[0] for layer in layers]
+    layers: list[Any] = list(maker) if isinstance(maker, MixedDepthwise) else [maker]
+    sizes = [len(layer.weight) for layer in layers]
     for layer, a, b in zip(layers, scale.split(sizes), shift.split(sizes), strict=True):
         weight = layer.weight
         wide = weight.double() * a.view(-1, *[1] * (weight.ndim - 1))

@@ -71,9 +71,7 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.same:
             input = pad_same(input, _pair(self.kernel_size), _pair(self.stride))
-        return depthwise_conv2d(
-            input, self.weight, self.stride[0], int(self.padding[0]), self.bias
-        )
+        return depthwise_conv2d(input, self.weight, self.stride[0], int(self.padding[0]), self.bias)
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,9 @@ class LitClassifier(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The ``label`` and what is ``predicted`` of each image, both (N,)."""
+        return {"label": batch[1], "predicted": self._evaluate("test", batch).argmax(1)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
@@ -107,10 +108,11 @@ class LitClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, self.description)
 
-    def _evaluate(self, split: str, batch: Batch) -> None:
+    def _evaluate(self, split: str, batch: Batch) -> Tensor:
         images, labels = batch
         logits = self(images).float()
         self._update(split, F.cross_entropy(logits, labels), logits, labels)
+        return logits
 
     def _update(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         for name, metric in self.get_submodule(f"{split}_metrics").named_children():

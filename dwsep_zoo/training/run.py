@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,17 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from dwsep_zoo.analysis.latency import measure_latency
+from dwsep_zoo.analysis.budget import Match
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.models import ConvNet, create_model
 from dwsep_zoo.report.tensorboard import write_hparams
-from dwsep_zoo.training.callbacks import EpochTable, Interrupted
+from dwsep_zoo.training.callbacks import EpochTable, Interrupted, Predictions
 from dwsep_zoo.training.classifier import LitClassifier, check_checkpoint
 from dwsep_zoo.training.malloc import keep_memory
 from dwsep_zoo.training.optim import check_recipe
+from dwsep_zoo.training.profile import check_profile, profile
 from dwsep_zoo.training.record import Record, now, provenance
+from dwsep_zoo.training.search import check_search, search_recipe
 from dwsep_zoo.training.setup import Setup, set_up
 from dwsep_zoo.training.trainer import check_space, check_trainer, create_trainer
 
@@ -49,7 +52,7 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
     """
     folder = Path(cfg["paths"]["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    _check_unfinished(cfg, folder)
+    earlier = _earlier(cfg, folder)
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
     with _logging_to(folder / "train.log", enabled=first):
         record = Record(folder, enabled=first)
@@ -66,7 +69,7 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
             **provenance(),
         )
         try:
-            _run(cfg, folder, record)
+            _run(cfg, folder, record, earlier)
         except Interrupted as stop:
             record.update(status="interrupted", error=str(stop), finished=now())
             log.info("%s; saved checkpoints/last.ckpt. Go on with: resume=%s", stop, folder)
@@ -88,16 +91,23 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
         return record.values
 
 
-def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
+def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, Any]) -> None:
     begin = time.perf_counter()
     keep_memory()
     check_recipe(cfg["recipe"])
     check_trainer(cfg["trainer"])
+    check_search(cfg.get("hparams_search"), cfg["trainer"]["strategy"])
+    check_profile(cfg["profile"])
+    if cfg["match"] == "latency" and cfg["trainer"]["strategy"] == "ddp":
+        raise UserError("match=latency cannot run with trainer=ddp: each process would measure")
     checkpoint = _checkpoint_to_load(cfg)
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
-    setup = set_up(cfg)
+    setup = set_up(cfg, match=Match.from_dict(earlier["match"]) if earlier.get("match") else None)
     record.update(
+        width_mult=setup.network["width_mult"],
         output_stride=setup.network["output_stride"],
+        network=setup.network,
+        match=setup.match.as_dict() if setup.match else None,
         data=setup.data.describe(),
         input_size=list(setup.cost.input_size),
         params=setup.cost.params,
@@ -106,6 +116,13 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
     )
     check_space(folder, setup.size_bytes)
     _say_setup(cfg, setup)
+    if cfg.get("hparams_search"):
+        found = earlier.get("search") or search_recipe(
+            cfg, setup.network, folder, partial(_trial, cfg, setup, folder)
+        )
+        cfg = {**cfg, "recipe": {**cfg["recipe"], **found["best"]}}
+        record.update(search=found, config=cfg)
+        L.seed_everything(cfg["seed"], workers=True, verbose=False)
 
     first_step = 0
     if checkpoint:
@@ -115,17 +132,10 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
         if cfg["ckpt_path"] and cfg["train"]:
             _check_epochs_left(cfg, saved["loops"]["fit_loop"]["epoch_progress"]["current"])
 
-    if cfg["trainer"]["channels_last"]:
-        setup.model.to(memory_format=torch.channels_last)
-    module = LitClassifier(
-        setup.model,
-        num_classes=setup.data.num_classes,
-        recipe=cfg["recipe"],
-        seed=cfg["seed"],
-        description=setup.description(),
-    )
+    module = _module(cfg, setup, setup.model)
     table = EpochTable(folder / "metrics.csv")
-    trainer = create_trainer(cfg, folder, [table], first_step=first_step)
+    callbacks = [table, Predictions(folder / "predictions.npz")]
+    trainer = create_trainer(cfg, folder, callbacks, first_step=first_step)
     _log_hparams(trainer, cfg, setup, {})
     if cfg["train"]:
         trainer.fit(module, datamodule=setup.data, ckpt_path=checkpoint, weights_only=True)
@@ -149,14 +159,20 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
         return
 
     device = trainer.strategy.root_device
-    latencies = [measure_latency(setup.model, setup.cost.input_size)]
-    if device.type == "cuda":
-        latencies.append(measure_latency(setup.model, setup.cost.input_size, device=device))
+    memory = {"peak_mb": _peak_mb(device)}
+    (cost,) = profile(
+        {folder.name: setup.model},
+        setup.cost.input_size,
+        cfg["profile"],
+        device,
+        train_batch_size=setup.data.batch_size,
+    )
     record.update(
         status="finished",
         metrics=metrics,
-        latency=[asdict(latency) for latency in latencies],
-        memory={"peak_mb": _peak_mb(device)},
+        latency=cost["latency"],
+        memory={**memory, **cost["memory"]},
+        roofline=cost["roofline"],
         images_per_second=table.images_per_second(),
         time={"train_s": table.seconds(), "total_s": time.perf_counter() - begin},
         epochs=trainer.current_epoch,
@@ -167,6 +183,18 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record) -> None:
     if isinstance(trainer.logger, TensorBoardLogger):
         trainer.logger.experiment.add_text("latency", _latency_line(record.values["latency"][0]))
     _say_result(cfg, folder, record.values)
+
+
+def _module(cfg: dict[str, Any], setup: Setup, model: ConvNet) -> LitClassifier:
+    if cfg["trainer"]["channels_last"]:
+        model.to(memory_format=torch.channels_last)
+    return LitClassifier(
+        model,
+        num_classes=setup.data.num_classes,
+        recipe=cfg["recipe"],
+        seed=cfg["seed"],
+        description=setup.description(),
+    )
 
 
 def _checkpoint_to_load(cfg: dict[str, Any]) -> Path | None:
@@ -182,16 +210,47 @@ def _checkpoint_to_load(cfg: dict[str, Any]) -> Path | None:
     return path
 
 
-def _check_unfinished(cfg: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume a run that is finished, before anything of it is overwritten."""
+def _earlier(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The record of the run that is resumed, before anything of it is overwritten; else nothing.
+
+    Raises:
+        UserError: if that run is finished.
+    """
     result = folder / "result.json"
-    if cfg["resume"] and result.is_file():
-        done = json.loads(result.read_text())
-        if done["status"] == "finished" and done["epochs"] >= cfg["trainer"]["max_epochs"]:
-            raise UserError(
-                f"resume={cfg['resume']}: this run is finished; to train it further than its "
-                f"{done['epochs']} epochs, set trainer.max_epochs"
-            )
+    if not cfg["resume"] or not result.is_file():
+        return {}
+    done: dict[str, Any] = json.loads(result.read_text())
+    if done["status"] == "finished" and done["epochs"] >= cfg["trainer"]["max_epochs"]:
+        raise UserError(
+            f"resume={cfg['resume']}: this run is finished; to train it further than its "
+            f"{done['epochs']} epochs, set trainer.max_epochs"
+        )
+    return done
+
+
+def _trial(
+    cfg: dict[str, Any], setup: Setup, folder: Path, values: dict[str, float], number: int
+) -> float:
+    """Validation accuracy after a training with other values of the recipe, nothing of it kept."""
+    options = cfg["hparams_search"]
+    if not len(setup.data.splits["val"]):
+        raise UserError("hparams_search needs validation images; set data.val_fraction")
+    seed = options["seed"] + number
+    trial = {**cfg, "recipe": {**cfg["recipe"], **values}, "seed": seed}
+    trial["trainer"] = {
+        **cfg["trainer"],
+        "max_epochs": options["epochs"] or cfg["trainer"]["max_epochs"],
+        "enable_progress_bar": False,
+    }
+    L.seed_everything(seed, workers=True, verbose=False)
+    setup.data.seed = seed
+    try:
+        module = _module(trial, setup, create_model(**setup.network))
+        trainer = create_trainer(trial, folder, [], save=False)
+        trainer.fit(module, datamodule=setup.data)
+    finally:
+        setup.data.seed = cfg["seed"]
+    return float(trainer.callback_metrics["val/acc"])
 
 
 def _check_epochs_left(cfg: dict[str, Any], progress: dict[str, int]) -> None:
@@ -223,7 +282,7 @@ def _log_hparams(
         {
             "model": cfg["model"]["name"],
             "conv": cfg["conv"]["name"],
-            "width_mult": float(cfg["model"]["width_mult"]),
+            "width_mult": float(setup.network["width_mult"]),
             "output_stride": setup.network["output_stride"],
             "seed": cfg["seed"],
             "data": str(cfg["data"]["name"]),
@@ -252,7 +311,7 @@ def _say_setup(cfg: dict[str, Any], setup: Setup) -> None:
         "model %s, conv=%s, width %g, output stride %d: %s parameters, %.2f M MACs at %d x %d x %d",
         cfg["model"]["name"],
         cfg["conv"]["name"],
-        cfg["model"]["width_mult"],
+        setup.network["width_mult"],
         setup.network["output_stride"],
         f"{setup.cost.params:,}",
         setup.cost.macs / 1e6,

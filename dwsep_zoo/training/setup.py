@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dwsep_zoo.analysis.budget import TOLERANCE, Match, check_match, match_width
 from dwsep_zoo.analysis.count import Count, count
 from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
@@ -27,7 +28,7 @@ class Setup:
     """A data set, a network for it, and what the network costs.
 
     ``network`` holds the arguments of :func:`dwsep_zoo.create_model` that build it again, without
-    the weights that it began with.
+    the weights that it began with. ``match`` says where its width comes from, unless it was given.
     """
 
     data: ImageData
@@ -35,6 +36,7 @@ class Setup:
     network: dict[str, Any]
     cost: Count
     size_bytes: int
+    match: Match | None
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint has to carry so that its network can be used: plain data."""
@@ -46,14 +48,19 @@ class Setup:
         }
 
 
-def set_up(cfg: dict[str, Any]) -> Setup:
+def set_up(cfg: dict[str, Any], *, match: Match | None = None) -> Setup:
     """Check everything that can be checked, then load the data and build the network.
+
+    Args:
+        cfg: the configuration.
+        match: of the run that is resumed, whose network has its width.
 
     Raises:
         UserError: for wrong names and values before a data set is downloaded; for data that the
             network cannot take after it.
     """
     network = dict(cfg["model"])
+    check_match(cfg["match"], cfg["to"], network["pretrained"])
     auto = network["output_stride"] == "auto"
     with torch.device("meta"):  # costs nothing
         sketch = {**network, "pretrained": None}
@@ -74,14 +81,47 @@ def set_up(cfg: dict[str, Any]) -> Setup:
             f"{stride}; use model.output_stride=auto or a larger data.image_size"
         )
     network.update(conv=dict(cfg["conv"]), num_classes=data.num_classes, in_chans=data.in_chans)
+    input_size = (data.in_chans, data.image_size, data.image_size)
+    if cfg["match"] and cfg["conv"]["name"] != cfg["to"]:
+        match = match or match_width(cfg["match"], cfg["to"], input_size, **network)
+        network["width_mult"] = match.width_mult
+        _say_match(match, cfg["model"]["width_mult"])
     model = create_model(**network)
     return Setup(
         data=data,
         model=model,
         network=model.build_args,
-        cost=count(model, (data.in_chans, data.image_size, data.image_size)),
+        cost=count(model, input_size),
         size_bytes=_size_bytes(model),
+        match=match,
     )
+
+
+def _say_match(match: Match, width_mult: float) -> None:
+    log.info(
+        "match=%s: width %g has %s, conv=%s at width %g has %s (%+.2f %%)",
+        match.quantity,
+        match.width_mult,
+        _amount(match.quantity, match.achieved),
+        match.to,
+        width_mult,
+        _amount(match.quantity, match.target),
+        100 * match.residual,
+    )
+    if abs(match.residual) > TOLERANCE:
+        log.warning(
+            "match=%s: no width comes nearer than %+.1f %%, as channels are multiples of 8",
+            match.quantity,
+            100 * match.residual,
+        )
+
+
+def _amount(quantity: str, value: float) -> str:
+    return {
+        "params": f"{value:,.0f} parameters",
+        "macs": f"{value / 1e6:,.2f} M MACs",
+        "latency": f"{value:.2f} ms",
+    }[quantity]
 
 
 def _data_options(

@@ -43,7 +43,12 @@ SET_HERE = {
 
 
 def create_trainer(
-    cfg: dict[str, Any], folder: Path, callbacks: list[Callback], *, first_step: int
+    cfg: dict[str, Any],
+    folder: Path,
+    callbacks: list[Callback],
+    *,
+    first_step: int = 0,
+    save: bool = True,
 ) -> L.Trainer:
     """Make the Trainer of a run that writes into ``folder``.
 
@@ -53,9 +58,10 @@ def create_trainer(
         callbacks: besides checkpoints, progress bar, interrupts and what the recipe asks for.
         first_step: of this process; later steps are those of an interrupted run and are dropped
             from its TensorBoard curves.
+        save: checkpoints and curves; a trial of a search needs none.
     """
     options = {key: value for key, value in cfg["trainer"].items() if key not in OWN_KEYS}
-    debugging = bool(options.get("fast_dev_run"))
+    save = save and not options.get("fast_dev_run")
     checkpoints = folder / "checkpoints"
     callbacks = list(callbacks)
     recipe = cfg["recipe"]
@@ -63,7 +69,7 @@ def create_trainer(
         callbacks.append(FineTune(recipe["freeze"] or (), recipe["freeze_epochs"] or 0))
     if recipe["model_ema_decay"]:  # averages a step before what saves it
         callbacks.append(EMAWeightAveraging(decay=recipe["model_ema_decay"]))
-    if not debugging:
+    if save:
         callbacks += [
             _checkpoint(checkpoints, "best", 1, monitor="val/acc", mode="max"),
             # lightning's save_last saves only after epochs that were the best so far
@@ -89,7 +95,7 @@ def create_trainer(
         options["strategy"] = DataParallel()
 
     logger: TensorBoardLogger | bool = False
-    if cfg["logger"]["tensorboard"] and not debugging:
+    if cfg["logger"]["tensorboard"] and save:
         logger = RunLogger(
             folder, name="", version="", default_hp_metric=False, purge_step=first_step or None
         )
@@ -99,7 +105,7 @@ def create_trainer(
             **options,
             callbacks=callbacks,
             logger=logger,
-            enable_checkpointing=not debugging,
+            enable_checkpointing=save,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,

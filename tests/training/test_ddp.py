@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from dwsep_zoo.data import create_data
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
@@ -33,6 +38,13 @@ def test_two_processes(tmp_path):
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     assert done.stdout.count("epoch   1/2") == 1
     assert (run / "train.log").read_text().count("epoch   1/2") == 1
+    # the images in order, as one process would have them
+    predictions = np.load(run / "predictions.npz")
+    data = create_data("digits", seed=0, data_dir="")
+    data.setup()
+    assert predictions["label"].tolist() == data.splits["test"].labels.tolist()
+    right = (predictions["label"] == predictions["predicted"]).mean()
+    assert right == pytest.approx(result["metrics"]["test/acc"], abs=1e-6)
     # the accuracy is a whole number of images
     for split in ("val", "test"):
         images = result["data"]["splits"][split] * result["metrics"][f"{split}/acc"]

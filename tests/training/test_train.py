@@ -4,11 +4,15 @@ import json
 import shutil
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import dwsep_zoo
 from dwsep_zoo import UserError, count, create_model
+from dwsep_zoo.data import create_data
+from dwsep_zoo.data.augment import normalise
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.malloc import keep_memory
 from dwsep_zoo.training.setup import auto_output_stride
@@ -35,7 +39,40 @@ def test_the_record_of_a_run(run, tmp_path):
     assert torch.__version__.startswith(result["versions"]["torch"])
     files = {path.name for path in (tmp_path / "run").iterdir()}
     events = {name for name in files if name.startswith("events.out.tfevents")}
-    assert files - events == {"checkpoints", "metrics.csv", "result.json", "train.log"}
+    assert files - events == {
+        *("checkpoints", "metrics.csv", "predictions.npz", "result.json", "train.log")
+    }
+
+
+def test_the_predictions_are_those_of_the_tested_network(run, tmp_path):
+    result = run("run")
+    kept = np.load(tmp_path / "run" / "predictions.npz")
+    assert kept["label"].shape == kept["predicted"].shape == (359,)
+    model = dwsep_zoo.load(tmp_path / "run").eval()
+    data = create_data("digits", seed=0, data_dir="")
+    data.setup()
+    images = data.splits["test"]
+    assert kept["label"].tolist() == images.labels.tolist()
+    x = normalise(images.pixels.permute(0, 3, 1, 2), data.mean, data.std)
+    with torch.inference_mode():
+        assert kept["predicted"].tolist() == model(x).argmax(1).tolist()
+    right = (kept["label"] == kept["predicted"]).mean()
+    assert right == pytest.approx(result["metrics"]["test/acc"], abs=1e-6)
+
+
+def test_a_matched_run_has_the_width_that_was_found(run, tmp_path, caplog):
+    result = run("run", "match=macs", "trainer.max_epochs=1")
+    match = result["match"]
+    standard = run("standard", "match=macs", "conv=standard", "trainer.max_epochs=1")
+    assert standard["match"] is None
+    assert (match["quantity"], match["to"], match["target"]) == (
+        *("macs", "standard"),
+        standard["macs"],
+    )
+    assert match["achieved"] == result["macs"]
+    assert result["width_mult"] == match["width_mult"] == result["network"]["width_mult"]
+    assert result["config"]["model"]["width_mult"] == standard["width_mult"] == 0.125
+    assert count(dwsep_zoo.load(tmp_path / "run"), result["input_size"]).macs == result["macs"]
 
 
 def result_network(folder):

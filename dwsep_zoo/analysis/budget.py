@@ -1,0 +1,175 @@
+"""Equal budgets: the width at which one variant costs what another one does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from dwsep_zoo.analysis.count import count
+from dwsep_zoo.analysis.latency import measure_latencies
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.models import create_model
+from dwsep_zoo.nn import CONVS
+
+QUANTITIES = ("params", "macs", "latency")
+TOLERANCE = 0.02  # of the target; a larger residual is worth a warning
+WIDEST = 64.0  # factor on the width that is given
+LATENCY_STEPS = 8  # halvings of the bracket: each is a measurement
+
+
+@dataclass(frozen=True)
+class Match:
+    """A width, and how near it comes.
+
+    Attributes:
+        quantity: what is made equal.
+        to: conv type of the network that the target is of.
+        target: parameters, multiply-adds of one image, or milliseconds for one image.
+        achieved: the same of the network with the width that was found.
+        width_mult: that width.
+    """
+
+    quantity: str
+    to: str
+    target: float
+    achieved: float
+    width_mult: float
+
+    @property
+    def residual(self) -> float:
+        """What is achieved beyond the target, relative to it."""
+        return self.achieved / self.target - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``result.json`` has it."""
+        return {**asdict(self), "residual": self.residual}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Match:
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+def match_width(
+    quantity: str,
+    to: str | Mapping[str, Any],
+    input_size: Sequence[int],
+    *,
+    width_mult: float = 1.0,
+    **network: Any,
+) -> Match:
+    """Find the width at which a network costs what the same network with another conv type does.
+
+    Widths are rounded to multiples of 8 channels as ever, so that not every budget can be met: the
+    nearest is taken.
+
+    Args:
+        quantity: ``params``, ``macs`` or ``latency`` (eager, one image, both networks in turns).
+        to: conv type of the network that gives the target, with ``width_mult``.
+        input_size: ``(C, H, W)`` of an image.
+        width_mult: of the network that gives the target.
+        network: the other arguments of :func:`dwsep_zoo.create_model`.
+
+    Raises:
+        UserError: for an unknown quantity.
+    """
+    choose(quantity, QUANTITIES, "match")
+    name = to if isinstance(to, str) else str(to["name"])
+    if quantity == "latency":
+        reference = create_model(**{**network, "conv": to, "width_mult": width_mult})
+        cost = _LatencyAgainst(reference, input_size, network)
+        width, ratio = nearest_width(cost, 1.0, width_mult, steps=LATENCY_STEPS)
+        target = cost.targets[width]
+        return Match(quantity, name, target, target * ratio, width)
+
+    def counted(width: float, **changes: Any) -> float:
+        with torch.device("meta"):
+            # Stochastic depth costs nothing, but its module comes from timm, slow to import.
+            model = create_model(
+                **{**network, **changes, "width_mult": width, "drop_path_rate": 0.0}
+            )
+        return float(getattr(count(model, input_size), quantity))
+
+    target = counted(width_mult, conv=to)
+    width, achieved = nearest_width(counted, target, width_mult)
+    return Match(quantity, name, target, achieved, width)
+
+
+def nearest_width(
+    cost: Callable[[float], float], target: float, start: float, *, steps: int = 30
+) -> tuple[float, float]:
+    """The width whose cost is nearest to ``target``, and that cost; costs grow with the width.
+
+    Args:
+        cost: of a width; a step function, as channels are whole numbers.
+        target: of the cost.
+        start: a width to begin with.
+        steps: halvings of the bracket.
+    """
+    tried: dict[float, float] = {}
+
+    def at(width: float) -> float:
+        if width not in tried:
+            tried[width] = cost(width)
+        return tried[width]
+
+    low = high = start
+    while at(low) > target and low > start / WIDEST:
+        low /= 2
+    while at(high) < target and high < start * WIDEST:
+        high *= 2
+    for _ in range(steps):
+        if at(low) >= target or at(high) <= target or at(low) == at(high) or high / low < 1.0002:
+            break
+        middle = _short(math.sqrt(low * high), low, high)
+        if at(middle) < target:
+            low = middle
+        else:
+            high = middle
+    # Of equal costs the width nearest to the start: 1 rather than 0.98 for the same channels.
+    best = min(tried, key=lambda w: (abs(tried[w] / target - 1), abs(math.log(w / start))))
+    return best, tried[best]
+
+
+def _short(width: float, low: float, high: float) -> float:
+    """``width`` with as few digits as still lie strictly between the ends."""
+    for digits in range(2, 8):
+        rounded = float(f"{width:.{digits}g}")
+        if low < rounded < high:
+            return rounded
+    return width
+
+
+class _LatencyAgainst:
+    """Of a width: its latency relative to a reference that is measured in turns with it."""
+
+    def __init__(self, reference: nn.Module, input_size: Sequence[int], network: dict[str, Any]):
+        self.reference, self.input_size, self.network = reference, input_size, network
+        self.targets: dict[float, float] = {}  # milliseconds of the reference, by width
+
+    def __call__(self, width: float) -> float:
+        candidate = create_model(**{**self.network, "width_mult": width})
+        times = measure_latencies(
+            {"reference": self.reference, "candidate": candidate},
+            self.input_size,
+            min_run_time=0.2,
+        )
+        self.targets[width] = times["reference"].p50_ms
+        return times["candidate"].p50_ms / times["reference"].p50_ms
+
+
+def check_match(quantity: str | None, to: str, pretrained: Any = None) -> None:
+    """Raises UserError for what cannot be matched, before any work is done."""
+    if quantity is None:
+        return
+    choose(quantity, QUANTITIES, "match")
+    choose(to, CONVS, "to")
+    if pretrained:
+        raise UserError(
+            f"match={quantity} changes the width, which pretrained weights have once for all; "
+            "use one of them"
+        )

@@ -1,0 +1,193 @@
+"""What a network consists of: its units, by function, and the work of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import activation, batchnorm, normalization, pooling
+from torch.utils.hooks import RemovableHandle
+
+from dwsep_zoo.analysis.count import LayerCount, conv_kind, count
+from dwsep_zoo.models.convnet import ConvNet
+from dwsep_zoo.nn import SqueezeExcite
+from dwsep_zoo.nn.conv import MixedDepthwise
+
+SQUEEZE_EXCITE, DEPTHWISE, NORM_ACT, SHORTCUT, POOLING = (
+    "squeeze-excite",
+    "depthwise",
+    "norm/act",
+    "shortcut",
+    "pooling",
+)
+REST = "rest"  # of the time: Python between the units, and modules that do nothing at inference
+KINDS = (
+    "stem",
+    "expansion",
+    "dense",
+    "grouped",
+    DEPTHWISE,
+    "pointwise",
+    SQUEEZE_EXCITE,
+    NORM_ACT,
+    SHORTCUT,
+    POOLING,
+    "head",
+    REST,
+)
+"""In the order in which they are shown."""
+
+_NORMS = (batchnorm._NormBase, normalization.LayerNorm, normalization.GroupNorm)
+_POOLS = (
+    pooling._MaxPoolNd,
+    pooling._AvgPoolNd,
+    pooling._AdaptiveAvgPoolNd,
+    pooling._AdaptiveMaxPoolNd,
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a network that is timed as a whole.
+
+    ``shortcut`` is the addition at the end of a block: its module is the block, but its time begins
+    where the unit before it ends.
+    """
+
+    name: str
+    kind: str
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one unit does for an image.
+
+    Attributes:
+        macs: multiply-adds of convolutions and linear layers.
+        activations: numbers read and written.
+        weights: numbers that are read once for a whole batch.
+        convs: convolutions and linear layers that are called.
+        others: other operators that are called.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    activations: int
+    weights: int
+    convs: int
+    others: int
+
+
+Start = Callable[[Unit], None]
+Stop = Callable[[Unit, tuple[Any, ...], Any], None]
+
+
+def units(model: nn.Module) -> Iterator[Unit]:
+    """The units of a network, told by the types and names of its modules.
+
+    A gate and a mixed depthwise convolution are units, all others are modules without children.
+    Modules that do nothing at inference (dropout, identity, flatten) are in none.
+    """
+    parts = {name for name, _ in model.named_children()} if isinstance(model, ConvNet) else set()
+    yield from _units(model, "", parts)
+
+
+def _units(module: nn.Module, name: str, parts: set[str]) -> Iterator[Unit]:
+    whole = isinstance(module, SqueezeExcite | MixedDepthwise)
+    children = [] if whole else list(module.named_children())
+    for child_name, child in children:
+        yield from _units(child, f"{name}.{child_name}".lstrip("."), parts)
+    kind = _function(module, name, parts)
+    if kind and (not children or kind == SHORTCUT):
+        yield Unit(name, kind, module)
+
+
+def _function(module: nn.Module, name: str, parts: set[str]) -> str | None:
+    part = name.split(".")[0] if parts else ""
+    match module:
+        case SqueezeExcite():
+            return SQUEEZE_EXCITE
+        case MixedDepthwise():
+            return DEPTHWISE
+        case nn.Linear():
+            return "head"
+        case nn.Conv2d() if part in ("stem", "head"):
+            return part
+        case nn.Conv2d() if name.endswith("expand.conv"):
+            return "expansion"
+        case nn.Conv2d():
+            return conv_kind(module)
+    if isinstance(module, _POOLS):
+        return POOLING
+    if isinstance(module, _NORMS) or type(module).__module__ == activation.__name__:
+        return NORM_ACT
+    if getattr(module, "has_shortcut", False) or getattr(module, "shortcut", None) is not None:
+        return SHORTCUT
+    return None
+
+
+def attach(parts: Iterable[Unit], start: Start, stop: Stop) -> list[RemovableHandle]:
+    """Have ``start`` called before and ``stop`` behind each unit; a shortcut has no ``start``."""
+
+    def hooks(unit: Unit) -> Iterator[RemovableHandle]:
+        if unit.kind != SHORTCUT:
+            yield unit.module.register_forward_pre_hook(lambda *_: start(unit))
+        yield unit.module.register_forward_hook(lambda _, inputs, out: stop(unit, inputs, out))
+
+    return [handle for unit in parts for handle in hooks(unit)]
+
+
+def works(model: nn.Module, input_size: Sequence[int]) -> list[Work]:
+    """What each unit does for one image of ``input_size`` (C, H, W), in the order of execution.
+
+    As in :func:`dwsep_zoo.count`, which is what is run here, no arithmetic is done.
+    """
+    calls: list[tuple[Unit, int]] = []
+
+    def stop(unit: Unit, inputs: tuple[Any, ...], out: Any) -> None:
+        calls.append((unit, _activations(unit, inputs, out)))
+
+    handles = attach(list(units(model)), lambda _: None, stop)
+    try:
+        layers = list(count(model, input_size).layers)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_work(unit, activations, layers) for unit, activations in calls]
+
+
+def _activations(unit: Unit, inputs: tuple[Any, ...], out: Any) -> int:
+    # For one image; the batch here is empty. A shortcut adds two tensors of the output's shape.
+    read: list[Tensor] = [out, out] if unit.kind == SHORTCUT else [inputs[0]]
+    return sum(math.prod(tensor.shape[1:]) for tensor in (*read, out))
+
+
+def _work(unit: Unit, activations: int, layers: list[LayerCount]) -> Work:
+    """``layers`` are those that are not in a unit yet; the ones of this unit are taken from it."""
+    macs = 0
+    own = [] if unit.kind == SHORTCUT else list(unit.module.modules())
+    while layers and own and (layers[0].name + ".").startswith(unit.name + "."):
+        macs += layers.pop(0).macs
+    leaves = [module for module in own if not list(module.children())]
+    convs = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in leaves)
+    # A unit with children has an operator of its own: the gate's product, the mixture's cat.
+    own_operator = 0 if unit.module in leaves else 1
+    return Work(
+        name=unit.name,
+        kind=unit.kind,
+        macs=macs,
+        activations=activations,
+        weights=sum(
+            tensor.numel()
+            for module in leaves
+            for tensor in (*module.parameters(), *module.buffers())
+            if tensor.is_floating_point()  # a norm's number of batches is not read
+        ),
+        convs=convs,
+        others=len(leaves) - convs + own_operator,
+    )

@@ -1,0 +1,129 @@
+"""Tuning the recipe of a variant before it is trained: ``hparams_search=optuna``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dwsep_zoo.errors import UserError, choose
+
+log = logging.getLogger("dwsep_zoo")
+
+TUNED = ("lr", "weight_decay")  # keys of the recipe
+KEYS = ("trials", "epochs", "seed", *TUNED)
+# The seed decides about chance, these about places and words; the rest makes a variant.
+_NOT_THE_VARIANT = ("seed", "tags", "paths", "resume", "ckpt_path", "profile", "logger", "test")
+
+Trial = Callable[[dict[str, float], int], float]
+"""Trains with these values of the recipe, as the trial of this number; validation accuracy."""
+
+
+def check_search(options: dict[str, Any] | None, strategy: str = "auto") -> None:
+    """Raises UserError for options that cannot work, before anything is loaded."""
+    if options is None:
+        return
+    for key in options:
+        choose(key, KEYS, "key of hparams_search")
+    for key, least in (("trials", 1), ("epochs", 1), ("seed", 0)):
+        value = options[key]
+        if not (value is None and key == "epochs") and (
+            not isinstance(value, int) or value < least
+        ):
+            raise UserError(
+                f"hparams_search.{key} must be a whole number from {least} up; got {value!r}"
+            )
+    for key in TUNED:
+        ends = options[key]
+        if not (isinstance(ends, list) and len(ends) == 2 and 0 < ends[0] <= ends[1] < math.inf):
+            raise UserError(
+                f"hparams_search.{key} must be [lowest, highest], both greater than 0; got {ends!r}"
+            )
+    if strategy == "ddp":
+        raise UserError("hparams_search cannot run with trainer=ddp; search on one device first")
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "hparams_search needs Optuna, which is not installed: pip install 'dwsep-zoo[search]'"
+        ) from error
+
+
+def search_recipe(cfg: dict[str, Any], network: dict[str, Any], folder: Path, run: Trial) -> Any:
+    """Find the learning rate and weight decay of a variant, or read what its last run found.
+
+    The runs of a sweep that differ in nothing but the seed share one search.
+
+    Args:
+        cfg: the configuration of the run.
+        network: arguments of ``create_model``.
+        folder: of the run.
+        run: one trial.
+
+    Returns:
+        What ``result.json`` has under ``search``: number of trials, space, best values and their
+        validation accuracy, all trials.
+    """
+    variant = {key: value for key, value in cfg.items() if key not in _NOT_THE_VARIANT}
+    text = json.dumps({"config": variant, "network": network}, sort_keys=True, default=str)
+    name = f"search-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    # Hydra writes multirun.yaml into the folder of a sweep.
+    file = (folder.parent if (folder.parent / "multirun.yaml").is_file() else folder) / name
+    if file.is_file():
+        found = json.loads(file.read_text())
+        log.info("recipe as searched for this variant: %s", _say(found["best"]))
+        return found
+    found = _search(cfg["hparams_search"], run)
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(found, indent=2) + "\n")
+    os.replace(new, file)
+    return found
+
+
+def _search(options: dict[str, Any], run: Trial) -> dict[str, Any]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space: dict[str, Any] = {}
+    for key in TUNED:
+        low, high = options[key]
+        space[key] = optuna.distributions.FloatDistribution(float(low), float(high), log=True)
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=options["seed"])
+    )
+    for number in range(options["trials"]):
+        trial = study.ask(space)
+        # As many digits as one would type.
+        values = {key: float(f"{trial.params[key]:.3g}") for key in TUNED}
+        begin = time.perf_counter()
+        accuracy = run(values, number)
+        study.tell(trial, accuracy)
+        log.info(
+            "search %d/%d   %s   val acc %.2f%%   %.0f s",
+            number + 1,
+            options["trials"],
+            _say(values),
+            100 * accuracy,
+            time.perf_counter() - begin,
+        )
+    best = study.best_trial
+    return {
+        "trials": len(study.trials),
+        "space": {key: list(map(float, options[key])) for key in TUNED},
+        "best": {key: float(f"{best.params[key]:.3g}") for key in TUNED},
+        "best_val_acc": best.value,
+        "per": "variant",
+        "epochs": options["epochs"],
+        "seed": options["seed"],
+        "all": [{**t.params, "val_acc": t.value} for t in study.trials],
+    }
+
+
+def _say(values: dict[str, float]) -> str:
+    return f"lr {values['lr']:.3g}, weight decay {values['weight_decay']:.3g}"

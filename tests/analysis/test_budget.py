@@ -1,0 +1,108 @@
+"""Widths of equal cost."""
+
+import math
+
+import pytest
+import torch
+from helpers import REPRESENTATIVES
+
+from dwsep_zoo import UserError, count, create_model, list_convs
+from dwsep_zoo.analysis import budget
+from dwsep_zoo.analysis.budget import TOLERANCE, Match, check_match, match_width, nearest_width
+from dwsep_zoo.analysis.latency import Latency
+
+SIZE = (3, 64, 64)
+
+
+def cost(quantity, **network):
+    with torch.device("meta"):
+        return getattr(count(create_model(**network), SIZE), quantity)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantity"),
+    [("mobilenet_v1", "params"), *((name, "macs") for name in REPRESENTATIVES)],
+)
+def test_the_match_is_what_a_count_says(name, quantity):
+    match = match_width(quantity, "standard", SIZE, name=name, conv="depthwise_separable")
+    assert match.target == cost(quantity, name=name, conv="standard")
+    own = cost(quantity, name=name, conv="depthwise_separable", width_mult=match.width_mult)
+    assert match.achieved == own
+    assert match.residual == pytest.approx(own / match.target - 1)
+    assert abs(match.residual) < TOLERANCE
+    assert match.width_mult > 1
+
+
+@pytest.mark.parametrize("conv", list_convs())
+def test_every_conv_type_is_matched_and_no_neighbour_is_nearer(conv):
+    network = {"name": "mobilenet_v2", "conv": conv}
+    match = match_width("macs", "standard", SIZE, **network)
+    for factor in (0.97, 0.985, 1.015, 1.03):
+        other = cost("macs", **network, width_mult=match.width_mult * factor)
+        assert abs(other / match.target - 1) >= abs(match.residual)
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_costs_grow_with_the_width(name):
+    costs = [cost("macs", name=name, conv="standard", width_mult=0.1 * 1.3**i) for i in range(8)]
+    assert costs == sorted(costs)
+
+
+def test_a_network_that_costs_the_same_keeps_its_width():
+    match = match_width("macs", "standard", SIZE, name="mobilenet_v1", conv="standard")
+    assert (match.width_mult, match.residual) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("target", [0.001, 1, 17.3, 250, 1e5])
+def test_the_nearest_step_of_a_staircase(target):
+    def staircase(width):
+        return max(8, round(width * 10) * 8) ** 2
+
+    width, achieved = nearest_width(staircase, target, 1.0)
+    assert achieved == staircase(width)
+    steps = [staircase(i / 100) for i in range(1, 6500)]
+    # relative to the target the nearest of all, as far as the bracket goes
+    assert abs(achieved / target - 1) <= min(abs(s / target - 1) for s in steps) + 1e-9
+
+
+def test_latency_is_matched_in_turns_with_the_reference(monkeypatch):
+    """With a clock for which time is parameters, the answer is that for parameters."""
+    calls: list[list[str]] = []
+
+    def clock(models, input_size, **options):
+        calls.append(list(models))
+        drift = 1 + 0.5 * len(calls)  # of the machine: both networks are slower alike
+        times = {k: drift * sum(p.numel() for p in m.parameters()) for k, m in models.items()}
+        conditions = ("cpu", "", 1, 1, "fp32", "channels_last", "eager")
+        return {k: Latency(t, t, t, 1, True, *conditions) for k, t in times.items()}
+
+    monkeypatch.setattr(budget, "measure_latencies", clock)
+    network = {"name": "mobilenet_v1", "conv": "standard", "width_mult": 0.25}
+    match = match_width("latency", "depthwise_separable", SIZE, **network)
+    exact = match_width("params", "depthwise_separable", SIZE, **network)
+    assert abs(match.residual) < 0.1
+    assert match.width_mult == pytest.approx(exact.width_mult, rel=0.1)
+    assert len(calls) <= 16
+    assert {tuple(names) for names in calls} == {("reference", "candidate")}
+
+
+def test_a_match_is_plain_data():
+    match = Match("macs", "standard", 100.0, 98.0, 0.5)
+    assert match.as_dict()["residual"] == pytest.approx(-0.02)
+    assert Match.from_dict(match.as_dict()) == match
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mac", "standard"), "unknown match 'mac'; did you mean 'macs'"),
+        (("macs", "standart"), "unknown to 'standart'; did you mean 'standard'"),
+        (("macs", "standard", "timm"), "pretrained"),
+    ],
+)
+def test_what_cannot_be_matched_is_said_in_a_line(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        check_match(*arguments)
+    assert "\n" not in str(error.value)
+    check_match(None, "anything", "weights")
+    assert math.isfinite(match_width("macs", "standard", SIZE, name="mobilenet_v1").residual)

@@ -1,0 +1,116 @@
+"""Tuning a variant's recipe before its run."""
+
+import json
+import sys
+
+import pytest
+
+from dwsep_zoo import UserError
+from dwsep_zoo.training.search import search_recipe
+from dwsep_zoo.training.trainer import create_trainer
+
+optuna = pytest.importorskip("optuna")
+OPTIONS = {"trials": 6, "epochs": 1, "seed": 0, "lr": [0.01, 1.0], "weight_decay": [1e-5, 1e-2]}
+
+
+def searched(tmp_path, run, **changes):
+    cfg = {"hparams_search": OPTIONS, "recipe": {}, "seed": 0, **changes}
+    return search_recipe(cfg, {"name": "mobilenet_v1"}, tmp_path, run)
+
+
+def test_the_best_trial_wins_and_all_are_kept(tmp_path):
+    seen = []
+
+    def accuracy(values):
+        return -abs(values["lr"] - 0.1) - values["weight_decay"]
+
+    def run(values, number):
+        seen.append(values)
+        return accuracy(values)
+
+    found = searched(tmp_path, run)
+    assert len(seen) == len(found["all"]) == found["trials"] == 6
+    assert all(0.01 <= v["lr"] <= 1 and 1e-5 <= v["weight_decay"] <= 1e-2 for v in seen)
+    assert found["best"] == max(seen, key=accuracy)
+    assert found["best_val_acc"] == max(t["val_acc"] for t in found["all"])
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_seeds_of_a_sweep_share_one_search_and_variants_do_not(tmp_path):
+    (tmp_path / "multirun.yaml").touch()
+    numbers = []
+
+    def run(values, number):
+        numbers.append(number)
+        return values["lr"]
+
+    found = [searched(tmp_path / str(seed), run, seed=seed) for seed in (0, 1)]
+    assert found[0] == found[1]
+    assert numbers == list(range(6))
+    searched(tmp_path / "2", run, recipe={"epochs": 3})
+    assert numbers == 2 * list(range(6))
+
+
+def test_the_same_seed_tries_the_same_recipes(tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (searched(folder, lambda values, _: values["lr"])["all"] for folder in folders)
+    assert first == second
+
+
+def test_a_run_uses_what_was_found(run, tmp_path):
+    options = (
+        "hparams_search=optuna",
+        "hparams_search.trials=2",
+        "hparams_search.epochs=1",
+        "trainer.max_epochs=1",
+    )
+    result = run("a", *options)
+    best = result["search"]["best"]
+    assert {key: result["config"]["recipe"][key] for key in best} == best
+    assert result["search"]["trials"] == 2
+    # The run itself is what it would have been with that recipe and no search.
+    plain = run(
+        "b", "trainer.max_epochs=1", *(f"recipe.{key}={value}" for key, value in best.items())
+    )
+    assert result["metrics"] == plain["metrics"]
+    assert plain.get("search") is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hparams_search.trials=0", "hparams_search.trials must be a whole number from 1 up"),
+        ("hparams_search.lr=[1,0.1]", "hparams_search.lr must be .lowest, highest."),
+        ("hparams_search.lr=0.1", "hparams_search.lr must be .lowest, highest."),
+        ("trainer.strategy=ddp", "one device"),
+        ("+hparams_search.trails=3", "did you mean 'trials'"),
+    ],
+)
+def test_options_that_cannot_work(run, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        run("run", "hparams_search=optuna", override)
+
+
+def test_without_optuna_the_line_that_installs_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install 'dwsep-zoo\[search\]'"):
+        run("run", "hparams_search=optuna")
+
+
+def test_a_trial_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    made = []
+
+    def spy(cfg, folder, callbacks, **options):
+        trainer = create_trainer(cfg, folder, callbacks, **options)
+        made.append((options.get("save", True), trainer.logger, trainer.checkpoint_callback))
+        return trainer
+
+    monkeypatch.setattr("dwsep_zoo.training.run.create_trainer", spy)
+    run("run", "hparams_search=optuna", "hparams_search.trials=1", "trainer.max_epochs=1")
+    (trial, own) = made
+    assert trial == (False, None, None)
+    assert own[0]
+    names = {p.name.split("-")[0] for p in (tmp_path / "run").iterdir() if p.suffix == ".json"}
+    assert names == {"result.json", "search"}
