@@ -1,4 +1,4 @@
-"""``dwsep train | compare | list | explain``: the words of ``train.py``, ``key=value``."""
+"""``dwsep train | compare | list | explain | profile``: ``train.py``'s words, ``key=value``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ USAGE = """\
 usage: dwsep COMMAND [key=value ...]
 
   dwsep train model=mobilenet_v1 conv=standard     train a network (dwsep train --help)
-  dwsep compare logs                               table of all runs below a folder
+  dwsep compare logs [by=conv] [model=xception]    report on all runs below a folder
   dwsep list ['efficientnet*'] [conv=standard]     models: parameters, MACs, published weights
   dwsep explain in=3 out=3 kernel=3                the arithmetic of one convolution
   dwsep explain model=mobilenet_v1 [conv=standard] a network layer by layer
+  dwsep profile model=mobilenet_v2 [--roofline]    latency by runtime, memory, what layers wait for
   dwsep export-weights RUN to=timm out=FILE        a run's weights for timm or torchvision
 """
 
@@ -50,13 +51,22 @@ def train(arguments: list[str]) -> None:
 
 
 def compare(arguments: list[str]) -> None:
+    from dwsep_zoo.report import Options
     from dwsep_zoo.report import compare as compare_runs
+    from dwsep_zoo.report.table import FIELDS
 
-    paths, options = _read(arguments, out=None)
+    paths, given = _read(
+        arguments, out=None, by="model", reference="standard", **dict.fromkeys(FIELDS)
+    )
     if not paths:
         raise UserError("compare: name the folders of the runs, for example: dwsep compare logs")
-    out = options["out"]
-    compare_runs([Path(path) for path in paths], Path(out) if out else None)
+    options = Options(
+        by=_listed(given["by"]),
+        reference=str(given["reference"]),
+        where={name: _listed(given[name]) for name in FIELDS if given[name] is not None},
+    )
+    out = given["out"]
+    compare_runs([Path(path) for path in paths], Path(out) if out else None, options=options)
 
 
 def list_models(arguments: list[str]) -> None:
@@ -71,26 +81,87 @@ def list_models(arguments: list[str]) -> None:
 def explain(arguments: list[str]) -> None:
     from dwsep_zoo.analysis.explain import explain_conv, explain_model
 
-    keys = {a.split("=", 1)[0] for a in arguments}
-    if "model" in keys:
-        _, options = _read(
-            arguments,
-            model=None,
-            conv="depthwise_separable",
-            width_mult=1.0,
-            size=None,
-            output_stride=32,
-            num_classes=1000,
-            in_chans=3,
-        )
+    network = {
+        "model": None,
+        "conv": "depthwise_separable",
+        "width_mult": 1.0,
+        "size": None,
+        "output_stride": 32,
+        "num_classes": 1000,
+        "in_chans": 3,
+    }
+    convolution = {"in": 3, "out": 3, "kernel": 3, "stride": 1, "size": 224}
+    has_model = any(a.startswith("model=") for a in arguments)
+    words, options = _read(arguments, **(network if has_model else convolution))
+    if words:
+        raise UserError(f"explain: cannot read {words[0]!r}; values are given as key=value")
+    if has_model:
         parts = explain_model(options.pop("model"), **options)
     else:
-        _, options = _read(arguments, **{"in": 3}, out=3, kernel=3, stride=1, size=224)
-        in_chans = options.pop("in")
-        parts = explain_conv(in_chans, **options)
+        parts = explain_conv(options.pop("in"), **options)
     console = stdout_console()
     for part in parts:
         console.print(part)
+
+
+def profile(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from dwsep_zoo.analysis.profile import cost_table, latency_table, plan_profile
+
+    arguments = ["roofline=true" if word == "--roofline" else word for word in arguments]
+    words, options = _read(
+        arguments,
+        model=None,
+        conv="standard,depthwise_separable",
+        width_mult=1.0,
+        size=None,
+        output_stride=32,
+        num_classes=1000,
+        in_chans=3,
+        batch_size=1,
+        runtimes=None,
+        precision="fp32",
+        threads=None,
+        device="cpu",
+        roofline=False,
+        out=None,
+    )
+    roofline, out = options.pop("roofline"), options.pop("out")
+    if words or not options["model"]:
+        raise UserError("profile: name a model, for example: dwsep profile model=mobilenet_v2")
+    if not isinstance(roofline, bool):
+        raise UserError(f"roofline must be true or false; got {roofline!r}")
+    if out and not roofline:
+        raise UserError(f"out={out} is for the roofline's figure; add --roofline")
+    figure = Path(str(out or "profile-roofline.svg"))
+    if figure.suffix != ".svg" or not figure.parent.is_dir():
+        raise UserError(f"out must be an .svg file in a folder that exists; got {out}")
+    plan = plan_profile(**options)
+    console = stdout_console()
+    console.print(cost_table(plan))
+    with Console(stderr=True).status("") as status:
+        console.print(latency_table(plan, lambda what: status.update(f"measuring {what}")))
+    if roofline:
+        from dwsep_zoo.analysis.roofline import measure_roofline, roofline_tables, sentence
+        from dwsep_zoo.report.roofline import roofline_figure
+
+        with Console(stderr=True).status("measuring each layer"):
+            measured = measure_roofline(
+                plan.networks,
+                plan.input_size,
+                batch_size=plan.batch_sizes[0],
+                precision=plan.conditions[0]["precision"],
+                device=plan.device,
+                threads=plan.threads,
+            )
+        for part in roofline_tables(measured):
+            console.print(part)
+        for name in plan.networks:
+            if name != plan.reference:
+                console.print(sentence(measured, plan.reference, name))
+        roofline_figure(measured).savefig(figure)
+        console.print(f"wrote {figure}")
 
 
 def export_weights(arguments: list[str]) -> None:
@@ -111,8 +182,15 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare,
     "list": list_models,
     "explain": explain,
+    "profile": profile,
     "export-weights": export_weights,
 }
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    """The parts of ``a,b``, or of a YAML list."""
+    parts = value if isinstance(value, list) else str(value).split(",")
+    return tuple(str(part).strip() for part in parts)
 
 
 def _read(arguments: list[str], **defaults: Any) -> tuple[list[str], dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""From the ``result.json`` of runs to a table, a figure and TensorBoard."""
+"""From the folders of runs to statistics, tables, figures and TensorBoard."""
 
 from dwsep_zoo.report.compare import Comparison, compare
 from dwsep_zoo.report.results import Problem, Run, load_results
+from dwsep_zoo.report.table import Options
 
-__all__ = ["Comparison", "Problem", "Run", "compare", "load_results"]
+__all__ = ["Comparison", "Options", "Problem", "Run", "compare", "load_results"]

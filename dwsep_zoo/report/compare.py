@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.report import render
+from dwsep_zoo.report import render, words
+from dwsep_zoo.report.columns import row_label
+from dwsep_zoo.report.records import csv_text, json_text
 from dwsep_zoo.report.results import Problem, Run, load_results
-from dwsep_zoo.report.table import Table, make_tables
+from dwsep_zoo.report.table import Options, Table, make_tables, select
+from dwsep_zoo.report.tex import tex_text
 from dwsep_zoo.terminal import stdout_console
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
+
+    from dwsep_zoo.analysis.roofline import Roofline
 
 LOGS = Path("logs")
 
@@ -29,52 +35,62 @@ class Comparison:
         unfinished: runs that failed, were interrupted or are running.
         repeated: finished runs that a later run with the same seed replaces.
         problems: damaged files.
+        options: what was asked for.
+        made: when, as ISO 8601.
         folder: where the files are.
-        files: ``comparison.md``, ``comparison.csv`` and a picture of each table.
+        files: ``comparison.md``, ``.csv``, ``.json``, ``.tex``, ``.html`` and the pictures.
     """
 
     tables: tuple[Table, ...]
     unfinished: tuple[Run, ...]
     repeated: tuple[Run, ...]
     problems: tuple[Problem, ...]
+    options: Options
+    made: str
     folder: Path
-    files: tuple[Path, ...]
+    files: tuple[Path, ...] = ()
 
 
 def compare(
     paths: Iterable[Path | str],
     out_dir: Path | str | None = None,
     console: Console | None = None,
+    *,
+    options: Options | None = None,
 ) -> Comparison:
-    """Print a table of the runs below ``paths`` and write it as markdown, CSV, PNG and TensorBoard.
+    """Print a table of the runs below ``paths`` and write the report into one folder.
 
     Args:
         paths: folders of runs, folders of such folders, or ``result.json`` files.
         out_dir: where to write; ``None``: the folder itself if ``paths`` is the folder of one
             multirun, else ``logs/compare/<date_time>``.
         console: where to print; ``None``: standard output.
+        options: order, filter and reference of the rows.
 
     Raises:
-        UserError: if there is no run, or the folder cannot be written.
+        UserError: if there is no run, none that the filter lets through, no such reference, or the
+            folder cannot be written.
     """
+    options = options or Options()
     sources = [Path(path) for path in paths]
-    runs, problems = load_results(sources)
-    tables, repeated = make_tables(run for run in runs if run.status == "finished")
-    unfinished = [run for run in runs if run.status != "finished"]
-    folder = Path(out_dir) if out_dir else _default_folder(sources)
-    text = render.markdown(tables, unfinished=unfinished, repeated=repeated, problems=problems)
-    try:
-        files = _write(folder, tables, text)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    found, problems = load_results(sources)
+    runs = select(found, options.where)
+    tables, repeated = make_tables((run for run in runs if run.status == "finished"), options)
+    rooflines, damaged = _rooflines(tables)
     comparison = Comparison(
         tables=tuple(tables),
-        unfinished=tuple(unfinished),
+        unfinished=tuple(run for run in runs if run.status != "finished"),
         repeated=tuple(repeated),
-        problems=tuple(problems),
-        folder=folder,
-        files=tuple(files),
+        problems=(*problems, *damaged),
+        options=options,
+        made=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
+        folder=Path(out_dir) if out_dir else _default_folder(sources),
     )
+    try:
+        comparison = replace(comparison, files=tuple(_write(comparison, rooflines)))
+    except OSError as error:
+        place = error.filename or comparison.folder
+        raise UserError(f"cannot write {place}: {error.strerror}") from error
     _print(comparison, console or stdout_console())
     return comparison
 
@@ -86,40 +102,117 @@ def _default_folder(paths: Sequence[Path]) -> Path:
     return LOGS / "compare" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
 
 
-def _write(folder: Path, tables: Sequence[Table], text: str) -> list[Path]:
+def _rooflines(tables: Sequence[Table]) -> tuple[list[Roofline], list[Problem]]:
+    """The networks that were measured together, rows of one table, named as the rows are."""
+    from dwsep_zoo.analysis.roofline import Roofline
+
+    rooflines: list[Roofline] = []
+    problems: list[Problem] = []
+    for table in tables:
+        together: dict[str, Roofline] = {}
+        for row in table.rows:
+            run = next((run for run in row.runs if run.record.get("roofline")), None)
+            if run is None:
+                continue
+            try:
+                measured = Roofline.from_dict(run.record["roofline"])
+                (network,) = measured.networks
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"roofline: {type(error).__name__}: {error}"
+                problems.append(Problem(run.folder / "result.json", reason))
+                continue
+            named = (replace(network, name=row_label(table, row)),)
+            # Ceilings are measured once for all networks that take turns.
+            key = repr(replace(measured, networks=()))
+            earlier = together.get(key)
+            networks = (*earlier.networks, *named) if earlier else named
+            together[key] = replace(measured, networks=networks)
+        rooflines += together.values()
+    return rooflines, problems
+
+
+def _write(comparison: Comparison, rooflines: Sequence[Roofline]) -> list[Path]:
+    from PIL import Image
+
     from dwsep_zoo.report.figure import figure, pixels
+    from dwsep_zoo.report.html import html_report
+    from dwsep_zoo.report.roofline import roofline_figure
     from dwsep_zoo.report.tensorboard import write_comparison
 
+    text = render.markdown(
+        comparison.tables,
+        options=comparison.options,
+        unfinished=comparison.unfinished,
+        repeated=comparison.repeated,
+        problems=comparison.problems,
+    )
+    texts = {
+        "comparison.md": text,
+        "comparison.csv": csv_text(comparison.tables),
+        "comparison.json": json_text(comparison),
+        "comparison.tex": tex_text(comparison.tables),
+        "comparison.html": html_report(comparison),
+    }
+    pictures: dict[str, Figure] = {}
+    for number, table in enumerate(comparison.tables, 1):
+        pictures[_numbered("comparison", number)] = figure(table)
+    for number, roofline in enumerate(rooflines, 1):
+        pictures[_numbered("roofline", number)] = roofline_figure(roofline)
+    folder = comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"comparison.md": text, "comparison.csv": render.csv_text(tables)}
-    for name, content in texts.items():
-        (folder / name).write_text(content, encoding="utf-8")
-    figures = [figure(table) for table in tables]
     files = [folder / name for name in texts]
-    for number, picture in enumerate(figures, 1):
-        files.append(folder / f"comparison{number if number > 1 else ''}.png")
-        picture.savefig(files[-1])
-    write_comparison(folder, text, [pixels(picture) for picture in figures])
+    for file, content in zip(files, texts.values(), strict=True):
+        file.write_text(content, encoding="utf-8")
+    images = {name: pixels(picture) for name, picture in pictures.items()}
+    for name, picture in pictures.items():
+        files += [folder / f"{name}.png", folder / f"{name}.svg"]
+        Image.fromarray(images[name]).save(files[-2])
+        _save_svg(picture, files[-1])
+    write_comparison(folder, text, images)
     return files
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}{number}"
+
+
+def _save_svg(picture: Figure, file: Path) -> None:
+    import matplotlib
+
+    picture.set_layout_engine("none")  # laid out when it was drawn
+    # Words stay words, and the same comparison gives the same file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dwsep_zoo"}):
+        picture.savefig(file, metadata={"Date": None})
 
 
 def _print(comparison: Comparison, console: Console) -> None:
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    if scope := words.scope(comparison.options):
+        say(scope)
     if not comparison.tables:
         say("no run has finished")
     for table in comparison.tables:
         say("")
-        say(render.heading(table), "bold")
-        if line := render.distinction(table):
+        say(words.heading(table), "bold")
+        if line := words.distinction(table):
             say(line)
         wide = render.rich_table(table)
-        fits = console.measure(wide).maximum <= console.width
+        # A measure of its own would end at the console's width.
+        needed = console.measure(wide, options=console.options.update_width(1000)).maximum
+        fits = needed <= console.width
         console.print(wide if fits else render.rich_table(table, dense=True))
-        for line in render.legend(table):
+        for line in words.verdicts(table):
+            say(line)
+        for line in words.warnings(table):
+            say(line, "yellow")
+        if latencies := render.rich_latencies(table):
+            say("\nlatency of one batch", "bold")
+            console.print(latencies)
+        for line in words.legend(table):
             say(line, "dim")
-    for title, lines in render.remarks(
+    for title, lines in words.remarks(
         comparison.unfinished, comparison.repeated, comparison.problems
     ):
         say(f"\n{title}", "bold")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dwsep_zoo.report.render import conv_label, heading, ratio_text, shown_latencies
+from dwsep_zoo.report.columns import conditions_name, conv_label, ratio_text
+from dwsep_zoo.report.results import Conditions
 from dwsep_zoo.report.table import Row, Table
+from dwsep_zoo.report.words import heading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,77 +27,104 @@ MARKERS = {
 }
 MORE_MARKERS = ("X", "p", "*", "<", ">", "h", "d")  # for conv types not above, and options
 MOST_RATIOS, MOST_LABELS = 12, 8  # rows in the panel of ratios; more are no longer legible
+MOST_LATENCIES = 6  # panels; the tables have all
 GREY = "#666666"
+FRONT: dict[str, Any] = {"color": "#bbbbbb", "lw": 4, "alpha": 0.5, "zorder": 1}
 Value = Callable[[Row], "float | None"]
 
 
 def figure(table: Table) -> Figure:
-    """Accuracy against MACs and against latency, and the ratios to ``standard`` if there are any.
+    """Accuracy against parameters, MACs and each latency, and the ratios to the references.
 
-    A colour is a model, a marker a conv type, a thin line joins the variants of one network, error
-    bars are the standard deviation over seeds. Drawn without pyplot: no state, no display.
+    A colour is a model, a marker a conv type, hollow if its width was solved for; a thin line joins
+    the variants of one network, a grey one the Pareto front; error bars are the 95 % interval of
+    the mean over seeds. Drawn without pyplot: no state, no display.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    panels: list[tuple[Value, str, str]] = [
+        (_params, "parameters, millions", ""),
+        (_macs, "MACs of one image, millions", "1 MAC = one multiply-add = 2 FLOPs"),
+    ]
+    for conditions in table.conditions[:MOST_LATENCIES]:
+        label = "median latency of one batch, ms"
+        if len(table.conditions) > 1:
+            label += f": {conditions_name(table, conditions)}"
+        panels.append((_latency_under(conditions), label, _fold(str(conditions))))
     has_ratios = 0 < len(_others(table)) <= MOST_RATIOS
-    picture = Figure(figsize=(13.5 if has_ratios else 9.5, 4.9), dpi=120, layout="constrained")
+    number = len(panels) + has_ratios
+    width = 2 if number in (2, 4) else 3
+    height = -(-number // width)
+    picture = Figure(figsize=(4.7 * width, 4.1 * height + 0.8), dpi=120, layout="constrained")
     FigureCanvasAgg(picture)
-    axes = picture.subplots(1, 3 if has_ratios else 2)
-    axes[1].sharey(axes[0])
-    axes[1].tick_params(labelleft=False)
-    latencies = shown_latencies(table)[:1]
-    _cost_panel(axes[0], table, _macs, "MACs of one image, millions")
-    _cost_panel(
-        axes[1],
-        table,
-        (lambda row: row.latency(latencies[0][1])) if latencies else (lambda row: None),
-        "median latency of one batch, ms",
-    )
-    axes[1].set_title(_fold(str(latencies[0][1])) if latencies else "", fontsize=8, color=GREY)
-    axes[0].set_ylabel("test accuracy, %")
-    axes[0].set_title("1 MAC = one multiply-add = 2 FLOPs", fontsize=8, color=GREY)
+    axes = picture.subplots(height, width, squeeze=False).flatten()
+    for own, (cost, label, note) in zip(axes, panels, strict=False):
+        _cost_panel(own, table, cost, label)
+        own.set_title(note, fontsize=8, color=GREY)
     if has_ratios:
-        _ratio_panel(axes[2], table)
-    picture.suptitle(heading(table), fontsize=11)
+        _ratio_panel(axes[len(panels)], table)
+    for unused in axes[number:]:
+        unused.remove()
+    picture.suptitle(_fold(heading(table), 45 * width), fontsize=11)
     picture.legend(
-        handles=_legend(table), loc="outside lower center", ncols=6, frameon=False, fontsize=9
+        handles=_legend(table),
+        loc="outside lower center",
+        ncols=2 * width,
+        frameon=False,
+        fontsize=9,
     )
     return picture
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of some pairs of cost and accuracy no other one beats in both, by rising cost."""
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
 
 
 def _cost_panel(axes: Axes, table: Table, cost: Value, label: str) -> None:
     """Test accuracy in percent against a cost, on a logarithmic axis."""
     axes.set_xlabel(label)
-    costs: list[float] = []
-    centres: dict[Any, tuple[float, float]] = {}  # standard, as it comes first, or what else does
+    axes.set_ylabel("test accuracy, %")
+    points: list[tuple[float, float]] = []
+    centres: dict[Any, tuple[float, float]] = {}  # the reference, as it comes first, or what else
     for row in table.rows:
         x = cost(row)
         if row.accuracy is None or not x:
             continue
-        costs.append(x)
-        y, spread = 100 * row.accuracy.mean, 100 * (row.accuracy.std or 0)
+        y, interval = 100 * row.accuracy.mean, row.accuracy.interval
+        points.append((x, y))
         style = _style(table, row)
         colour = style["color"]
-        if spread:
+        if interval:
+            spread = 100 * interval.half_width
             axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, capsize=3, lw=1.2)
         centre = centres.setdefault(row.network, (x, y))
         axes.plot([centre[0], x], [centre[1], y], color=colour, lw=0.8, alpha=0.5)
         axes.plot(x, y, **style, zorder=3)
-    if not costs:
+    if not points:
         axes.text(0.5, 0.5, "not measured", ha="center", color=GREY, transform=axes.transAxes)
         return
+    front = [points[index] for index in pareto_front(points)]
+    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", **FRONT)
+    costs = [x for x, _ in points]
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 1.4, max(costs) * 1.4)
     axes.margins(y=0.12)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))  # intervals may reach beyond what is possible
     _plain_log_ticks(axes.xaxis)
     _tidy(axes)
 
 
 def _ratio_panel(axes: Axes, table: Table) -> None:
-    """Cost relative to ``standard``, one group of stems for each kind of cost."""
+    """Cost relative to the references, one group of stems for each kind of cost."""
     rows = _others(table)
-    conditions = [c for _, c in shown_latencies(table)[:1]]
+    conditions = table.conditions[:1]
     kinds: list[tuple[str, Value]] = [
         ("params", lambda row: row.params_ratio),
         ("MACs", lambda row: row.macs_ratio),
@@ -133,8 +162,10 @@ def _ratio_panel(axes: Axes, table: Table) -> None:
     axes.set_xticks(range(len(kinds)), [name for name, _ in kinds])
     axes.set_xlim(-0.5, len(kinds) - 0.5)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylabel("ratio to standard")
-    axes.set_title("below 1: cheaper than standard", fontsize=8, color=GREY)
+    convs = {row.reference.first.conv for row in rows if row.reference}
+    reference = convs.pop() if len(convs) == 1 else "the reference"
+    axes.set_ylabel(f"ratio to {reference}")
+    axes.set_title(f"below 1: cheaper than {reference}", fontsize=8, color=GREY)
     _tidy(axes)
     axes.grid(visible=False, axis="x")
 
@@ -148,17 +179,22 @@ def _legend(table: Table) -> list[Any]:
         Line2D([], [], color=GREY, marker=m, ls="none", ms=7, label=f"conv={name}")
         for name, m in _markers(table).items()
     ]
-    return models + convs
+    hollow = Line2D([], [], color=GREY, marker="o", mfc="white", ls="none", ms=7)
+    hollow.set_label("width solved for an equal budget")
+    front = Line2D([], [], **FRONT, label="Pareto front")
+    return [*models, *convs, *([hollow] if any(row.match for row in table.rows) else []), front]
 
 
 def _style(table: Table, row: Row) -> dict[str, Any]:
     """Colour by model, marker by conv type and, where they vary, its options."""
     models = table.values(lambda r: r.first.model)
+    colour = COLOURS[models.index(row.first.model) % len(COLOURS)]
     return {
-        "color": COLOURS[models.index(row.first.model) % len(COLOURS)],
+        "color": colour,
         "marker": _markers(table)[conv_label(table, row)],
         "markersize": 8,
-        "markeredgecolor": "white",
+        "markeredgecolor": colour if row.match else "white",
+        "markerfacecolor": "white" if row.match else colour,
         "linestyle": "none",
     }
 
@@ -173,15 +209,23 @@ def _markers(table: Table) -> dict[str, str]:
 
 
 def _others(table: Table) -> list[Row]:
-    """The rows that have a ``standard`` to be compared with."""
+    """The rows that have a reference to be compared with."""
     return [row for row in table.rows if row.reference and not row.is_reference]
+
+
+def _params(row: Row) -> float | None:
+    return None if row.first.params is None else row.first.params / 1e6
 
 
 def _macs(row: Row) -> float | None:
     return None if row.first.macs is None else row.first.macs / 1e6
 
 
-def _ratio_under(conditions: Any) -> Value:
+def _latency_under(conditions: Conditions) -> Value:
+    return lambda row: row.latency(conditions)
+
+
+def _ratio_under(conditions: Conditions) -> Value:
     return lambda row: row.latency_ratio(conditions)
 
 

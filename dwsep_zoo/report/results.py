@@ -1,15 +1,21 @@
-"""Reading ``result.json``."""
+"""Reading the folders of runs: ``result.json``, ``metrics.csv`` and ``predictions.npz``."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.report.statistics import Predictions
+
+T = TypeVar("T")
 
 SCHEMA = 1
 
@@ -50,20 +56,59 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class Percentiles:
+    """Milliseconds for one batch, of single inferences.
+
+    Attributes:
+        stable: whether the times were steady; ``None`` if not recorded.
+    """
+
+    p50: float
+    p10: float | None
+    p90: float | None
+    stable: bool | None
+
+
+@dataclass(frozen=True)
+class Match:
+    """An equal budget: the width was solved for.
+
+    Attributes:
+        quantity: what was made equal: params, macs or latency.
+        to: the conv type whose cost is the target.
+        width_mult: of the network that gives the target, as it was given.
+        residual: what is achieved beyond the target, relative to it.
+    """
+
+    quantity: str
+    to: str
+    width_mult: float | None
+    target: float
+    achieved: float
+    residual: float
+
+
+@dataclass(frozen=True)
 class Run:
     """One run; ``None`` where it has not measured something.
 
     Attributes:
         folder: where its ``result.json`` lies.
         status: finished, running, failed or interrupted.
+        width_mult: of the network that was trained, also if it was solved for.
+        match: ``None`` if the width is as given.
+        searched: values of the recipe that were found by a search for this variant.
         accuracy: on the test set, 0-1.
         macs: multiply-adds for one image of ``input_size``.
-        latency: median milliseconds for one batch, by the conditions.
+        latency: for one batch, by the conditions.
         train_s: seconds of training and validation.
         setting: what has to be equal for a fair comparison (data, input size, recipe, epochs, ...),
             as pairs of a name and a text.
         machine: what training time depends on besides the network.
         record: everything in ``result.json``.
+        epochs: the rows of ``metrics.csv`` (epoch, train/loss, train/acc, val/loss, ...), without
+            what was not measured.
+        predictions: of ``predictions.npz``; ``None`` if there is none.
     """
 
     folder: Path
@@ -74,19 +119,24 @@ class Run:
     conv: str
     conv_options: tuple[tuple[str, str], ...]
     width_mult: float | None
+    match: Match | None
     output_stride: int | None
+    searched: tuple[tuple[str, float], ...]
+    tags: tuple[str, ...]
     seed: int | None
     accuracy: float | None
     params: int | None
     macs: int | None
     input_size: tuple[int, ...]
-    latency: Mapping[Conditions, float]
+    latency: Mapping[Conditions, Percentiles]
     train_s: float | None
     images_per_second: float | None
     setting: tuple[tuple[str, str], ...]
     machine: str
     finished: str
     record: Mapping[str, Any]
+    epochs: tuple[Mapping[str, float], ...] = ()
+    predictions: Predictions | None = None
 
 
 @dataclass(frozen=True)
@@ -98,21 +148,37 @@ class Problem:
 
 
 def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
-    """Read every ``result.json`` at or below ``paths``, each once, sorted by path.
+    """Read every run at or below ``paths``, each once, sorted by path.
 
     Returns:
-        The runs, and the damaged files.
+        The runs, and the damaged files. Without its ``result.json`` a run is none; one of its other
+        files is left out of it.
 
     Raises:
         UserError: if a path does not exist or no ``result.json`` is found.
     """
     folders = [Path(path) for path in paths]
     runs, problems = [], []
-    for file in sorted({f.resolve(): f for folder in folders for f in _find(folder)}.values()):
+
+    def attempt(read: Callable[[Path], T], file: Path) -> T | None:
         try:
-            runs.append(_read(file))
-        except (OSError, ValueError) as error:  # not readable, not UTF-8, not JSON, not ours
-            problems.append(Problem(file, _one_line(error)))
+            return read(file)
+        # not readable; not UTF-8, not JSON, not ours; not what numpy writes
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            problems.append(Problem(file, _one_line(error) or type(error).__name__))
+            return None
+
+    for file in sorted({f.resolve(): f for folder in folders for f in _find(folder)}.values()):
+        run = attempt(_read, file)
+        if run is None:
+            continue
+        epochs = attempt(_read_epochs, file.with_name("metrics.csv"))
+        predictions = None
+        if run.accuracy is not None:
+            predictions = attempt(
+                partial(_read_predictions, run.accuracy), file.with_name("predictions.npz")
+            )
+        runs.append(replace(run, epochs=epochs or (), predictions=predictions))
     if not runs and not problems:
         where = ", ".join(str(path) for path in folders)
         raise UserError(f"no result.json below {where}; a run writes it into its folder")
@@ -149,9 +215,16 @@ def _read(file: Path) -> Run:
         error=_one_line(record["error"]) if record.get("error") else None,
         model=record["model"],
         conv=record["conv"],
-        conv_options=tuple(_flatten(_options(record))),
+        conv_options=tuple(_flatten(_object(record, "conv_options"))),
         width_mult=_number(record, "width_mult"),
+        match=_match(record),
         output_stride=_integer(record, "output_stride"),
+        searched=tuple(
+            (key, value)
+            for key in sorted(_object(record, "search", "best"))
+            if (value := _number(record, "search", "best", key)) is not None
+        ),
+        tags=tuple(map(str, _list(record, "tags"))),
         seed=_integer(record, "seed"),
         accuracy=_number(record, "metrics", "test/acc"),
         params=_integer(record, "params"),
@@ -167,6 +240,58 @@ def _read(file: Path) -> Run:
     )
 
 
+def _read_epochs(file: Path) -> tuple[Mapping[str, float], ...]:
+    if not file.exists():
+        return ()
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines, strict=True))
+    if not all(row.get("epoch") for row in rows):
+        raise ValueError("a row names no epoch")
+    if any(None in row for row in rows):
+        raise ValueError("a row has more values than the heading")
+    return tuple({key: float(text) for key, text in row.items() if text} for row in rows)
+
+
+def _read_predictions(accuracy: float, file: Path) -> Predictions | None:
+    if not file.exists():
+        return None
+    import numpy as np
+
+    with file.open("rb") as stream:  # numpy leaves a damaged file open
+        arrays = np.load(stream, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it is no .npz")
+        missing = {"label", "predicted"} - set(arrays)
+        if missing:
+            raise ValueError(f"it holds no {' and no '.join(sorted(missing))}")
+        label, predicted = arrays["label"], arrays["predicted"]
+    if label.ndim != 1 or label.shape != predicted.shape or not label.size:
+        raise ValueError(f"label is {label.shape} and predicted {predicted.shape}, not (N,) both")
+    if not all(np.issubdtype(array.dtype, np.integer) for array in (label, predicted)):
+        raise ValueError(f"label is {label.dtype} and predicted {predicted.dtype}, not integers")
+    found = Predictions(label, predicted)
+    if abs(found.accuracy - accuracy) > 1e-4:
+        raise ValueError(
+            f"its accuracy is {found.accuracy:.4f}, that of result.json {accuracy:.4f}: "
+            "of another test"
+        )
+    return found
+
+
+def _match(record: Mapping[str, Any]) -> Match | None:
+    """The budget; nothing also for a network that is matched to itself."""
+    if not _object(record, "match") or record["match"].get("to") == record["conv"]:
+        return None
+    quantity, to = (_get(record, "match", key) for key in ("quantity", "to"))
+    target, achieved, residual = (
+        _number(record, "match", key) for key in ("target", "achieved", "residual")
+    )
+    if not quantity or not to or target is None or achieved is None or residual is None:
+        raise ValueError(f"match is {json.dumps(record['match'])}, which lacks something")
+    width_mult = _number(record, "config", "model", "width_mult")
+    return Match(str(quantity), str(to), width_mult, target, achieved, residual)
+
+
 def _setting(record: Mapping[str, Any]) -> dict[str, str]:
     groups = ("model", "recipe", "trainer", "ckpt_path")
     config = {key: _get(record, "config", key) for key in groups}
@@ -180,16 +305,24 @@ def _setting(record: Mapping[str, Any]) -> dict[str, str]:
     }
     if precision := record.get("precision"):  # what `auto` became
         setting["trainer.precision"] = str(precision)
+    # Found for each variant, in the same space with the same effort.
+    for key, ends in _object(record, "search", "space").items():
+        setting[f"recipe.{key}"] = "searched in " + json.dumps(ends)
+    for key in ("trials", "epochs"):
+        if value := _number(record, "search", key):
+            setting[f"hparams_search.{key}"] = f"{value:g}"
     if size := _list(record, "input_size"):
         setting["input_size"] = "x".join(map(str, size))
     return setting
 
 
-def _latencies(record: Mapping[str, Any]) -> Iterator[tuple[Conditions, float]]:
+def _latencies(record: Mapping[str, Any]) -> Iterator[tuple[Conditions, Percentiles]]:
     for entry in _list(record, "latency"):
         p50 = _number(entry, "p50_ms")
         if p50 is not None:
-            yield Conditions(**{f.name: entry.get(f.name) for f in fields(Conditions)}), p50
+            conditions = Conditions(**{f.name: entry.get(f.name) for f in fields(Conditions)})
+            p10, p90 = _number(entry, "p10_ms"), _number(entry, "p90_ms")
+            yield conditions, Percentiles(p50, p10, p90, entry.get("stable"))
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -218,10 +351,10 @@ def _list(record: Mapping[str, Any], key: str) -> list[Any]:
     return value
 
 
-def _options(record: Mapping[str, Any]) -> dict[str, Any]:
-    value = record.get("conv_options") or {}
+def _object(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    value = _get(record, *keys) or {}
     if not isinstance(value, dict):
-        raise ValueError(f"conv_options is {value!r}, not an object")
+        raise ValueError(f"{'.'.join(keys)} is {value!r}, not an object")
     return value
 
 

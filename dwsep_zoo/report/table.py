@@ -1,42 +1,63 @@
-"""From runs to comparable rows: seeds are averaged, rows are set against ``standard``."""
+"""From runs to comparable rows: seeds are averaged, rows are set against a reference."""
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from dwsep_zoo.report.results import Conditions, Run
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.report.results import Conditions, Match, Run
+from dwsep_zoo.report.statistics import Paired, Sample, paired
 
 REFERENCE = "standard"
+NONE = "none"
 T = TypeVar("T")
 
 
+def _plain(value: float | None) -> str:
+    return NONE if value is None else f"{value:g}"
+
+
+# What rows are ordered, grouped and filtered by.
+FIELDS: dict[str, Callable[[Run], tuple[str, ...]]] = {
+    "model": lambda run: (run.model,),
+    "conv": lambda run: (run.conv,),
+    "width_mult": lambda run: (_plain(run.width_mult),),
+    "output_stride": lambda run: (_plain(run.output_stride),),
+    "match": lambda run: (run.match.quantity if run.match else NONE,),
+    "seed": lambda run: (_plain(run.seed),),
+    "data": lambda run: (dict(run.setting).get("data.name", NONE),),
+    "tags": lambda run: run.tags or (NONE,),
+}
+ORDER = ("model", "width_mult", "output_stride", "conv", "match", "tags")  # a table has one data
+
+
 @dataclass(frozen=True)
-class Sample:
-    """A quantity measured in several runs."""
+class Options:
+    """How runs become tables.
 
-    values: tuple[float, ...]
+    Attributes:
+        by: names of ``ORDER`` that rows are ordered by; the first of them parts the groups.
+        reference: a conv type, that of the same network is each row's reference; or
+            ``model/conv``, one reference for all rows. A row whose width was solved for is always
+            set against the network whose budget it was given.
+        where: names of ``FIELDS`` and the values that are let through.
+    """
 
-    @property
-    def n(self) -> int:
-        return len(self.values)
+    by: tuple[str, ...] = ("model",)
+    reference: str = REFERENCE
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation (divided by n - 1); ``None`` for one value."""
-        return statistics.stdev(self.values) if self.n > 1 else None
+    def __post_init__(self) -> None:
+        if not self.by:
+            raise UserError("by= names no field; choices: " + ", ".join(ORDER))
+        for name in self.by:
+            choose(name, ORDER, "field of by")
+        for name in self.where:
+            choose(name, FIELDS, "field to filter by")
 
 
 @dataclass(frozen=True)
@@ -44,12 +65,14 @@ class Row:
     """The runs of one network, which differ in nothing but the seed.
 
     Attributes:
-        reference: the ``standard`` row of the same model, width and output stride (itself, if it is
-            that row); ``None`` if there is none.
+        reference: the row that this one is set against (itself, if it is one); ``None`` if there is
+            none.
+        ambiguous: several rows that could all be the reference, which then is ``None``.
     """
 
     runs: tuple[Run, ...]
     reference: Row | None = None
+    ambiguous: tuple[Row, ...] = ()
 
     @property
     def first(self) -> Run:
@@ -61,8 +84,19 @@ class Row:
 
     @property
     def network(self) -> tuple[Any, ...]:
-        """What ``standard`` and its rivals have in common."""
-        return self.first.model, self.first.width_mult, self.first.output_stride
+        """What a reference and its rivals have in common: model, width as given, output stride."""
+        run = self.first
+        return run.model, run.match.width_mult if run.match else run.width_mult, run.output_stride
+
+    @property
+    def match(self) -> Match | None:
+        """The budget that the width was solved for; of several seeds, the worst residual."""
+        matches = [run.match for run in self.runs if run.match]
+        return max(matches, key=lambda match: abs(match.residual)) if matches else None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs if run.seed is not None)
 
     @cached_property
     def accuracy(self) -> Sample | None:
@@ -86,13 +120,40 @@ class Row:
 
     def latency(self, conditions: Conditions) -> float | None:
         """Milliseconds: the median over the runs of their medians."""
-        sample = self._sample(lambda run: run.latency.get(conditions))
-        return sample.median if sample else None
+        return self.percentile(conditions, "p50")
+
+    def percentile(self, conditions: Conditions, name: str) -> float | None:
+        """The median over the runs of ``p10``, ``p50`` or ``p90``, in milliseconds."""
+        found = (run.latency.get(conditions) for run in self.runs)
+        values = [value for entry in found if entry if (value := getattr(entry, name)) is not None]
+        return Sample(tuple(values)).median if values else None
+
+    def stable(self, conditions: Conditions) -> bool | None:
+        """Whether the times of all runs were steady; ``None`` if that was not recorded."""
+        found = [run.latency[conditions].stable for run in self.runs if conditions in run.latency]
+        return None if not found or None in found else all(found)
+
+    @cached_property
+    def paired(self) -> Paired | None:
+        """Accuracy against the reference, seed by seed.
+
+        ``None`` for the reference itself, without a reference, and without a common seed.
+        """
+        if self.reference is None or self.is_reference:
+            return None
+        return paired(
+            self.reference._by_seed(lambda run: run.accuracy),
+            self._by_seed(lambda run: run.accuracy),
+            reference_predictions=self.reference._by_seed(lambda run: run.predictions),
+            other_predictions=self._by_seed(lambda run: run.predictions),
+        )
 
     @property
     def accuracy_difference(self) -> float | None:
-        """To the reference, 0-1."""
-        return self._against(lambda row: _mean(row.accuracy), lambda a, b: a - b)
+        """To the reference, 0-1: the mean over the common seeds."""
+        if self.is_reference:
+            return 0.0 if self.accuracy else None
+        return self.paired.mean if self.paired else None
 
     @property
     def params_ratio(self) -> float | None:
@@ -111,6 +172,10 @@ class Row:
 
     def latency_ratio(self, conditions: Conditions) -> float | None:
         return self._against(lambda row: row.latency(conditions), _divide)
+
+    def _by_seed(self, value: Callable[[Run], T | None]) -> dict[int, T]:
+        pairs = ((run.seed, value(run)) for run in self.runs)
+        return {seed: v for seed, v in pairs if seed is not None and v is not None}
 
     def _sample(self, value: Callable[[Run], float | None]) -> Sample | None:
         values = tuple(v for run in self.runs if (v := value(run)) is not None)
@@ -132,12 +197,13 @@ class Table:
     """Rows that may be compared: equal data, input size and recipe.
 
     Attributes:
-        rows: by model, width and output stride; ``standard`` first.
+        rows: in the order of ``options.by``; references first among equals.
         distinction: the settings in which this table differs from the other tables.
     """
 
     rows: tuple[Row, ...]
     distinction: tuple[tuple[str, str], ...] = ()
+    options: Options = field(default_factory=Options)
 
     @property
     def setting(self) -> dict[str, str]:
@@ -152,53 +218,131 @@ class Table:
                 number[conditions] += 1
         return tuple(sorted(number, key=lambda c: -number[c]))
 
+    def key(self, name: str, row: Row) -> tuple[str, ...]:
+        """What a row has in one of ``FIELDS``."""
+        return FIELDS[name](row.first)
+
     def values(self, of: Callable[[Row], T]) -> list[T]:
         """The distinct values of a property, in the order of the rows."""
         return list(dict.fromkeys(of(row) for row in self.rows))
 
 
-def make_tables(runs: Iterable[Run]) -> tuple[list[Table], list[Run]]:
+def make_tables(
+    runs: Iterable[Run], options: Options | None = None
+) -> tuple[list[Table], list[Run]]:
     """Group finished runs.
 
     Returns:
         The tables, one for each setting in the order of their first runs; and the runs that were
         repeated later with the same seed, which are in no table.
+
+    Raises:
+        UserError: if no run is of the reference that ``options`` ask for.
     """
-    settings = _group(sorted(runs, key=lambda run: str(run.folder)), lambda run: run.setting)
+    options = options or Options()
+    runs = sorted(runs, key=lambda run: str(run.folder))
+    _check_reference(runs, options.reference)
+    settings = _group(runs, lambda run: run.setting)
     distinctions = _distinctions(list(settings))
     tables, repeated = [], []
     for (_, members), distinction in zip(settings.items(), distinctions, strict=True):
-        latest, older = _latest(members)
+        latest, older = _latest(members, options)
         repeated += older
-        tables.append(Table(_rows(latest), distinction))
+        tables.append(Table(_rows(latest, options), distinction, options))
     return tables, repeated
 
 
-def _identity(run: Run) -> tuple[Any, ...]:
+def select(runs: Iterable[Run], where: Mapping[str, Sequence[str]]) -> list[Run]:
+    """The runs that have one of the values of every field.
+
+    A run that failed before it had recorded a field stays: no failure is dropped.
+
+    Raises:
+        UserError: for a value that no run has, among those that the fields before it let through.
+    """
+    runs = list(runs)
+    for name, values in where.items():
+        wanted = set(map(_normal, values))
+        found = [(run, set(map(_normal, FIELDS[name](run)))) for run in runs]
+        for value in wanted:
+            choose(value, set().union(*(own for _, own in found)), name)
+        runs = [
+            run
+            for run, own in found
+            if own & wanted or (own == {NONE} and run.status != "finished")
+        ]
+    return runs
+
+
+def _normal(text: str) -> str:
+    """``1.0`` is ``1``."""
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
+
+
+def _identity(run: Run, options: Options) -> tuple[Any, ...]:
+    """What runs that are averaged have in common."""
+    match = run.match and (run.match.quantity, run.match.to, run.match.width_mult)
+    network = (run.model, run.width_mult, run.output_stride, match, run.searched)
+    grouped = tuple(FIELDS[name](run) for name in options.by)
     # The counts tell apart networks of one name that different versions of the code have built.
-    network = (run.model, run.width_mult, run.output_stride)
-    return *network, run.conv, run.conv_options, run.params, run.macs
+    return *network, run.conv, run.conv_options, run.params, run.macs, grouped
 
 
-def _latest(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+def _latest(runs: Sequence[Run], options: Options) -> tuple[list[Run], list[Run]]:
     """The last run of each network and seed, and the others; a repetition is no second sample."""
-    groups = _group(runs, lambda run: (*_identity(run), run.seed))
+    groups = _group(runs, lambda run: (*_identity(run, options), run.seed))
     latest = [max(group, key=lambda run: run.finished) for group in groups.values()]
     return latest, [run for run in runs if run not in latest]
 
 
-def _rows(runs: Sequence[Run]) -> tuple[Row, ...]:
-    groups = _group(runs, _identity).values()
+def _rows(runs: Sequence[Run], options: Options) -> tuple[Row, ...]:
+    groups = _group(runs, lambda run: _identity(run, options)).values()
     rows = [Row(tuple(sorted(group, key=lambda run: run.seed or 0))) for group in groups]
-    references = {row.network: row for row in rows if row.first.conv == REFERENCE}
-    rows = [Row(row.runs, references.get(row.network)) for row in rows]
-    return tuple(sorted(rows, key=_order))
+    found = [_references(row, rows, options) for row in rows]
+    rows = [
+        replace(row, reference=own[0]) if len(own) == 1 else replace(row, ambiguous=own)
+        for row, own in zip(rows, found, strict=True)
+    ]
+    return tuple(sorted(rows, key=lambda row: _order(row, options)))
 
 
-def _order(row: Row) -> tuple[Any, ...]:
+def _check_reference(runs: Sequence[Run], reference: str) -> None:
+    if reference == REFERENCE or not runs:  # that there is none is said below the table
+        return
+    convs = {run.conv for run in runs}
+    choose(reference, convs | {f"{run.model}/{run.conv}" for run in runs}, "reference")
+
+
+def _references(row: Row, rows: Sequence[Row], options: Options) -> tuple[Row, ...]:
+    """The rows that ``row`` can be set against."""
+    model, _, conv = options.reference.rpartition("/")
+    if row.match:
+        model, conv = "", row.match.to
+    found = [other for other in rows if other.first.conv == conv and other.match is None]
+    found = [other for other in found if other.first.model == (model or row.first.model)]
+    near = [other for other in found if other.network[1:] == row.network[1:]]
+    found = near or (found if model else [])
+    if "tags" in options.by:
+        found = [other for other in found if other.first.tags == row.first.tags] or found
+    return (row,) if any(other is row for other in found) else tuple(found)
+
+
+def _order(row: Row, options: Options) -> tuple[Any, ...]:
     run = row.first
-    network = (run.model, run.width_mult or 0, run.output_stride or 0)
-    return *network, run.conv != REFERENCE, run.conv, run.macs or 0, run.conv_options
+    _, width, stride = row.network
+    keys = {
+        "model": run.model,
+        "conv": (run.conv != options.reference.rpartition("/")[2], run.conv),
+        "width_mult": width or 0,
+        "output_stride": stride or 0,
+        "match": run.match.quantity if run.match else "",
+        "tags": run.tags,
+    }
+    names = dict.fromkeys((*options.by, *ORDER))
+    return *(keys[name] for name in names), run.macs or 0, run.conv_options, run.searched
 
 
 def _distinctions(settings: list[tuple[tuple[str, str], ...]]) -> list[tuple[tuple[str, str], ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 
 SUFFIX = ".comparison"
 SHOWN = 5  # columns of hyperparameters that TensorBoard's page ticks by itself
+# Of the custom scalars: charts by title, each with the tags that it shows as regular expressions.
+LAYOUT = {
+    "accuracy": {
+        "validation": ["Multiline", ["^val/acc$"]],
+        "training": ["Multiline", ["^train/acc$"]],
+    },
+    "loss": {
+        "validation": ["Multiline", ["^val/loss$"]],
+        "training": ["Multiline", ["^train/loss$"]],
+    },
+}
 Status = Literal["running", "finished", "failed", "interrupted"]
 
 
@@ -68,22 +79,25 @@ def write_hparams(
     writer.flush()
 
 
-def write_comparison(folder: Path, text: str, pictures: Sequence[Any]) -> None:
+def write_comparison(folder: Path, text: str, pictures: Mapping[str, Any]) -> None:
     """Write one events file into ``folder``, in place of the one of an earlier comparison.
+
+    It also lays out CUSTOM SCALARS: the curves of all runs that TensorBoard finds, accuracy and
+    loss, in common charts.
 
     Args:
         folder: becomes, or already is, a run of TensorBoard.
         text: markdown.
-        pictures: arrays ``(height, width, channels)`` of bytes.
+        pictures: arrays ``(height, width, channels)`` of bytes, by name.
     """
     from torch.utils.tensorboard import SummaryWriter
 
     earlier = list(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
     writer = SummaryWriter(str(folder), filename_suffix=SUFFIX)
     writer.add_text("comparison/table", text)
-    for number, picture in enumerate(pictures, 1):
-        name = "comparison/figure" + (f"_{number}" if len(pictures) > 1 else "")
-        writer.add_image(name, picture, dataformats="HWC")
+    for name, picture in pictures.items():
+        writer.add_image(f"comparison/{name}", picture, dataformats="HWC")
+    writer.add_custom_scalars(LAYOUT)
     writer.close()
     for file in earlier:
         file.unlink()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 LATENCY = {
@@ -22,6 +23,7 @@ LATENCY = {
     "memory_format": "channels_last",
     "runtime": "eager",
     "runs": 100,
+    "stable": True,
 }
 RECORD: dict[str, Any] = {
     "schema": 1,
@@ -51,6 +53,23 @@ RECORD: dict[str, Any] = {
     "machine": {"cpu": "Test CPU", "threads": 2, "gpu": None},
     "finished": "2026-01-01T00:00:00+00:00",
 }
+MATCH = {
+    "quantity": "macs",
+    "to": "standard",
+    "target": 400_000_000,
+    "achieved": 396_000_000,
+    "residual": -0.01,
+    "width_mult": 2.8,
+}
+SEARCH = {
+    "trials": 8,
+    "space": {"lr": [0.01, 1.0], "weight_decay": [1e-5, 1e-2]},
+    "best": {"lr": 0.3, "weight_decay": 1e-4},
+    "best_val_acc": 0.9,
+    "per": "variant",
+    "epochs": None,
+    "seed": 1000,
+}
 SEPARABLE = {
     "conv": "depthwise_separable",
     "conv_options": {"mid": None},
@@ -71,6 +90,18 @@ def as_separable() -> dict[str, Any]:
     return SEPARABLE
 
 
+@pytest.fixture
+def as_matched() -> dict[str, Any]:
+    """What differs in the record of a separable network with the MACs of the standard one."""
+    return SEPARABLE | {"width_mult": 2.8, "macs": 396_000_000, "match": MATCH}
+
+
+@pytest.fixture
+def search() -> dict[str, Any]:
+    """What a search for the recipe leaves in the record."""
+    return SEARCH
+
+
 WriteRun = Callable[..., Path]
 
 
@@ -78,11 +109,14 @@ WriteRun = Callable[..., Path]
 def write_run(tmp_path: Path) -> WriteRun:
     """Write ``runs/<name>/result.json``: a finished standard MobileNetV1, with changes.
 
-    ``a__b=value`` changes a nested value.
+    ``a__b=value`` changes a nested value; ``right`` are the numbers of the test images, of 50, that
+    the network gets right, from which predictions.npz and the accuracy are made.
     """
 
-    def write(name: str, **changes: Any) -> Path:
+    def write(name: str, *, right: Iterable[int] = (), **changes: Any) -> Path:
         record = deepcopy(RECORD) | {"name": name}
+        if right:
+            changes["metrics__test/acc"] = len(set(right)) / 50
         for key, value in changes.items():
             *parents, last = key.split("__")
             place = record
@@ -92,6 +126,10 @@ def write_run(tmp_path: Path) -> WriteRun:
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps(record))
+        if right:
+            label = np.arange(50) % 10
+            predicted = np.where(np.isin(np.arange(50), list(right)), label, (label + 1) % 10)
+            np.savez_compressed(folder / "predictions.npz", label=label, predicted=predicted)
         return folder
 
     return write

@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 
 import pytest
 from rich.console import Console
 
-from dwsep_zoo.report import render
+from dwsep_zoo.report import render, words
+from dwsep_zoo.report.columns import (
+    columns,
+    conditions_name,
+    group_ends,
+    latency_columns,
+    ratio_text,
+    row_label,
+    statistics_columns,
+)
 from dwsep_zoo.report.results import load_results
-from dwsep_zoo.report.table import make_tables
+from dwsep_zoo.report.table import Options, make_tables
 
 
-def tables_of(path):
-    return make_tables(load_results([path])[0])[0]
+def tables_of(path, **options):
+    return make_tables(load_results([path])[0], Options(**options))[0]
 
 
+def cells_of(parts):
+    return {column.heading: column.cells for column in parts if column.heading != "ratio"}
+
+
+# Half widths by hand: 4.303 * 1 / sqrt 3, 12.71 * 1.414 / sqrt 2 and 12.71 * 0.707 / sqrt 2
 GOLDEN = """\
 # Comparison
 
 ## digits, input 1x32x32, 20 epochs, batch 64, output stride 16
 
-| model        | conv                |  test acc % |   n |  diff | params M | ratio | MACs M | ratio | p50 ms | ratio | train s | ratio |
-| ------------ | ------------------- | ----------: | --: | ----: | -------: | ----: | -----: | ----: | -----: | ----: | ------: | ----: |
-| mobilenet_v1 | standard            | 98.00 \u00b11.00 |   3 |     0 |    29.29 |    1x |  400.0 |    1x |   4.00 |    1x |   100.0 |    1x |
-| mobilenet_v1 | depthwise_separable | 97.00 \u00b11.41 |   2 | -1.00 |     4.23 | 0.14x |   50.0 | 0.12x |   3.00 | 0.75x |    60.0 | 0.60x |
+| model        | conv                |   test acc % |   n |                 diff | params M | ratio | MACs M | ratio | p50 ms | ratio | train s | ratio |
+| ------------ | ------------------- | -----------: | --: | -------------------: | -------: | ----: | -----: | ----: | -----: | ----: | ------: | ----: |
+| mobilenet_v1 | standard            |  98.00 \u00b12.48 |   3 |                    0 |    29.29 |    1x |  400.0 |    1x |   4.00 |    1x |   100.0 |    1x |
+| mobilenet_v1 | depthwise_separable | 97.00 \u00b112.71 |   2 | -0.50 [-6.85, +5.85] |     4.23 | 0.14x |   50.0 | 0.12x |   3.00 | 0.75x |    60.0 | 0.60x |
 
-- test accuracy: mean \u00b1 sample standard deviation over n runs, one per seed
-- diff (points of accuracy) and ratio: against conv=standard of the same model, width and output stride
+- mobilenet_v1 depthwise_separable against standard: n=2: difference -0.50 points, 95 % interval [-6.85, +5.85]: not distinguishable
+
+**Mind:**
+
+- depthwise_separable: diff is without seed 2, which only one has
+- no McNemar test (no predictions.npz of the reference and the network): depthwise_separable, seed 0, 1
+
+### Statistics of the accuracy, in points
+
+| network             | against  | seeds | diff by seed |  mean |         95 % t | 95 % bootstrap | only ref : only this | McNemar p |
+| ------------------- | -------- | ----: | -----------: | ----: | -------------: | -------------: | -------------------: | --------: |
+| depthwise_separable | standard |   0 1 |  -1.00 +0.00 | -0.50 | [-6.85, +5.85] | [-1.00, +0.00] |                    - |         - |
+
+- bootstrap: BCa over the seeds; with n=2 there are few resamples: coarse and too narrow; the verdict goes by Student's t
+
+### Legend
+
+- test accuracy: mean \u00b1 half the width of its 95 % confidence interval (Student's t) over n runs, one per seed
+- diff (points of accuracy, mean over the common seeds, 95 % interval) and ratio: against conv=standard of the same model, width and output stride
+- one recipe for all (lr 0.2), searched for no variant; a recipe can favour one of them by points (hparams_search=optuna)
 - standard: one dense k x k convolution replaces depthwise + pointwise; the norm and activation between the two disappear; a squeeze-and-excite gate acts on its input
 - 1 MAC = one multiply-add = 2 FLOPs; convolutions and linear layers are counted, for one 1x32x32 image
 - p50: median time of one batch; cpu Test CPU, 2 threads, batch 1, fp32, channels_last, eager
@@ -57,39 +87,12 @@ def test_markdown_names_everything_that_is_in_no_table(write_run, tmp_path):
     assert f"- {tmp_path / 'runs/a/x/result.json'}: Expecting" in text
 
 
-def test_csv_parses_back_to_the_raw_numbers(pair):
-    tables = tables_of(pair)
-    standard, separable = csv.DictReader(io.StringIO(render.csv_text(tables)))
-    assert standard["conv"] == "standard"
-    assert float(separable["test_acc_mean"]) == tables[0].rows[1].accuracy.mean
-    assert float(separable["test_acc_std"]) == tables[0].rows[1].accuracy.std
-    assert float(separable["test_acc_difference"]) == pytest.approx(-0.01)
-    assert int(separable["params"]) == 4_231_976
-    assert float(separable["params_ratio"]) == 4_231_976 / 29_294_088
-    assert float(separable["macs_ratio"]) == 0.125
-    assert float(separable["latency_p50_ms"]) == 3.0
-    assert (separable["latency_threads"], separable["latency_runtime"]) == ("2", "eager")
-    assert json.loads(separable["conv_options"]) == {"mid": None}
-    assert (separable["n"], separable["seeds"]) == ("2", "0 1")
-    assert separable["runs"] == "separable-s0 separable-s1"
-    assert separable["data_fingerprint"] == "0123456789abcdef"
-
-
-def test_csv_has_columns_for_every_condition(write_run, tmp_path, latency):
-    write_run("a", latency=[latency, latency | {"runtime": "compiled", "p50_ms": 1.5}])
-    (row,) = csv.DictReader(io.StringIO(render.csv_text(tables_of(tmp_path))))
-    assert (row["latency_runtime"], row["latency_p50_ms"]) == ("eager", "4.0")
-    assert (row["latency2_runtime"], row["latency2_p50_ms"]) == ("compiled", "1.5")
-
-
 def test_missing_values_are_dashes_and_empty_fields(write_run, tmp_path):
     write_run("a", metrics={}, latency=[], time={}, images_per_second=None, macs=None)
     tables = tables_of(tmp_path)
-    cells = {c.heading: c.cells for c in render.columns(tables[0]) if c.heading != "ratio"}
+    cells = cells_of(columns(tables[0]))
     for heading in ("test acc %", "diff", "MACs M", "train s"):
         assert cells[heading] == ("-",)
-    (row,) = csv.DictReader(io.StringIO(render.csv_text(tables)))
-    assert (row["test_acc_mean"], row["macs"], row["train_s"], row["n"]) == ("", "", "", "0")
     assert "no test accuracy" in render.markdown(tables)
 
 
@@ -101,34 +104,33 @@ def test_terminal_table_of_six_rows_fits(write_run, tmp_path, as_separable):
     (table,) = tables_of(tmp_path)
     file = io.StringIO()
     console = Console(file=file, width=200)
-    assert console.measure(render.rich_table(table)).maximum <= 115
+    assert console.measure(render.rich_table(table)).maximum <= 130
     assert console.measure(render.rich_table(table, dense=True)).maximum <= 103
     console.print(render.rich_table(table))
     lines = [line.split() for line in file.getvalue().splitlines() if "depthwise" in line]
     assert len(lines) == 3
-    assert lines[0][:4] == ["mobilenet_v1", "depthwise_separable", "98.00", "\u00b10.00"]
+    assert lines[0][:4] == ["mobilenet_v1", "depthwise_separable", "98.00", "+0.00"]
 
 
 def test_width_and_options_are_shown_where_they_vary(write_run, tmp_path):
     write_run("a", width_mult=0.25)
-    assert "width 0.25" in render.heading(tables_of(tmp_path)[0])
+    assert "width 0.25" in words.heading(tables_of(tmp_path)[0])
     for size in (4, 8):
         write_run(f"g{size}", conv="grouped", conv_options={"group_size": size, "mid": None})
     (table,) = tables_of(tmp_path)
-    cells = {column.heading: column.cells for column in render.columns(table)}
+    cells = cells_of(columns(table))
     assert cells["width"] == ("0.25", "1", "1")
     assert cells["conv"] == ("standard", "grouped group_size=4", "grouped group_size=8")
-    assert "width" not in render.heading(table)
+    assert "width" not in words.heading(table)
 
 
 def test_legend_says_what_cannot_be_concluded(write_run, tmp_path, latency, as_separable):
     write_run("a", latency=[latency, latency | {"device": "cuda"}], **as_separable)
-    text = "\n".join(render.legend(tables_of(tmp_path)[0]))
-    assert "single seed, which gives no spread" in text
+    text = "\n".join(words.legend(tables_of(tmp_path)[0]))
+    assert "single seed, which gives no interval" in text
     assert "no diff and no ratio for mobilenet_v1" in text
     assert "against conv=standard" not in text
-    assert "p50a: median time of one batch; cpu" in text
-    assert "p50b: median time of one batch; cuda" in text
+    assert "p50: median time of one batch; cpu" in text
     assert "different conditions have no ratio" in text
 
 
@@ -136,8 +138,8 @@ def test_split_tables_say_why(write_run, tmp_path):
     write_run("a")
     write_run("b", config__recipe__lr=0.1, data__fingerprint="abcdef" * 9)
     first, second = tables_of(tmp_path)
-    assert render.distinction(first).endswith("here: data.fingerprint=01234567, recipe.lr=0.2")
-    assert render.distinction(second).endswith("here: data.fingerprint=abcdefab, recipe.lr=0.1")
+    assert words.distinction(first).endswith("here: data.fingerprint=01234567, recipe.lr=0.2")
+    assert words.distinction(second).endswith("here: data.fingerprint=abcdefab, recipe.lr=0.1")
 
 
 @pytest.mark.parametrize(
@@ -145,4 +147,165 @@ def test_split_tables_say_why(write_run, tmp_path):
     [(1, "1x"), (0.125, "0.12x"), (0.0366, "0.037x"), (0.00123, "0.0012x"), (12.34, "12.3x")],
 )
 def test_ratio_text(ratio, text):
-    assert render.ratio_text(ratio) == text
+    assert ratio_text(ratio) == text
+
+
+def test_every_latency_has_a_line_of_its_own(write_run, tmp_path, latency, as_separable):
+    compiled = latency | {"runtime": "compiled", "stable": False, "p50_ms": 2.0}
+    large = latency | {"batch_size": 64, "p50_ms": 100.0, "p10_ms": None, "stable": None}
+    write_run("a", latency=[latency, compiled, large])
+    write_run("b", latency=[latency, compiled | {"p50_ms": 1.0}], **as_separable)
+    (table,) = tables_of(tmp_path)
+    cells = cells_of(latency_columns(table))
+    assert cells == {
+        "batch size": ("1", "1", "1", "1", "64"),
+        "runtime": ("eager", "eager", "compiled", "compiled", "eager"),
+        "network": ("standard", "depthwise_separable") * 2 + ("standard",),
+        "p50 ms": ("4.00", "4.00", "2.00", "1.00", "100.00"),
+        "p10": ("3.90", "3.90", "3.90", "3.90", "-"),
+        "p90": ("4.20", "4.20", "4.20", "4.20", "4.20"),
+        "steady": ("yes", "yes", "no", "no", "-"),
+    }
+    assert latency_columns(table)[6].cells == ("1x", "1x", "1x", "0.50x", "1x")
+    assert conditions_name(table, table.conditions[1]) == "batch 1 compiled"
+    text = render.markdown([table])
+    assert "### Latency of one batch" in text
+    assert "latency batch 1 compiled: the times were not steady: standard, depthwise_sep" in text
+    assert [column.heading for column in columns(table)].count("p50 ms") == 1
+
+
+def test_one_latency_needs_no_table(pair):
+    assert latency_columns(tables_of(pair)[0]) == []
+
+
+def test_a_matched_row_shows_its_width_and_residual(write_run, tmp_path, as_matched):
+    write_run("a")
+    write_run("b", **as_matched)
+    (table,) = tables_of(tmp_path)
+    cells = cells_of(columns(table))
+    assert cells["width"] == ("1", "2.8")
+    assert cells["matched"] == ("-", "MACs -1.0%")
+    assert row_label(table, table.rows[1]) == "depthwise_separable (matched MACs)"
+    assert words.warnings(table) == [
+        "no McNemar test (no predictions.npz of the reference and the network): "
+        "depthwise_separable (matched MACs), seed 0"
+    ]
+
+
+def test_a_large_residual_is_a_warning(write_run, tmp_path, as_matched):
+    write_run("a")
+    match = as_matched["match"] | {"residual": 0.034}
+    write_run("b", **as_matched | {"match": match})
+    (first, *_) = words.warnings(tables_of(tmp_path)[0])
+    assert "the budgets are not equal: MACs +3.4% of standard's" in first
+
+
+def test_a_matched_row_without_its_reference_says_what_it_needs(write_run, tmp_path, as_matched):
+    write_run("b", **as_matched, config__model__width_mult=0.5)
+    (line,) = (line for line in words.legend(tables_of(tmp_path)[0]) if "no diff" in line)
+    assert "mobilenet_v1 (needs conv=standard, width 0.5, output stride 16)" in line
+
+
+def test_which_recipes_were_used_is_said(write_run, tmp_path, search):
+    write_run("a", config__recipe={"lr": 0.2, "weight_decay": 1e-3})
+    text = "\n".join(words.legend(tables_of(tmp_path)[0]))
+    assert "one recipe for all (lr 0.2, weight_decay 0.001), searched for no variant" in text
+    for conv in ("grouped", "mixed"):
+        write_run(conv, search=search, conv=conv)
+    text = "\n".join(words.legend(tables_of(tmp_path)[1]))
+    assert "learning rate and weight decay searched per variant: 8 trials each, on valid" in text
+    assert "found for mixed: learning rate 0.3, weight decay 0.0001" in text
+    assert "one recipe" not in text
+
+
+def test_statistics_of_each_pair(write_run, tmp_path, as_separable):
+    for seed in (0, 1, 2):
+        write_run(f"a{seed}", seed=seed, right=range(40))
+        write_run(f"b{seed}", seed=seed, right=range(9 + seed, 50), **as_separable)
+    (table,) = tables_of(tmp_path)
+    cells = cells_of(statistics_columns(table))
+    assert cells == {
+        "network": ("depthwise_separable",),
+        "against": ("standard",),
+        "seeds": ("0 1 2",),
+        "diff by seed": ("+2.00 +0.00 -2.00",),
+        "mean": ("+0.00",),
+        "95 % t": ("[-4.97, +4.97]",),
+        "95 % bootstrap": ("[-2.00, +2.00]",),
+        "only ref : only this": ("9:10 10:10 11:10",),
+        "McNemar p": ("1.000 1.000 1.000",),
+    }
+    (verdict,) = words.verdicts(table)
+    assert verdict == (
+        "mobilenet_v1 depthwise_separable against standard: n=3: difference +0.00 points, 95 % "
+        "interval [-4.97, +4.97]: not distinguishable; McNemar p<0.05 in 0 of 3 seeds"
+    )
+
+
+def test_a_single_seed_says_so(write_run, tmp_path, as_separable):
+    write_run("a", right=range(40))
+    write_run("b", right=range(20), **as_separable)
+    (table,) = tables_of(tmp_path)
+    (verdict,) = words.verdicts(table)
+    assert "n=1: difference -40.00 points; one seed, no interval; McNemar p=1.9e-06" in verdict
+    assert cells_of(columns(table))["diff"] == ("0", "-40.00")
+
+
+def test_no_common_seed_is_no_comparison(write_run, tmp_path, as_separable):
+    write_run("a")
+    write_run("b", seed=1, **as_separable)
+    (table,) = tables_of(tmp_path)
+    assert words.verdicts(table) == []
+    assert words.warnings(table) == [
+        "depthwise_separable: no seed in common with its reference: not compared"
+    ]
+
+
+def test_rows_that_a_grouping_does_not_tell_apart_are_kept_apart(write_run, tmp_path):
+    for width in (0.5, 1.0):
+        write_run(f"a{width}", width_mult=width)
+        write_run(f"b{width}", width_mult=width, model="xception")
+    by_width, by_conv, by_model = (
+        tables_of(tmp_path, by=by)[0] for by in (("model", "width_mult"), ("conv",), ("model",))
+    )
+    assert not any("kept apart" in line for line in words.legend(by_width))
+    assert any("4 rows are equal in conv but" in line for line in words.legend(by_conv))
+    assert group_ends(by_model) == [False, True, False, False]
+    assert group_ends(by_conv) == [False] * 4
+
+
+def test_a_filter_is_said(write_run, tmp_path):
+    write_run("a")
+    options = Options(where={"conv": ("standard", "mixed"), "seed": ("0",)})
+    text = render.markdown(tables_of(tmp_path), options=options)
+    assert "\nonly runs with conv=standard,mixed seed=0\n" in text
+
+
+def test_labels_are_as_long_as_is_needed(write_run, tmp_path, as_separable, as_matched, search):
+    write_run("a")
+    write_run("b", **as_separable)
+    write_run("c", **as_matched)
+    write_run("d", model="xception", output_stride=8)
+    write_run("e", model="xception", output_stride=4)
+    write_run("f", model="xception", output_stride=4, params=1)
+    (table,) = tables_of(tmp_path)
+    assert {row.first.name: row_label(table, row) for row in table.rows} == {
+        "a": "mobilenet_v1 standard",
+        "b": "mobilenet_v1 depthwise_separable width 1",
+        "c": "mobilenet_v1 depthwise_separable width 2.8 (matched MACs)",
+        "d": "xception standard stride 8",
+        "e": "xception standard stride 4 of 29294088 parameters and 400000000 MACs",
+        "f": "xception standard stride 4 of 1 parameters and 400000000 MACs",
+    }
+    (first, *_) = words.verdicts(table)
+    assert first.startswith("mobilenet_v1 depthwise_separable width 1 against standard: n=1")
+
+
+def test_labels_of_recipes_that_were_searched_twice(write_run, tmp_path, search):
+    write_run("a", search=search)
+    write_run("b", search=search | {"best": {"lr": 0.1, "weight_decay": 1e-3}})
+    (table,) = tables_of(tmp_path)
+    assert [row_label(table, row) for row in table.rows] == [
+        "standard lr=0.1 weight_decay=0.001",
+        "standard lr=0.3 weight_decay=0.0001",
+    ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report import load_results
+from dwsep_zoo.report.results import Percentiles
 
 
 def test_reads_what_training_writes(write_run, tmp_path):
@@ -26,8 +28,15 @@ def test_reads_what_training_writes(write_run, tmp_path):
         400_000_000,
         100.0,
     )
-    ((conditions, p50),) = run.latency.items()
-    assert p50 == 4.0
+    ((conditions, times),) = run.latency.items()
+    assert times == Percentiles(p50=4.0, p10=3.9, p90=4.2, stable=True)
+    assert (run.match, run.searched, run.tags, run.epochs, run.predictions) == (
+        None,
+        (),
+        (),
+        (),
+        None,
+    )
     assert str(conditions) == "cpu Test CPU, 2 threads, batch 1, fp32, channels_last, eager"
     assert dict(run.setting) == {
         "data.name": "digits",
@@ -69,6 +78,12 @@ def test_a_run_that_failed_at_once_has_almost_nothing(tmp_path):
         ('{"model": "m", "conv": "c", "latency": 3}', "latency is 3, not a list"),
         ('{"model": "m", "conv": "c", "input_size": "big"}', "input_size is 'big', not a list"),
         ('{"model": "m", "conv": "c", "conv_options": 3}', "conv_options is 3"),
+        ('{"model": "m", "conv": "c", "match": {"to": "standard"}}', "lacks something"),
+        ('{"model": "m", "conv": "c", "latency": [{"p50_ms": 1, "device": []}]}', "unhashable"),
+        ('{"model": "m", "conv": "c", "tags": "x"}', "tags is 'x', not a list"),
+        ('{"model": "m", "conv": "c", "match": 3}', "match is 3, not an object"),
+        ('{"model": "m", "conv": "c", "search": {"best": [1]}}', "search.best is [1]"),
+        ('{"model": "m", "conv": "c", "search": {"best": {"lr": "x"}}}', "lr is 'x', not a number"),
         (b"\xff\xfe", "utf-8"),
     ],
 )
@@ -99,3 +114,82 @@ def test_nothing_to_read_is_one_line(tmp_path, path, message):
     with pytest.raises(UserError, match=message) as error:
         load_results([tmp_path / path])
     assert "\n" not in str(error.value)
+
+
+def test_epochs(write_run, tmp_path):
+    folder = write_run("a")
+    (folder / "metrics.csv").write_text("epoch,train/loss,val/acc\n1,2.5,\n2,nan,0.5\n")
+    (run,), problems = load_results([tmp_path])
+    assert problems == []
+    assert run.epochs[0] == {"epoch": 1.0, "train/loss": 2.5}
+    assert np.isnan(run.epochs[1]["train/loss"])
+
+
+def test_predictions(write_run, tmp_path):
+    write_run("a", right=range(40))
+    (run,), problems = load_results([tmp_path])
+    assert problems == []
+    assert run.accuracy == run.predictions.accuracy == 0.8
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("epoch,val/acc\n1,high\n", "could not convert"),
+        ("epoch,val/acc\n1,0.5,7\n", "more values"),
+        ("0.5,0.7\n0.5,0.7\n", "names no epoch"),
+        (b"\xff\xfe", "utf-8"),
+    ],
+)
+def test_damaged_epochs_are_named_and_the_run_goes_on(write_run, tmp_path, text, reason):
+    file = write_run("a") / "metrics.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    (run,), (problem,) = load_results([tmp_path])
+    assert (run.accuracy, run.epochs) == (0.98, ())
+    assert problem.path == file
+    assert reason in problem.reason
+
+
+LABEL = np.arange(50) % 10
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"label": LABEL}, "no predicted"),
+        ({"label": LABEL, "predicted": LABEL[:9]}, "not (N,) both"),
+        ({"label": LABEL[:0], "predicted": LABEL[:0]}, "not (N,) both"),
+        ({"label": LABEL, "predicted": LABEL / 2}, "not integers"),
+        (
+            {"label": LABEL, "predicted": LABEL},
+            "its accuracy is 1.0000, that of result.json 0.9800",
+        ),
+        ({"label": LABEL, "predicted": np.array([{}] * 50)}, "allow_pickle"),
+        (LABEL, "no .npz"),
+        (b"", "No data left"),
+        (b"PK\x03\x04 cut off", "not a zip file"),
+        (b"some text", "pickle"),
+    ],
+)
+def test_damaged_predictions_are_named_and_the_run_goes_on(write_run, tmp_path, arrays, reason):
+    file = write_run("a") / "predictions.npz"
+    if isinstance(arrays, bytes):
+        file.write_bytes(arrays)
+    elif isinstance(arrays, np.ndarray):
+        with file.open("wb") as stream:
+            np.save(stream, arrays)
+    else:
+        np.savez(file, **arrays)
+    (run,), (problem,) = load_results([tmp_path])
+    assert (run.accuracy, run.predictions) == (0.98, None)
+    assert problem.path == file
+    assert reason in problem.reason
+    assert "\n" not in problem.reason
+
+
+def test_a_file_cut_off_in_the_middle(write_run, tmp_path):
+    file = write_run("a", right=range(40)) / "predictions.npz"
+    file.write_bytes(file.read_bytes()[:-30])
+    (run,), (problem,) = load_results([tmp_path])
+    assert run.predictions is None
+    assert problem.path == file

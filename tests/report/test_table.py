@@ -5,18 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.report import words
 from dwsep_zoo.report.results import load_results
-from dwsep_zoo.report.table import make_tables
+from dwsep_zoo.report.table import Options, make_tables, select
 
 
-def tables_of(path):
+def tables_of(path, **options):
     runs, problems = load_results([path])
     assert problems == []
-    return make_tables(runs)
+    return make_tables(runs, Options(**options))
 
 
-def only_table(path):
-    (table,), repeated = tables_of(path)
+def only_table(path, **options):
+    (table,), repeated = tables_of(path, **options)
     assert repeated == []
     return table
 
@@ -28,7 +30,10 @@ def test_seeds_are_averaged_and_set_against_standard(pair):
     assert standard.accuracy.values == (0.97, 0.98, 0.99)
     assert standard.accuracy.mean == pytest.approx(0.98)
     assert standard.accuracy.std == pytest.approx(np.std([0.97, 0.98, 0.99], ddof=1))
-    assert separable.accuracy_difference == pytest.approx(0.97 - 0.98)
+    # Over the common seeds 0 and 1 only
+    assert separable.accuracy_difference == pytest.approx((0.96 - 0.97 + 0.98 - 0.98) / 2)
+    assert separable.paired.seeds == (0, 1)
+    assert standard.paired is None
     assert separable.params_ratio == 4_231_976 / 29_294_088
     assert separable.macs_ratio == 1 / 8
     assert separable.train_ratio == 60 / 100
@@ -42,7 +47,7 @@ def test_seeds_are_averaged_and_set_against_standard(pair):
 def test_one_seed_has_no_spread(write_run, tmp_path):
     write_run("a")
     (row,) = only_table(tmp_path).rows
-    assert row.accuracy.std is None
+    assert row.accuracy.std is row.accuracy.interval is None
 
 
 @pytest.mark.parametrize(
@@ -139,3 +144,218 @@ def test_a_repetition_is_not_a_second_sample(write_run, tmp_path):
     (table,), (repeated,) = tables_of(tmp_path)
     assert table.rows[0].accuracy.values == (0.5,)
     assert repeated.name == "b"
+
+
+def test_a_matched_row_stands_against_the_network_whose_budget_it_has(
+    write_run, tmp_path, as_separable, as_matched
+):
+    write_run("standard")
+    write_run("separable", **as_separable)
+    write_run("matched", **as_matched)
+    write_run("wide standard", width_mult=2.8)
+    write_run("wide separable", width_mult=2.8, **as_separable)
+    rows = {row.first.name: row for row in only_table(tmp_path).rows}
+    assert rows["separable"].reference.first.name == "standard"
+    assert rows["matched"].reference.first.name == "standard"
+    assert rows["wide separable"].reference.first.name == "wide standard"
+    assert rows["matched"].match.residual == -0.01
+    assert rows["matched"].macs_ratio == 0.99
+    assert list(rows) == ["standard", "separable", "matched", "wide standard", "wide separable"]
+
+
+@pytest.mark.parametrize("reference", ["depthwise_separable", "mobilenet_v1/depthwise_separable"])
+def test_a_matched_row_keeps_its_reference(
+    write_run, tmp_path, as_separable, as_matched, reference
+):
+    write_run("standard")
+    write_run("separable", **as_separable)
+    write_run("matched", **as_matched)
+    rows = {row.first.name: row for row in only_table(tmp_path, reference=reference).rows}
+    assert rows["separable"].is_reference
+    assert rows["standard"].reference.first.name == "separable"
+    assert rows["matched"].reference.first.name == "standard"
+
+
+def test_a_network_matched_to_itself_is_not_matched(write_run, tmp_path, as_matched):
+    write_run("a")
+    write_run("b", seed=1, match=as_matched["match"])
+    assert [len(row.runs) for row in only_table(tmp_path).rows] == [2]
+
+
+def test_widths_that_were_solved_differently_are_not_averaged(write_run, tmp_path, as_matched):
+    write_run("a", **as_matched)
+    write_run("b", seed=1, **as_matched | {"width_mult": 2.6})
+    write_run("c", seed=2, **as_matched | {"match": None})
+    assert [len(row.runs) for row in only_table(tmp_path).rows] == [1, 1, 1]
+
+
+def test_one_reference_for_all_models(write_run, tmp_path, as_separable):
+    write_run("a")
+    write_run("b", model="xception", width_mult=0.5, **as_separable)
+    rows = only_table(tmp_path, reference="mobilenet_v1/standard").rows
+    assert [row.reference.first.name for row in rows] == ["a", "a"]
+    assert [row.is_reference for row in rows] == [True, False]
+
+
+def test_the_reference_of_the_same_width_is_preferred(write_run, tmp_path, as_separable):
+    for width in (0.5, 1.0):
+        write_run(f"a{width}", width_mult=width)
+        write_run(f"b{width}", width_mult=width, model="xception", **as_separable)
+    rows = only_table(tmp_path, reference="mobilenet_v1/standard").rows
+    assert {row.first.name: row.reference.first.name for row in rows if "b" in row.first.name} == {
+        "b0.5": "a0.5",
+        "b1.0": "a1.0",
+    }
+
+
+def test_of_several_references_none_is_taken(write_run, tmp_path):
+    write_run("standard")
+    for size in (4, 8):
+        write_run(f"g{size}", conv="grouped", conv_options={"group_size": size})
+    table = only_table(tmp_path, reference="grouped")
+    rows = {row.first.name: row for row in table.rows}
+    assert rows["g4"].is_reference
+    assert rows["g8"].is_reference
+    assert rows["standard"].reference is None
+    assert {row.first.name for row in rows["standard"].ambiguous} == {"g4", "g8"}
+    assert words.warnings(table) == [
+        "standard: several rows could be its reference, so that it has none: "
+        "grouped group_size=4; grouped group_size=8"
+    ]
+
+
+def test_a_reference_has_the_same_tags_where_tags_part_rows(write_run, tmp_path, as_separable):
+    for tag in ("old", "new"):
+        write_run(f"standard-{tag}", tags=[tag])
+        write_run(f"separable-{tag}", tags=[tag], **as_separable)
+    rows = only_table(tmp_path, by=("tags", "conv")).rows
+    assert [(row.first.name, row.reference.first.name) for row in rows] == [
+        (f"{conv}-{tag}", f"standard-{tag}")
+        for tag in ("new", "old")
+        for conv in ("standard", "separable")
+    ]
+
+
+def test_a_reference_that_is_not_there_is_one_line(write_run, tmp_path):
+    write_run("standard")
+    with pytest.raises(UserError, match=r"reference 'blueprint'.*mobilenet_v1/standard, standard"):
+        tables_of(tmp_path, reference="blueprint")
+
+
+def test_a_searched_recipe_does_not_split(write_run, tmp_path, search, as_separable):
+    write_run("a", search=search, config__recipe__lr=0.3)
+    best = {"lr": 0.1, "weight_decay": 1e-3}
+    write_run("b", search=search | {"best": best}, config__recipe__lr=0.1, **as_separable)
+    table = only_table(tmp_path)
+    assert [dict(row.first.searched)["lr"] for row in table.rows] == [0.3, 0.1]
+    assert table.rows[1].reference is table.rows[0].reference
+
+
+@pytest.mark.parametrize(
+    "change", [None, {"trials": 2}, {"epochs": 3}, {"space": {"lr": [0.1, 1]}}]
+)
+def test_recipes_searched_with_another_effort_are_split(write_run, tmp_path, search, change):
+    write_run("a", search=search)
+    write_run("b", search=change and search | change, conv="x")
+    tables, _ = tables_of(tmp_path)
+    assert len(tables) == 2
+
+
+def test_seeds_with_different_searched_recipes_are_not_averaged(write_run, tmp_path, search):
+    write_run("a", search=search)
+    write_run("b", seed=1, search=search | {"best": {"lr": 0.1, "weight_decay": 1e-3}})
+    assert [len(row.runs) for row in only_table(tmp_path).rows] == [1, 1]
+
+
+def test_by_orders_the_rows_and_averages_nothing_else(write_run, tmp_path):
+    for model in ("a", "b"):
+        for conv in ("standard", "grouped"):
+            for width in (0.5, 1.0):
+                write_run(f"{model}{conv}{width}", model=model, conv=conv, width_mult=width)
+    rows = only_table(tmp_path, by=("conv", "width_mult")).rows
+    assert [(row.first.conv, row.first.width_mult, row.first.model) for row in rows] == [
+        (conv, width, model)
+        for conv in ("standard", "grouped")
+        for width in (0.5, 1.0)
+        for model in ("a", "b")
+    ]
+
+
+def test_tags_part_rows_only_where_they_are_asked_for(write_run, tmp_path):
+    for seed, tags in enumerate((["old"], ["old"], ["new"])):
+        write_run(f"r{seed}", seed=seed, tags=tags)
+    assert [len(row.runs) for row in only_table(tmp_path).rows] == [3]
+    rows = only_table(tmp_path, by=("tags",)).rows
+    assert [(row.first.tags, len(row.runs)) for row in rows] == [(("new",), 1), (("old",), 2)]
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ({"model": ("xception",)}, "x"),
+        ({"conv": ("standard", "grouped")}, "sgx"),
+        ({"width_mult": ("1.00",)}, "sgx"),
+        ({"tags": ("a",), "conv": ("standard",)}, "s"),
+        ({"match": ("macs",)}, "m"),
+        (
+            {"match": ("none",), "output_stride": ("16",), "seed": ("0",), "data": ("digits",)},
+            "sgx",
+        ),
+    ],
+)
+def test_filters(write_run, tmp_path, as_matched, where, names):
+    write_run("s", tags=["a", "b"])
+    write_run("g", conv="grouped", tags=["a"])
+    write_run("x", model="xception")
+    write_run("m", **as_matched)
+    runs, _ = load_results([tmp_path])
+    assert sorted(run.name for run in select(runs, where)) == sorted(names)
+
+
+def test_a_filter_drops_no_run_that_failed_too_early(write_run, tmp_path):
+    write_run("a")
+    write_run("early", status="failed", data=None, output_stride=None)
+    write_run("other", status="failed", data__name="cifar10")
+    runs, _ = load_results([tmp_path])
+    assert [run.name for run in select(runs, {"data": ("digits",)})] == ["a", "early"]
+
+
+def test_a_filter_that_lets_nothing_through_is_one_line(write_run, tmp_path):
+    write_run("a")
+    runs, _ = load_results([tmp_path])
+    with pytest.raises(UserError, match="unknown conv 'standart'; did you mean 'standard'"):
+        select(runs, {"conv": ("standart",)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": ("modle",)}, "field of by 'modle'; did you mean 'model'"),
+        ({"by": ("seed",)}, "field of by 'seed'"),
+        ({"by": ()}, "names no field"),
+        ({"where": {"modle": ("a",)}}, "field to filter by 'modle'"),
+    ],
+)
+def test_wrong_options_are_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        Options(**options)
+
+
+def test_percentiles_and_steadiness_are_those_of_all_runs(write_run, tmp_path, latency):
+    for seed, (p10, stable) in enumerate(((1.0, True), (2.0, False), (9.0, True))):
+        write_run(f"r{seed}", seed=seed, latency=[latency | {"p10_ms": p10, "stable": stable}])
+    table = only_table(tmp_path)
+    (row,), (conditions,) = table.rows, table.conditions
+    assert row.percentile(conditions, "p10") == 2.0
+    assert row.stable(conditions) is False
+
+
+def test_mcnemar_of_each_common_seed(write_run, tmp_path, as_separable):
+    write_run("s0", right=range(40))
+    write_run("s1", right=range(45), seed=1)
+    write_run("d0", right=range(5, 42), **as_separable)
+    write_run("d1", seed=1, metrics={"test/acc": 0.9}, **as_separable)
+    found = only_table(tmp_path).rows[1].paired
+    (test,) = found.mcnemar
+    assert (test.seed, test.both, test.only_reference, test.only_other) == (0, 35, 5, 2)
+    assert found.no_mcnemar == ((1, "no predictions.npz of the network"),)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from tensorboard import context
@@ -108,13 +110,51 @@ def test_final_values_are_points_of_the_runs_own_curves(tmp_path):
 def test_comparison_is_text_and_picture_in_one_file(tmp_path):
     picture = np.zeros((4, 6, 4), np.uint8)
     (tmp_path / "events.out.tfevents.1.training").touch()  # somebody else's
-    write_comparison(tmp_path, "old", [picture])
-    write_comparison(tmp_path, "| a |", [picture, picture])
+    write_comparison(tmp_path, "old", {"comparison": picture})
+    write_comparison(tmp_path, "| a |", {"comparison": picture, "roofline": picture})
     (file,) = tmp_path.glob("*.comparison")
     assert (tmp_path / "events.out.tfevents.1.training").exists()
     events = EventAccumulator(str(file)).Reload()
     (text,) = events.Tensors("comparison/table/text_summary")
     assert text.tensor_proto.string_val == [b"| a |"]
-    assert events.Tags()["images"] == ["comparison/figure_1", "comparison/figure_2"]
-    (image,) = events.Images("comparison/figure_1")
+    assert events.Tags()["images"] == ["comparison/comparison", "comparison/roofline"]
+    (image,) = events.Images("comparison/roofline")
     assert (image.height, image.width) == (4, 6)
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")
+def test_custom_scalars_show_the_curves_of_all_runs_in_common_charts(tmp_path):
+    from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+    from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
+
+    for run in ("a", "b"):
+        with SummaryWriter(str(tmp_path / run)) as writer:
+            for tag in ("train/loss", "train/loss_step", "train/acc", "val/loss", "val/acc"):
+                writer.add_scalar(tag, 0.5, 1)
+    write_comparison(tmp_path / "sweep", "", {})
+    multiplexer = EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path))
+    page = TBContext(data_provider=provider, multiplexer=multiplexer, plugin_name_to_instance={})
+    page.plugin_name_to_instance["scalars"] = ScalarsPlugin(page)
+    plugin = CustomScalarsPlugin(page)
+    request = context.RequestContext()
+    layout = json.loads(plugin.layout_impl(request, ""))
+    charts = {
+        (category["title"], chart["title"]): chart["multiline"]["tag"]
+        for category in layout["category"]
+        for chart in category["chart"]
+    }
+    found = {
+        title: [
+            list(plugin.scalars_impl(request, run, tag, "")["tag_to_events"]) for run in ("a", "b")
+        ]
+        for title, (tag,) in charts.items()
+    }
+    assert found == {
+        ("accuracy", "validation"): [["val/acc"]] * 2,
+        ("accuracy", "training"): [["train/acc"]] * 2,
+        ("loss", "validation"): [["val/loss"]] * 2,
+        ("loss", "training"): [["train/loss"]] * 2,
+    }

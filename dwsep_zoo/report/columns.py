@@ -1,0 +1,264 @@
+"""The cells of a table, the same in every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from dwsep_zoo.report.results import Conditions, Match
+from dwsep_zoo.report.statistics import Paired, interval_text, points
+from dwsep_zoo.report.table import Row, Table
+
+MISSING = "-"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+QUANTITIES = {"params": "params", "macs": "MACs", "latency": "latency"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of texts; words stand left, numbers right."""
+
+    heading: str
+    cells: tuple[str, ...]
+    is_number: bool = True
+
+
+def columns(table: Table, *, dense: bool = False) -> list[Column]:
+    """One line a row; width, output stride, budget and number of seeds only where they vary.
+
+    Args:
+        table: what to show.
+        dense: leave out the interval of the difference, which is also below the table.
+    """
+    rows = table.rows
+    result = [
+        Column("model", tuple(row.first.model for row in rows), is_number=False),
+        Column("conv", tuple(conv_label(table, row) for row in rows), is_number=False),
+    ]
+    if len(widths(table)) > 1:
+        result.append(Column("width", tuple(general(row.first.width_mult) for row in rows)))
+    if len(strides(table)) > 1:
+        result.append(Column("stride", tuple(general(row.first.output_stride) for row in rows)))
+    if any(row.match for row in rows):
+        result.append(Column("matched", tuple(match_text(row.match) for row in rows)))
+    if "tags" in table.options.by:
+        tags = tuple(" ".join(row.first.tags) or MISSING for row in rows)
+        result.append(Column("tags", tags, is_number=False))
+    result.append(Column("test acc %", tuple(_accuracy(row) for row in rows)))
+    if len(seed_numbers(table)) > 1:
+        result.append(Column("n", tuple(str(number_of_seeds(row)) for row in rows)))
+    result += [
+        Column("diff", tuple(_difference(row, interval=not dense) for row in rows)),
+        Column("params M", _millions([row.first.params for row in rows])),
+        Column("ratio", tuple(ratio_text(row.params_ratio) for row in rows)),
+        Column("MACs M", _millions([row.first.macs for row in rows])),
+        Column("ratio", tuple(ratio_text(row.macs_ratio) for row in rows)),
+    ]
+    for conditions in table.conditions[:1]:  # the others have a table of their own
+        result += [
+            Column("p50 ms", decimals([row.latency(conditions) for row in rows])),
+            Column("ratio", tuple(ratio_text(row.latency_ratio(conditions)) for row in rows)),
+        ]
+    result += [
+        Column("train s", decimals([row.train_s.mean if row.train_s else None for row in rows])),
+        Column("ratio", tuple(ratio_text(row.train_ratio) for row in rows)),
+    ]
+    return result
+
+
+def latency_columns(table: Table) -> list[Column]:
+    """Every latency, a line for each condition and row; nothing for fewer than two conditions."""
+    if len(table.conditions) < 2:
+        return []
+    lines = [(c, row) for c in table.conditions for row in table.rows if row.latency(c) is not None]
+    varying = _varying(table)
+
+    def texts(of: Callable[[Conditions, Row], str]) -> tuple[str, ...]:
+        return tuple(of(*line) for line in lines)
+
+    def percentile(name: str) -> tuple[str, ...]:
+        return decimals([row.percentile(conditions, name) for conditions, row in lines])
+
+    def steady(conditions: Conditions, row: Row) -> str:
+        return {True: "yes", False: "no", None: MISSING}[row.stable(conditions)]
+
+    names = [
+        Column(name.replace("_", " "), tuple(str(getattr(c, name)) for c, _ in lines), False)
+        for name in varying
+    ]
+    return [
+        *names,
+        Column("network", texts(lambda _, row: row_label(table, row)), is_number=False),
+        Column("p50 ms", percentile("p50")),
+        Column("p10", percentile("p10")),
+        Column("p90", percentile("p90")),
+        Column("ratio", texts(lambda c, row: ratio_text(row.latency_ratio(c)))),
+        Column("steady", texts(steady), is_number=False),
+    ]
+
+
+def statistics_columns(table: Table) -> list[Column]:
+    """A line for each row that is compared with a reference."""
+    pairs = [(row, row.reference, row.paired) for row in table.rows]
+    lines = [(row, ref, found) for row, ref, found in pairs if ref and found]
+    if not lines:
+        return []
+    found = [paired for _, _, paired in lines]
+    return [
+        Column("network", tuple(row_label(table, row) for row, _, _ in lines), is_number=False),
+        Column("against", tuple(row_label(table, ref) for _, ref, _ in lines), is_number=False),
+        Column("seeds", tuple(" ".join(map(str, p.seeds)) for p in found)),
+        Column("diff by seed", tuple(" ".join(map(points, p.differences)) for p in found)),
+        Column("mean", tuple(points(p.mean) for p in found)),
+        Column("95 % t", tuple(interval_text(p.t) if p.t else MISSING for p in found)),
+        Column(
+            "95 % bootstrap",
+            tuple(interval_text(p.bootstrap) if p.bootstrap else MISSING for p in found),
+        ),
+        Column("only ref : only this", tuple(_disagreements(p) for p in found)),
+        Column("McNemar p", tuple(_p_values(p) for p in found)),
+    ]
+
+
+def group_ends(table: Table) -> list[bool]:
+    """For each row, whether a group of the first field of ``by`` ends with it."""
+    groups = [table.key(table.options.by[0], row) for row in table.rows]
+    return [own != other for own, other in zip(groups, [*groups[1:], groups[-1]], strict=True)]
+
+
+def conv_label(table: Table, row: Row) -> str:
+    """The conv type, with its options where the table has it with several."""
+    run = row.first
+    options = [dict(r.first.conv_options) for r in table.rows if r.first.conv == run.conv]
+    keys = sorted({key for option in options for key in option})
+    differ = [key for key in keys if len({option.get(key) for option in options}) > 1]
+    own = dict(run.conv_options)
+    return " ".join([run.conv, *(f"{key}={own.get(key, MISSING)}" for key in differ)])
+
+
+def row_label(table: Table, row: Row, *, model: bool = True) -> str:
+    """A name of the row, no longer than is needed to tell the rows of the table apart.
+
+    Args:
+        table: that the row is in.
+        row: to be named.
+        model: with the model, unless all rows have the same.
+    """
+    run = row.first
+    label = conv_label(table, row)
+    alike = [r for r in table.rows if r.first.model == run.model and conv_label(table, r) == label]
+    parts = [run.model] if model and len(table.values(lambda r: r.first.model)) > 1 else []
+    parts.append(label)
+    if len({r.first.width_mult for r in alike}) > 1:
+        parts.append(f"width {general(run.width_mult)}")
+    if len({r.first.output_stride for r in alike}) > 1:
+        parts.append(f"stride {general(run.output_stride)}")
+    if row.match:
+        parts.append(f"(matched {QUANTITIES.get(row.match.quantity, row.match.quantity)})")
+    if len({r.first.searched for r in alike}) > 1:
+        parts += [f"{key}={value:g}" for key, value in run.searched]
+    if "tags" in table.options.by:
+        parts += run.tags
+    # Built by versions of the code that count differently
+    if len({(r.first.params, r.first.macs) for r in alike if _like(r, row)}) > 1:
+        parts.append(f"of {run.params} parameters and {run.macs} MACs")
+    return " ".join(parts)
+
+
+def _like(a: Row, b: Row) -> bool:
+    return a.network == b.network and (a.match is None) == (b.match is None)
+
+
+def conditions_name(table: Table, conditions: Conditions) -> str:
+    """What of the conditions of a latency varies in the table, such as ``onnxruntime batch 1``."""
+    values = {name: getattr(conditions, name) for name in _varying(table) or ["runtime"]}
+    return " ".join(
+        f"{name.removesuffix('_size')} {value}" if isinstance(value, int) else str(value)
+        for name, value in values.items()
+    )
+
+
+def match_text(match: Match | None) -> str:
+    """Such as ``MACs -0.8%``: what was made equal, and the residual."""
+    if match is None:
+        return MISSING
+    return f"{QUANTITIES.get(match.quantity, match.quantity)} {100 * match.residual:+.1f}%"
+
+
+def ratio_text(ratio: float | None) -> str:
+    """Such as ``0.12x``."""
+    if ratio is None:
+        return MISSING
+    return "1x" if ratio == 1 else f"{ratio:.{_places(ratio)}f}x"
+
+
+def seed_numbers(table: Table) -> list[int]:
+    """The distinct numbers of runs behind the accuracies."""
+    return table.values(number_of_seeds)
+
+
+def number_of_seeds(row: Row) -> int:
+    return row.accuracy.n if row.accuracy else 0
+
+
+def widths(table: Table) -> list[float | None]:
+    return table.values(lambda row: row.first.width_mult)
+
+
+def strides(table: Table) -> list[int | None]:
+    return table.values(lambda row: row.first.output_stride)
+
+
+def general(value: float | None) -> str:
+    return MISSING if value is None else f"{value:g}"
+
+
+def decimals(values: Sequence[float | None]) -> tuple[str, ...]:
+    """With as many decimals, equal in the whole column, as the smallest value needs."""
+    places = _places(min((value for value in values if value), default=1))
+    return tuple(MISSING if value is None else f"{value:,.{places}f}" for value in values)
+
+
+def _accuracy(row: Row) -> str:
+    if row.accuracy is None:
+        return MISSING
+    interval = row.accuracy.interval
+    spread = f" {PLUS_MINUS}{100 * interval.half_width:.2f}" if interval else ""
+    return f"{100 * row.accuracy.mean:.2f}{spread}"
+
+
+def _difference(row: Row, *, interval: bool) -> str:
+    if row.is_reference:
+        return "0" if row.accuracy else MISSING
+    if row.paired is None:
+        return MISSING
+    text = points(row.paired.mean)
+    return f"{text} {interval_text(row.paired.t)}" if interval and row.paired.t else text
+
+
+def _disagreements(paired: Paired) -> str:
+    counts = (f"{test.only_reference}:{test.only_other}" for test in paired.mcnemar)
+    return " ".join(counts) or MISSING
+
+
+def _p_values(paired: Paired) -> str:
+    return " ".join(p_text(test.p_value) for test in paired.mcnemar) or MISSING
+
+
+def p_text(p_value: float) -> str:
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _varying(table: Table) -> list[str]:
+    """Fields of the conditions that are not equal for all latencies of the table."""
+    names = (field.name for field in fields(Conditions))
+    return [n for n in names if len({getattr(c, n) for c in table.conditions}) > 1]
+
+
+def _millions(values: Sequence[float | None]) -> tuple[str, ...]:
+    return decimals([None if value is None else value / 1e6 for value in values])
+
+
+def _places(value: float) -> int:
+    """Decimals that show two or three digits of a positive value, at most five."""
+    return next((n for n, limit in enumerate((100, 10, 0.1, 0.01, 0.001)) if value >= limit), 5)

@@ -1,0 +1,254 @@
+"""How the numbers came about: recipes, budgets, searches, memory, and where the runs were made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dwsep_zoo.report.columns import (
+    MISSING,
+    QUANTITIES,
+    Column,
+    conditions_name,
+    decimals,
+    general,
+    ratio_text,
+    row_label,
+)
+from dwsep_zoo.report.results import Run
+from dwsep_zoo.report.table import Row, Table
+
+if TYPE_CHECKING:
+    from dwsep_zoo.analysis.roofline import Roofline
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One of the places, versions or commands that runs come from, and how many do."""
+
+    value: str
+    runs: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Networks whose layers were timed under the same conditions.
+
+    Attributes:
+        rows: for each network, its index in the table.
+        sentences: what separates a network from its reference.
+    """
+
+    conditions: str
+    roofline: Roofline
+    rows: tuple[int, ...]
+    sentences: tuple[str, ...]
+
+
+def cost_words(table: Table, row: Row) -> str:
+    """Such as ``costs 0.12x the parameters, 0.13x the MACs``: what it has of its reference's."""
+    ratios = {
+        "parameters": row.params_ratio,
+        "MACs": row.macs_ratio,
+        **{
+            f"latency ({conditions_name(table, c)})": row.latency_ratio(c) for c in table.conditions
+        },
+        "training time": row.train_ratio,
+    }
+    parts = [f"{ratio_text(ratio)} the {name}" for name, ratio in ratios.items() if ratio]
+    return f"costs {', '.join(parts)}" if parts else "its costs were not measured"
+
+
+def conditions_columns(table: Table) -> list[Column]:
+    """A line for each condition of latency: its name in the plots and all of it."""
+    found = table.conditions
+    return [
+        Column("latency", tuple(conditions_name(table, c) for c in found), is_number=False),
+        Column("conditions", tuple(map(str, found)), is_number=False),
+    ]
+
+
+def budget_columns(table: Table) -> list[Column]:
+    """A line for each row whose width was solved for; nothing if there is none."""
+    lines = [(row, row.match) for row in table.rows if row.match]
+    if not lines:
+        return []
+    matches = [match for _, match in lines]
+    return [
+        Column("network", tuple(row_label(table, row) for row, _ in lines), is_number=False),
+        Column(
+            "equal", tuple(QUANTITIES.get(m.quantity, m.quantity) for m in matches), is_number=False
+        ),
+        Column("to conv", tuple(m.to for m in matches), is_number=False),
+        Column("width as given", tuple(general(m.width_mult) for m in matches)),
+        Column("width solved", tuple(general(row.first.width_mult) for row, _ in lines)),
+        Column("target", tuple(_amount(m.quantity, m.target) for m in matches)),
+        Column("achieved", tuple(_amount(m.quantity, m.achieved) for m in matches)),
+        Column("residual", tuple(f"{m.residual:+.2%}" for m in matches)),
+    ]
+
+
+def search_columns(table: Table) -> list[Column]:
+    """A line for each row whose recipe was searched for; nothing if there is none."""
+    lines = [
+        (row, row.first.record.get("search") or {}) for row in table.rows if row.first.searched
+    ]
+    if not lines:
+        return []
+    names = list(dict.fromkeys(name for row, _ in lines for name, _ in row.first.searched))
+    accuracies = [search.get("best_val_acc") for _, search in lines]
+    return [
+        Column("network", tuple(row_label(table, row) for row, _ in lines), is_number=False),
+        Column("trials", tuple(str(search.get("trials", MISSING)) for _, search in lines)),
+        *(
+            Column(name, tuple(general(dict(row.first.searched).get(name)) for row, _ in lines))
+            for name in names
+        ),
+        Column("best val acc %", decimals([None if a is None else 100 * a for a in accuracies])),
+    ]
+
+
+def size_columns(table: Table) -> list[Column]:
+    """Bytes on disk and in memory, in MB; only what was measured."""
+    quantities: tuple[tuple[str, Callable[[Mapping[str, Any]], float | None]], ...] = (
+        ("file MB", lambda r: r["size_bytes"] / 1e6 if r.get("size_bytes") else None),
+        ("inference MB", lambda r: (r.get("memory") or {}).get("inference_mb")),
+        ("training MB", lambda r: (r.get("memory") or {}).get("training_mb")),
+        ("peak of the process MB", lambda r: (r.get("memory") or {}).get("peak_mb")),
+    )
+    found = [
+        Column(name, decimals([of(row.first.record) for row in table.rows]))
+        for name, of in quantities
+    ]
+    measured = [column for column in found if set(column.cells) != {MISSING}]
+    names = tuple(row_label(table, row) for row in table.rows)
+    return [Column("network", names, is_number=False), *measured] if measured else []
+
+
+def recipe(table: Table) -> dict[str, str]:
+    """The settings that all runs of the table share, those of the recipe first."""
+    first = ("recipe.", "hparams_search.", "trainer.", "callbacks.", "data.", "input_size")
+
+    def place(key: str) -> tuple[int, str]:
+        return next(
+            (n for n, prefix in enumerate(first) if key.startswith(prefix)), len(first)
+        ), key
+
+    return {key: table.setting[key] for key in sorted(table.setting, key=place)}
+
+
+def profiles(table: Table) -> tuple[list[Profile], list[str]]:
+    """The rooflines of the rows, those side by side that were measured in turns.
+
+    Returns:
+        The profiles, and a line for each row whose roofline cannot be read.
+    """
+    from dwsep_zoo.analysis.roofline import Roofline, conditions
+
+    together: dict[str, dict[int, Roofline]] = {}
+    unreadable = []
+    for index, row in enumerate(table.rows):
+        record = next((r.record["roofline"] for r in row.runs if r.record.get("roofline")), None)
+        if record is None:
+            continue
+        try:
+            found = Roofline.from_dict(record)
+            (network,) = found.networks
+        except (TypeError, KeyError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            unreadable.append(f"{row_label(table, row)}: its roofline cannot be read: {reason}")
+            continue
+        # The ceilings are measured once for all networks that take turns.
+        members = together.setdefault(repr(replace(found, networks=())), {})
+        named = replace(network, name=row_label(table, row))
+        members[index] = replace(found, networks=(named,))
+    result = []
+    for members in together.values():
+        joined = replace(
+            next(iter(members.values())),
+            networks=tuple(one for found in members.values() for one in found.networks),
+        )
+        sentences = tuple(_sentences(table, joined, tuple(members)))
+        result.append(Profile(conditions(joined), joined, tuple(members), sentences))
+    return result, unreadable
+
+
+def _sentences(table: Table, roofline: Roofline, indices: Sequence[int]) -> Iterator[str]:
+    from dwsep_zoo.analysis.roofline import sentence
+
+    names = {
+        id(table.rows[i].first): n.name for i, n in zip(indices, roofline.networks, strict=True)
+    }
+    for index in indices:
+        row = table.rows[index]
+        reference = names.get(id(row.reference.first)) if row.reference else None
+        if reference and not row.is_reference:
+            own = names[id(row.first)]
+            yield f"{own} against {reference}: {sentence(roofline, reference, own)}"
+
+
+def kind_columns(roofline: Roofline) -> list[Column]:
+    """A line for each network and kind of unit."""
+    lines = [(network, unit) for network in roofline.networks for unit in network.units]
+    return [
+        Column("network", tuple(network.name for network, _ in lines), is_number=False),
+        Column("kind", tuple(unit.kind for _, unit in lines), is_number=False),
+        Column("layers", tuple(str(unit.layers) if unit.layers else MISSING for _, unit in lines)),
+        Column("MACs M", tuple(_or_missing(unit.macs / 1e6, ",.4g") for _, unit in lines)),
+        Column("MB moved", tuple(_or_missing(unit.bytes / 1e6, ",.3g") for _, unit in lines)),
+        Column("ms", tuple(f"{unit.time_ms:.4f}" for _, unit in lines)),
+        Column("share", tuple(_or_missing(u.time_ms / (n.sum_ms or 1), ".1%") for n, u in lines)),
+        Column("bound", tuple(unit.bound for _, unit in lines), is_number=False),
+        Column(
+            "of the ceiling",
+            tuple(f"{unit.attained:.1%}" if unit.layers else MISSING for _, unit in lines),
+        ),
+    ]
+
+
+def origins(runs: Sequence[Run]) -> dict[str, list[Origin]]:
+    """Versions, commits, commands, machines and data of ``runs``, each once."""
+    found = {
+        "command": _counted(runs, lambda run: run.record.get("command")),
+        "git commit": _counted(runs, lambda run: run.record.get("git_commit")),
+        "versions": _counted(runs, lambda run: _pairs(run.record.get("versions"))),
+        "machine": _counted(runs, lambda run: _pairs(run.record.get("machine"))),
+        "data": _counted(runs, _data),
+    }
+    return {name: values or [Origin("not recorded", len(runs))] for name, values in found.items()}
+
+
+def _counted(runs: Iterable[Run], of: Callable[[Run], Any]) -> list[Origin]:
+    numbers: dict[str, int] = {}
+    for run in runs:
+        if value := of(run):
+            numbers[str(value)] = numbers.get(str(value), 0) + 1
+    return [Origin(value, number) for value, number in numbers.items()]
+
+
+def _pairs(values: Any) -> str:
+    if not isinstance(values, dict):
+        return "" if values is None else str(values)
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def _data(run: Run) -> str:
+    data = run.record.get("data") or {}
+    splits = data.get("splits") or {}
+    parts = [
+        str(data.get("name") or "unnamed"),
+        *(f"{number:,} {name}" for name, number in splits.items()),
+        f"subset {json.dumps(data['subset'])}" if data.get("subset") else "",
+        f"fingerprint {data['fingerprint']}" if data.get("fingerprint") else "no fingerprint",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _amount(quantity: str, value: float) -> str:
+    return f"{value:,.4g} ms" if quantity == "latency" else f"{value / 1e6:,.5g} M"
+
+
+def _or_missing(value: float, form: str) -> str:
+    return f"{value:{form}}" if value else MISSING

@@ -1,0 +1,276 @@
+"""What a few seeds and one test set allow to be said about two networks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+SAME = "not distinguishable"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A quantity measured in several runs."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation (divided by n - 1); ``None`` for one value."""
+        return statistics.stdev(self.values) if self.n > 1 else None
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Of the mean, by Student's t; ``None`` for one value and for equal ones."""
+        return t_interval(self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a network says of each image of a test set.
+
+    Attributes:
+        label: (N,) the true classes, in the order of the test set.
+        predicted: (N,) the classes that the network gives.
+    """
+
+    label: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.label == self.predicted).mean())
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Two networks of one seed on the same test images: on which do they disagree?
+
+    McNemar (1947), Psychometrika 12; exact: under the null hypothesis each image on which only one
+    is right is as likely to be the one's as the other's.
+
+    Attributes:
+        both: images that both networks get right.
+        only_reference: that only the reference gets right.
+        only_other: that only the other network gets right.
+        neither: that none gets right.
+        p_value: two-sided, binomial.
+    """
+
+    seed: int
+    both: int
+    only_reference: int
+    only_other: int
+    neither: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Accuracy of a network minus that of its reference, seed by seed; all in 0-1.
+
+    Attributes:
+        seeds: that both were trained with.
+        differences: one for each seed.
+        t: interval of the mean by Student's t; ``None`` with one seed or without spread.
+        bootstrap: the same by the bootstrap (BCa) over the seeds.
+        mcnemar: one for each seed where both have predictions.
+        no_mcnemar: a seed and why there is no test.
+    """
+
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    t: Interval | None
+    bootstrap: Interval | None
+    mcnemar: tuple[McNemar, ...] = ()
+    no_mcnemar: tuple[tuple[int, str], ...] = field(default=())
+
+    @property
+    def n(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.differences)
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``not distinguishable``, by the t interval; or ``one seed``."""
+        if self.n == 1:
+            return "one seed"
+        if self.t is None:
+            return "no spread"
+        return "better" if self.t.low > 0 else "worse" if self.t.high < 0 else SAME
+
+    @property
+    def words(self) -> str:
+        """Such as ``n=3: difference +0.40 points, 95 % interval [-0.30, +1.10]: ...``."""
+        text = f"n={self.n}: difference {points(self.mean)} points"
+        if self.n == 1:
+            return f"{text}; one seed, no interval"
+        if self.t is None:
+            return f"{text} in every seed; no spread, no interval"
+        return f"{text}, 95 % interval {interval_text(self.t)}: {self.verdict}"
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """Of the mean, 95 %, with n - 1 degrees of freedom.
+
+    Returns:
+        ``None`` for one value and for equal ones, whose interval would have no width.
+    """
+    if not _spread(values):
+        return None
+    from scipy.stats import t
+
+    factor = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    half = factor * statistics.stdev(values) / len(values) ** 0.5
+    mean = statistics.fmean(values)
+    return Interval(mean - half, mean + half)
+
+
+def bootstrap_interval(values: Sequence[float]) -> Interval | None:
+    """Of the mean, 95 %, bias-corrected and accelerated (Efron, 1987), always the same resamples.
+
+    With n values there are only (2n - 1)! / n! / (n - 1)! different resamples, ten for n = 3: too
+    few for the tails, so that the interval is coarse and too narrow.
+
+    Returns:
+        ``None`` for one value and for equal ones.
+    """
+    if not _spread(values):
+        return None
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (values,),
+        _mean_along,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="BCa",
+        rng=0,
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
+
+
+def _spread(values: Sequence[float]) -> bool:
+    """Whether values differ by more than their last bits, as fractions of images may."""
+    return max(values) - min(values) > 1e-9
+
+
+def _mean_along(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Along ``axis``, as scipy wants a statistic."""
+    return values.mean(axis=axis)
+
+
+def paired(
+    reference: Mapping[int, float],
+    other: Mapping[int, float],
+    *,
+    reference_predictions: Mapping[int, Predictions] | None = None,
+    other_predictions: Mapping[int, Predictions] | None = None,
+) -> Paired | None:
+    """Compare two networks that were trained with the same seeds.
+
+    Args:
+        reference: accuracies 0-1 by seed.
+        other: the same of the other network.
+        reference_predictions: by seed, of those runs that have them.
+        other_predictions: the same of the other network.
+
+    Returns:
+        ``None`` if they have no seed in common.
+    """
+    seeds = tuple(sorted(set(reference) & set(other)))
+    if not seeds:
+        return None
+    differences = tuple(other[seed] - reference[seed] for seed in seeds)
+    tests, reasons = [], []
+    for seed in seeds:
+        of_reference = (reference_predictions or {}).get(seed)
+        of_other = (other_predictions or {}).get(seed)
+        try:
+            tests.append(mcnemar(seed, of_reference, of_other))
+        except ValueError as error:
+            reasons.append((seed, str(error)))
+    return Paired(
+        seeds=seeds,
+        differences=differences,
+        t=t_interval(differences),
+        bootstrap=bootstrap_interval(differences),
+        mcnemar=tuple(tests),
+        no_mcnemar=tuple(reasons),
+    )
+
+
+def mcnemar(seed: int, reference: Predictions | None, other: Predictions | None) -> McNemar:
+    """McNemar's exact test.
+
+    Raises:
+        ValueError: without predictions, or if they are of different test images.
+    """
+    import numpy as np
+    from scipy.stats import binomtest
+
+    if reference is None or other is None:
+        lacking = {"the reference": reference, "the network": other}
+        whose = " and ".join(name for name, found in lacking.items() if found is None)
+        raise ValueError(f"no predictions.npz of {whose}")
+    if not np.array_equal(reference.label, other.label):
+        raise ValueError("the labels of the two predictions.npz differ: not the same test images")
+    right_reference = reference.predicted == reference.label
+    right_other = other.predicted == other.label
+    only_reference = int((right_reference & ~right_other).sum())
+    only_other = int((right_other & ~right_reference).sum())
+    disagree = only_reference + only_other
+    return McNemar(
+        seed=seed,
+        both=int((right_reference & right_other).sum()),
+        only_reference=only_reference,
+        only_other=only_other,
+        neither=int((~right_reference & ~right_other).sum()),
+        p_value=float(binomtest(only_other, disagree).pvalue) if disagree else 1.0,
+    )
+
+
+def points(difference: float) -> str:
+    """A difference of accuracies 0-1 in percentage points, signed."""
+    return f"{round(100 * difference, 2) + 0.0:+.2f}"  # no -0.00
+
+
+def interval_text(interval: Interval) -> str:
+    """In percentage points, such as ``[-0.30, +1.10]``."""
+    return f"[{points(interval.low)}, {points(interval.high)}]"
