@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         measure_latencies,
         measure_latency,
     )
+    from dwsep_zoo.analysis.optimise import Optimised, optimise
     from dwsep_zoo.errors import UserError
     from dwsep_zoo.models import create_model, list_models
     from dwsep_zoo.nn import create_conv, list_convs
@@ -25,6 +26,7 @@ __all__ = [
     "Count",
     "Latency",
     "LatencyComparison",
+    "Optimised",
     "UserError",
     "compare_latency",
     "count",
@@ -35,12 +37,14 @@ __all__ = [
     "load",
     "measure_latencies",
     "measure_latency",
+    "optimise",
 ]
 
 _MODULES = {
     "Count": "analysis.count",
     "Latency": "analysis.latency",
     "LatencyComparison": "analysis.latency",
+    "Optimised": "analysis.optimise",
     "UserError": "errors",
     "compare_latency": "analysis.latency",
     "count": "analysis.count",
@@ -51,6 +55,7 @@ _MODULES = {
     "load": "weights",
     "measure_latencies": "analysis.latency",
     "measure_latency": "analysis.latency",
+    "optimise": "analysis.optimise",
 }
 
 

@@ -78,15 +78,7 @@ def explain_conv(
     Raises:
         UserError: for numbers that no convolution has.
     """
-    for key, value in {
-        "in": in_chans,
-        "out": out,
-        "kernel": kernel,
-        "stride": stride,
-        "size": size,
-    }.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{key} must be a whole number from 1 up; got {value!r}")
+    _check_whole({"in": in_chans, "out": out, "kernel": kernel, "stride": stride, "size": size})
     if kernel % 2 == 0:
         raise UserError(f"kernel must be odd, so that the padding can be even; got {kernel}")
     costs = conv_costs(in_chans, out, kernel, stride, size)
@@ -153,7 +145,7 @@ def explain_model(
     Raises:
         UserError: for a network that there is not, or an image smaller than its output stride.
     """
-    options = {
+    options: dict[str, Any] = {
         "width_mult": width_mult,
         "output_stride": output_stride,
         "num_classes": num_classes,
@@ -364,10 +356,39 @@ def list_table(patterns: Sequence[str], *, conv: Any, width_mult: float) -> list
     return [table, *(f"pretrained={weights}" for weights in available(names[0]))]
 
 
-def _build(name: str, conv: Any, size: int | None, **options: Any) -> tuple[ConvNet, Count]:
+def _check_whole(numbers: Mapping[str, Any], least: int = 1) -> None:
+    for key, value in numbers.items():
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{key} must be a whole number from {least} up; got {value!r}")
+
+
+def _build(
+    name: str,
+    conv: Any,
+    size: int | None,
+    *,
+    width_mult: float,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    **options: Any,
+) -> tuple[ConvNet, Count]:
+    if size is not None:
+        _check_whole({"size": size})
+    _check_whole({"in_chans": in_chans})
+    _check_whole({"num_classes": num_classes}, least=0)
+    if not isinstance(width_mult, int | float):
+        raise UserError(f"width_mult must be a number greater than 0; got {width_mult!r}")
     with torch.device("meta"):
         # Stochastic depth costs nothing, but its module comes from timm, which is slow to import.
-        model = create_model(name, conv=conv, drop_path_rate=0.0, **options)
+        model = create_model(
+            name,
+            conv=conv,
+            width_mult=width_mult,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_path_rate=0.0,
+            **options,
+        )
     chans, *paper = model.default_cfg["input_size"]
     height, width = (size, size) if size else paper
     if height < model.output_stride:

@@ -136,10 +136,10 @@ def time_models(
         batch_size: N; the times are for the whole batch.
         threads: CPU threads; ``None``: torch's setting.
         device: ``cpu`` or ``cuda``.
-        runtime: ``eager``, ``compiled``, ``onnxruntime`` or ``openvino``.
+        runtime: one of :data:`~dwsep_zoo.analysis.runtimes.RUNTIMES`.
         precision: ``fp32`` (on a GPU as PyTorch has it: convolutions may use TF32), or ``bf16``
             for weights and activations alike.
-        memory_format: ``channels_last`` or ``contiguous``, of eager and compiled.
+        memory_format: ``channels_last`` or ``contiguous``, where PyTorch runs it.
         min_run_time: seconds of measuring for each network; at least 24 runs are made.
 
     Raises:
@@ -157,7 +157,7 @@ def time_models(
         raise UserError(f"min_run_time must be greater than 0; got {min_run_time!r}")
     place = torch.device(device)
     threads = threads or torch.get_num_threads()
-    with _torch_threads(threads):
+    with torch_threads(threads):
         runs = [
             prepare(
                 model,
@@ -172,8 +172,7 @@ def time_models(
             for model in models.values()
         ]
         with torch.inference_mode():
-            clock = cuda_clock(place) if place.type == "cuda" else wall_clock
-            measured = take_turns(runs, clock, min_run_time)
+            measured = take_turns(runs, clock_for(place), min_run_time)
     timings = {}
     for name, turns in zip(models, measured, strict=True):
         milliseconds = tuple(tuple(1e3 * seconds for seconds in turn) for turn in turns)
@@ -286,6 +285,11 @@ def compare_turns(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) ->
     return LatencyComparison(ratio, low, high, verdict)
 
 
+def clock_for(device: torch.device) -> Clock:
+    """What times a call on a device."""
+    return cuda_clock(device) if device.type == "cuda" else wall_clock
+
+
 def wall_clock(run: Run) -> float:
     """Seconds that a call takes on the CPU."""
     start = time.perf_counter()
@@ -322,7 +326,8 @@ def device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """Have torch compute with so many threads."""
     own = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -21,7 +21,12 @@ from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.models import create_model
 from dwsep_zoo.nn import CONVS
 
-DEFAULT_RUNTIMES = ("eager", "onnxruntime", "openvino")  # compiling takes a minute a network
+DEFAULT_RUNTIMES = (
+    "eager",
+    "fused",
+    "onnxruntime",
+    "openvino",
+)  # compiling takes a minute a network
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def plan_profile(
         num_classes: outputs.
         in_chans: channels of the images.
         batch_size: images in a run.
-        runtimes: names, or ``all``; ``None``: eager, onnxruntime and openvino.
+        runtimes: names, or ``all``; ``None``: all but the two that compile.
         precision: fp32, bf16.
         threads: CPU threads; ``None``: torch's setting.
         device: ``cpu`` or ``cuda``.

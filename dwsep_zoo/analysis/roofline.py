@@ -11,15 +11,14 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dwsep_zoo.analysis.latency import device_name
+from dwsep_zoo.analysis.latency import device_name, torch_threads
 from dwsep_zoo.analysis.peaks import Bandwidth, Peaks, measure_peaks, traffic_of
 from dwsep_zoo.analysis.stopwatch import (
     Clock,
@@ -247,7 +246,7 @@ def measure_roofline(
     channels, height, width = input_size
     work = {name: works(model, input_size) for name, model in models.items()}
     clock = clock or device_clock(device)
-    with _threads(threads), torch.inference_mode():
+    with torch_threads(threads or torch.get_num_threads()), torch.inference_mode():
         cost = hook_cost(device, clock)
         peaks = peaks or measure_peaks(device, dtype, clock, cost)
         x = torch.randn(batch_size, *input_size, device=device).to(dtype)
@@ -306,16 +305,6 @@ class _Timer:
 def _copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     return twin.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    own = torch.get_num_threads()
-    torch.set_num_threads(number or own)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)
 
 
 def network_time(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.nn.fuse import fold_norms
 
 INSTALL = 'pip install "dwsep-zoo[runtimes]"'
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -23,8 +24,10 @@ MEMORY_FORMATS = {
 }
 OWN_FORMAT = "own layout"  # of a runtime that lays tensors out as it likes
 
-Run = Callable[[], Any]
-"""Runs one batch and returns the outputs as a tensor or a NumPy array."""
+Call = Callable[[Tensor], Tensor]
+"""``(N, C, H, W)`` -> ``(N, num_classes)``, of the size that it was prepared for."""
+Run = Callable[[], Tensor]
+"""Runs one batch and returns the outputs."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,15 @@ class Runtime:
     """How networks are run.
 
     Attributes:
-        prepare: of a network in eval mode, its input ``(N, C, H, W)``, the precision and the
-            number of threads: what runs it once. The network is ours to change.
+        prepare: of a network in eval mode, an input ``(N, C, H, W)``, the precision and the number
+            of threads: what runs it. The network is ours to change.
         missing: why it cannot be used here, as the line that installs it; ``None`` if it can.
         precisions: those it computes in.
         devices: those it runs on.
         own_format: whether it lays tensors out as it likes.
     """
 
-    prepare: Callable[[nn.Module, Tensor, str, int], Run]
+    prepare: Callable[[nn.Module, Tensor, str, int], Call]
     missing: Callable[[], str | None] = lambda: None
     precisions: tuple[str, ...] = ("fp32", "bf16")
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -108,14 +111,48 @@ def prepare(
         precision: ``fp32``, or ``bf16`` for weights and activations alike.
         memory_format: ``channels_last`` or ``contiguous``, where the runtime leaves the choice.
     """
-    chosen = RUNTIMES[runtime]
-    layout = torch.contiguous_format if chosen.own_format else MEMORY_FORMATS[memory_format]
-    # A runtime with its own precision option is given the network in fp32.
-    dtype = torch.float32 if chosen.own_format else DTYPES[precision]
-    network = copy.deepcopy(model).eval()
-    network.to(device=device, dtype=dtype).to(memory_format=layout)
+    dtype, layout = tensors_for(runtime, precision, memory_format)
     x = random_input(batch_size, input_size).to(device=device, dtype=dtype)
-    return chosen.prepare(network, x.to(memory_format=layout), precision, threads)
+    x = x.to(memory_format=layout)
+    call = prepare_for(
+        model,
+        x,
+        threads=threads,
+        runtime=runtime,
+        precision=precision,
+        memory_format=memory_format,
+    )
+    return lambda: call(x)
+
+
+def prepare_for(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    threads: int = 1,
+    runtime: str = "eager",
+    precision: str = "fp32",
+    memory_format: str = "channels_last",
+) -> Call:
+    """A call that runs a copy of ``model`` on tensors like ``x``; ``model`` stays as it is.
+
+    ``x`` is of the type and layout that the runtime computes in, and so is the input of the call,
+    which is to be made in torch's inference mode.
+    """
+    dtype, layout = tensors_for(runtime, precision, memory_format)
+    network = copy.deepcopy(model).eval()
+    network.to(device=x.device, dtype=dtype).to(memory_format=layout)
+    return RUNTIMES[runtime].prepare(network, x, precision, threads)
+
+
+def tensors_for(
+    runtime: str, precision: str, memory_format: str = "channels_last"
+) -> tuple[torch.dtype, torch.memory_format]:
+    """Type and layout of the tensors that a runtime is given."""
+    # A runtime with a layout of its own has a precision option of its own, too.
+    if RUNTIMES[runtime].own_format:
+        return torch.float32, torch.contiguous_format
+    return DTYPES[precision], MEMORY_FORMATS[memory_format]
 
 
 def random_input(batch_size: int, input_size: Sequence[int]) -> Tensor:
@@ -123,21 +160,30 @@ def random_input(batch_size: int, input_size: Sequence[int]) -> Tensor:
     return torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
 
 
-def _eager(model: nn.Module, x: Tensor, precision: str, threads: int) -> Run:
-    return lambda: model(x)
+def _eager(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
+    return model
 
 
-def _compiled(model: nn.Module, x: Tensor, precision: str, threads: int) -> Run:
+def _fused(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
+    fold_norms(model, x.shape[1:])
+    return model
+
+
+def _compiled(model: nn.Module, x: Tensor, precision: str, threads: int, **options: Any) -> Call:
     # All networks share the code of one forward, and PyTorch keeps 8 compilations of a piece of
     # code by default. fullgraph: beyond the limit it fails, and does not go on uncompiled.
-    # Freezing folds the norms into the convolutions, as the other runtimes do.
-    compiled = torch.compile(model, fullgraph=True, options={"freezing": True})
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, options=options)
     with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=1000):
         compiled(x)
-    return lambda: compiled(x)
+    return compiled
 
 
-def _onnxruntime(model: nn.Module, x: Tensor, precision: str, threads: int) -> Run:
+def _frozen(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
+    """Weights as constants: norms are folded and weights are laid out once, for oneDNN."""
+    return _compiled(model, x, precision, threads, freezing=True)
+
+
+def _onnxruntime(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
     import onnxruntime
 
     with torch.no_grad():
@@ -151,11 +197,11 @@ def _onnxruntime(model: nn.Module, x: Tensor, precision: str, threads: int) -> R
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    inputs = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, inputs)[0]
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def _openvino(model: nn.Module, x: Tensor, precision: str, threads: int) -> Run:
+def _openvino(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
     import openvino
 
     with torch.no_grad():
@@ -170,13 +216,12 @@ def _openvino(model: nn.Module, x: Tensor, precision: str, threads: int) -> Run:
         },
     )
     request = compiled.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x.numpy()))  # a copy: it outlives x
 
-    def run() -> Any:
-        request.infer()
-        return request.get_output_tensor().data
+    def call(x: Tensor) -> Tensor:
+        request.infer([x.numpy()], share_inputs=True)
+        return torch.from_numpy(request.get_output_tensor().data.copy())
 
-    return run
+    return call
 
 
 def _packages(*names: str) -> Callable[[], str | None]:
@@ -200,7 +245,9 @@ def _openvino_has_bf16() -> bool:
 
 RUNTIMES: dict[str, Runtime] = {
     "eager": Runtime(_eager),
+    "fused": Runtime(_fused),
     "compiled": Runtime(_compiled, _no_compiler),
+    "frozen": Runtime(_frozen, _no_compiler),
     "onnxruntime": Runtime(
         _onnxruntime,
         _packages("onnx", "onnxscript", "onnxruntime"),

@@ -8,7 +8,7 @@ PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails twice for
 * weight gradient, kernel wider than 3: there is no depthwise kernel, in float32 or bfloat16. The
   kernel's columns are independent, so the gradient is computed in groups of at most 3 columns.
 
-The forward pass is fast in all cases. ``dwsep doctor`` times both detours against PyTorch's own way.
+The forward pass is fast in all cases. ``dwsep doctor`` times both detours against PyTorch's way.
 """
 
 from __future__ import annotations

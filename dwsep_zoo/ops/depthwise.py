@@ -1,8 +1,8 @@
 """The depthwise convolution as an operator of PyTorch: ``torch.ops.dwsep.depthwise_conv2d``.
 
 To ``torch.compile`` it is one opaque call, which keeps the ways around the slow kernels below it.
-For ``torch.export``, ONNX, tracing and wherever there is nothing to go around, it is a plain grouped
-``conv2d``.
+For ``torch.export``, ONNX, tracing and wherever there is nothing to go around, it is a plain
+grouped ``conv2d``.
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     x, weight = ctx.saved_tensors
     need_x, need_weight = ctx.needs_input_grad[:2]
-    grad_x, grad_weight = _backward(
-        grad, x, weight, ctx.stride, ctx.padding, [need_x, need_weight]
-    )
+    grad_x, grad_weight = _backward(grad, x, weight, ctx.stride, ctx.padding, [need_x, need_weight])
     return grad_x if need_x else None, grad_weight if need_weight else None, None, None
 
 

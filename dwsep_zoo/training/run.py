@@ -118,7 +118,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     _say_setup(cfg, setup)
     if cfg.get("hparams_search"):
         found = earlier.get("search") or search_recipe(
-            cfg, setup.network, folder, partial(_trial, cfg, setup, folder)
+            cfg, folder, partial(_trial, cfg, setup, folder)
         )
         cfg = {**cfg, "recipe": {**cfg["recipe"], **found["best"]}}
         record.update(search=found, config=cfg)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.training.shared import shared
 
 log = logging.getLogger("dwsep_zoo")
 
 TUNED = ("lr", "weight_decay")  # keys of the recipe
 KEYS = ("trials", "epochs", "seed", *TUNED)
-# The seed decides about chance, these about places and words; the rest makes a variant.
-_NOT_THE_VARIANT = ("seed", "tags", "paths", "resume", "ckpt_path", "profile", "logger", "test")
 
 Trial = Callable[[dict[str, float], int], float]
 """Trains with these values of the recipe, as the trial of this number; validation accuracy."""
@@ -55,14 +51,13 @@ def check_search(options: dict[str, Any] | None, strategy: str = "auto") -> None
         ) from error
 
 
-def search_recipe(cfg: dict[str, Any], network: dict[str, Any], folder: Path, run: Trial) -> Any:
+def search_recipe(cfg: dict[str, Any], folder: Path, run: Trial) -> dict[str, Any]:
     """Find the learning rate and weight decay of a variant, or read what its last run found.
 
     The runs of a sweep that differ in nothing but the seed share one search.
 
     Args:
         cfg: the configuration of the run.
-        network: arguments of ``create_model``.
         folder: of the run.
         run: one trial.
 
@@ -70,19 +65,9 @@ def search_recipe(cfg: dict[str, Any], network: dict[str, Any], folder: Path, ru
         What ``result.json`` has under ``search``: number of trials, space, best values and their
         validation accuracy, all trials.
     """
-    variant = {key: value for key, value in cfg.items() if key not in _NOT_THE_VARIANT}
-    text = json.dumps({"config": variant, "network": network}, sort_keys=True, default=str)
-    name = f"search-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-    # Hydra writes multirun.yaml into the folder of a sweep.
-    file = (folder.parent if (folder.parent / "multirun.yaml").is_file() else folder) / name
-    if file.is_file():
-        found = json.loads(file.read_text())
+    found, new = shared("search", cfg, folder, lambda: _search(cfg["hparams_search"], run))
+    if not new:
         log.info("recipe as searched for this variant: %s", _say(found["best"]))
-        return found
-    found = _search(cfg["hparams_search"], run)
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(found, indent=2) + "\n")
-    os.replace(new, file)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, create_model
 from dwsep_zoo.training.finetune import check_freeze
+from dwsep_zoo.training.shared import shared
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -83,7 +85,7 @@ def set_up(cfg: dict[str, Any], *, match: Match | None = None) -> Setup:
     network.update(conv=dict(cfg["conv"]), num_classes=data.num_classes, in_chans=data.in_chans)
     input_size = (data.in_chans, data.image_size, data.image_size)
     if cfg["match"] and cfg["conv"]["name"] != cfg["to"]:
-        match = match or match_width(cfg["match"], cfg["to"], input_size, **network)
+        match = match or _match(cfg, input_size, network)
         network["width_mult"] = match.width_mult
         _say_match(match, cfg["model"]["width_mult"])
     model = create_model(**network)
@@ -95,6 +97,17 @@ def set_up(cfg: dict[str, Any], *, match: Match | None = None) -> Setup:
         size_bytes=_size_bytes(model),
         match=match,
     )
+
+
+def _match(cfg: dict[str, Any], input_size: tuple[int, int, int], network: dict[str, Any]) -> Match:
+    # A latency is measured: once for all seeds, or they would be of different networks.
+    values, _ = shared(
+        "match",
+        cfg,
+        Path(cfg["paths"]["output_dir"]),
+        lambda: match_width(cfg["match"], cfg["to"], input_size, **network).as_dict(),
+    )
+    return Match.from_dict(values)
 
 
 def _say_match(match: Match, width_mult: float) -> None:

@@ -16,6 +16,7 @@ from dwsep_zoo.analysis.explain import (
     unit_formula,
 )
 from dwsep_zoo.analysis.receptive_field import receptive_fields
+from dwsep_zoo.cli import main
 from dwsep_zoo.nn import SqueezeExcite
 from dwsep_zoo.nn.layers import MaxPool2dSame, pad_same
 
@@ -82,6 +83,29 @@ def test_sentences(in_chans, out, kernel, words):
 def test_messages(options, message):
     with pytest.raises(UserError, match=message):
         explain_conv(3, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "large"}, "size must be a whole number from 1 up; got 'large'"),
+        ({"size": 0}, "size must be a whole number from 1 up; got 0"),
+        ({"size": 16}, "images of 16 pixels are smaller than the output stride 32"),
+        ({"num_classes": "ten"}, "num_classes must be a whole number from 0 up; got 'ten'"),
+        ({"in_chans": 1.5}, "in_chans must be a whole number from 1 up; got 1.5"),
+        ({"width_mult": "half"}, "width_mult must be a number greater than 0; got 'half'"),
+        ({"conv": "foo"}, "unknown conv 'foo'"),
+    ],
+)
+def test_messages_of_a_model(options, message):
+    with pytest.raises(UserError, match=message):
+        explain_model("mobilenet_v1", **options)
+
+
+def test_a_stray_word_is_not_overlooked(capsys):
+    with pytest.raises(SystemExit):
+        main(["explain", "3", "kernel=5"])
+    assert "explain: cannot read '3'; values are given as key=value" in capsys.readouterr().err
 
 
 def test_a_model_layer_by_layer():

@@ -11,6 +11,7 @@ from rich.console import Console
 from dwsep_zoo import UserError
 from dwsep_zoo.analysis import profile as module
 from dwsep_zoo.analysis.profile import cost_table, latency_table, plan_profile
+from dwsep_zoo.analysis.runtimes import RUNTIMES
 from dwsep_zoo.cli import main
 
 SMALL = {"runtimes": "eager", "width_mult": 0.25, "size": 32, "num_classes": 10}
@@ -20,7 +21,7 @@ INSTALL = 'pip install "dwsep-zoo[runtimes]"'
 @pytest.fixture
 def eager_only(monkeypatch):
     """A machine on which nothing but PyTorch is installed."""
-    absent = {"eager": None, "compiled": INSTALL, "onnxruntime": INSTALL, "openvino": INSTALL}
+    absent = {name: None if name == "eager" else INSTALL for name in RUNTIMES}
     monkeypatch.setattr(module, "available_runtimes", lambda: absent)
 
 
@@ -75,7 +76,7 @@ def test_the_reference_is_the_standard_network_or_the_first():
 
 
 @pytest.mark.usefixtures("eager_only")
-@pytest.mark.parametrize(("runtimes", "absent"), [(None, 2), ("all", 3)])
+@pytest.mark.parametrize(("runtimes", "absent"), [(None, 3), ("all", 5)])
 def test_absent_runtimes_are_named(runtimes, absent):
     plan = plan_profile("mobilenet_v1", **{**SMALL, "runtimes": runtimes})
     assert plan.conditions == ({"runtime": "eager", "precision": "fp32"},)

@@ -45,7 +45,9 @@ def runnable(runtime, precision="fp32"):
 
 
 CASES = [
-    pytest.param(name, precision, marks=[pytest.mark.slow] if name == "compiled" else [])
+    pytest.param(
+        name, precision, marks=[pytest.mark.slow] if name in ("compiled", "frozen") else []
+    )
     for name, runtime in RUNTIMES.items()
     for precision in runtime.precisions
 ]
@@ -75,7 +77,7 @@ def test_outputs_are_those_of_the_network(runtime, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["compiled", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["fused", "compiled", "frozen", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("conv", ["standard", "depthwise_separable", "mixed"])
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "xception"])
 def test_whole_networks(name, conv, runtime):
@@ -118,7 +120,9 @@ def test_what_is_absent_is_named_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     assert available_runtimes() == {
         "eager": None,
+        "fused": None,
         "compiled": "apt-get install g++",
+        "frozen": "apt-get install g++",
         "onnxruntime": 'pip install "dwsep-zoo[runtimes]"',
         "openvino": 'pip install "dwsep-zoo[runtimes]"',
     }

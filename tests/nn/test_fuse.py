@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
+from helpers import calibrate, model_conv_pairs
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dwsep_zoo import count, create_model
 from dwsep_zoo.nn.fuse import fold_norms
-from helpers import calibrate, model_conv_pairs
-
 
 SIZE = (3, 96, 96)
 

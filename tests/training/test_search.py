@@ -15,7 +15,7 @@ OPTIONS = {"trials": 6, "epochs": 1, "seed": 0, "lr": [0.01, 1.0], "weight_decay
 
 def searched(tmp_path, run, **changes):
     cfg = {"hparams_search": OPTIONS, "recipe": {}, "seed": 0, **changes}
-    return search_recipe(cfg, {"name": "mobilenet_v1"}, tmp_path, run)
+    return search_recipe(cfg, tmp_path, run)
 
 
 def test_the_best_trial_wins_and_all_are_kept(tmp_path):

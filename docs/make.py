@@ -1,0 +1,84 @@
+"""Renew what the project's own code makes in these pages: ``python docs/make.py``.
+
+That is every picture in ``pictures/``, and in every page what stands between ``<!-- COMMAND -->``
+and ``<!-- end -->``: the output of a ``dwsep`` command, or the table of ``traffic MODEL SIZE``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from dwsep_zoo import create_model, terminal
+from dwsep_zoo.analysis.units import KINDS, Work, works
+from dwsep_zoo.cli import main
+
+WIDTH = 96  # columns of output; more have to be scrolled
+FOLDER = Path(__file__).resolve().parent
+BLOCK = re.compile(r"<!-- ((?:dwsep|traffic) .*?) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def renewed(page: str) -> str:
+    """The text of a page with all of its blocks made anew."""
+    return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n{_made(block[1])}\n<!-- end -->", page)
+
+
+def _made(command: str) -> str:
+    program, *arguments = shlex.split(command)
+    if program == "traffic":
+        name, size = arguments
+        return traffic(name, int(size))
+    output = io.StringIO()
+    with patch.object(terminal, "PIPE_WIDTH", WIDTH), contextlib.redirect_stdout(output):
+        main(arguments)
+    lines = (line.rstrip() for line in output.getvalue().splitlines())
+    return "\n".join(["```text", *lines, "```"])
+
+
+def traffic(name: str, size: int) -> str:
+    """What each kind of layer multiplies, and what it has to read and write for that."""
+    rows = [
+        f"| `conv=`, 3 x {size} x {size} | layers | MACs M | numbers M | share of numbers | "
+        "MACs per number |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for conv in ("standard", "depthwise_separable"):
+        with torch.device("meta"):
+            model = create_model(name, conv=conv, drop_path_rate=0.0)
+        parts = works(model, (3, size, size))
+        total = sum(map(_numbers, parts))
+        for kind in KINDS:
+            own = [part for part in parts if part.kind == kind]
+            if own:
+                rows.append(_row(conv, kind, own, total))
+        rows.append(_row(conv, "**all**", parts, total))
+    return "\n".join(["", *rows, ""])
+
+
+def _row(conv: str, kind: str, parts: list[Work], total: int) -> str:
+    macs, numbers = sum(part.macs for part in parts), sum(map(_numbers, parts))
+    return (
+        f"| {conv} | {kind} | {macs / 1e6:,.1f} | {numbers / 1e6:,.1f} | {numbers / total:.0%} "
+        f"| {macs / numbers:,.1f} |"
+    )
+
+
+def _numbers(part: Work) -> int:
+    return part.activations + part.weights
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(FOLDER))
+    import pictures
+
+    for name in pictures.operators():
+        (FOLDER / "pictures" / f"{name}.svg").write_text(pictures.draw(name), encoding="utf-8")
+    for path in FOLDER.glob("*.md"):
+        path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,147 @@
+"""The fastest way to run a trained network on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from dwsep_zoo.analysis.latency import BATCHES, clock_for, take_turns, torch_threads
+from dwsep_zoo.analysis.runtimes import (
+    RUNTIMES,
+    Call,
+    check_conditions,
+    prepare_for,
+    random_input,
+    tensors_for,
+)
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.models import ConvNet
+
+AUTO = "auto"
+AGREEMENT = {"fp32": 1e-3, "bf16": 0.1}
+"""Largest difference of an output, relative to the largest output, that is only rounding."""
+
+
+@dataclass
+class Optimised:
+    """A network as its fastest runtime has it: ``(N, C, H, W)`` -> ``(N, num_classes)``.
+
+    It is called like the network, with float32 images. The first call with another batch size or
+    image size takes long, as the runtime prepares itself for that size.
+
+    Attributes:
+        runtime: that was chosen.
+        times_ms: median time of one batch in each runtime that was tried, in turns.
+        left_out: of the other runtimes, why they were not tried or not believed.
+    """
+
+    model: nn.Module
+    runtime: str
+    precision: str
+    threads: int
+    times_ms: Mapping[str, float]
+    left_out: Mapping[str, str]
+    _calls: dict[tuple[int, ...], Call] = field(default_factory=dict, repr=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        dtype, layout = tensors_for(self.runtime, self.precision)
+        x = x.to(dtype=dtype, memory_format=layout)
+        with torch_threads(self.threads), torch.inference_mode():
+            shape = tuple(x.shape)
+            if shape not in self._calls:
+                self._calls[shape] = _prepare(
+                    self.model, x, self.runtime, self.precision, self.threads
+                )
+            return self._calls[shape](x).float()
+
+
+def optimise(
+    model: nn.Module,
+    runtime: str = AUTO,
+    *,
+    input_size: Sequence[int] | None = None,
+    batch_size: int = 1,
+    precision: str = "fp32",
+    threads: int | None = None,
+    min_run_time: float = 0.5,
+) -> Optimised:
+    """Measure a network in the runtimes that are installed, in turns, and return the fastest.
+
+    A runtime whose outputs differ from those of PyTorch by more than rounding is left out.
+
+    Args:
+        model: on the device where it is to run; it stays as it is.
+        runtime: one of ``RUNTIMES`` to have that one; ``auto``: the fastest. Compiling takes up to
+            a minute.
+        input_size: ``(C, H, W)``; ``None``: the network's own.
+        batch_size: images at a time.
+        precision: ``fp32``, or ``bf16`` where that is accurate enough.
+        threads: CPU threads; ``None``: torch's setting.
+        min_run_time: seconds of measuring for each runtime.
+
+    Raises:
+        UserError: for a runtime that cannot be used here, with the line that installs it.
+    """
+    choose(runtime, [AUTO, *RUNTIMES], "runtime")
+    if input_size is None:
+        if not isinstance(model, ConvNet):
+            raise UserError("optimise: input_size=(C, H, W) is needed for a network of another zoo")
+        input_size = model.default_cfg["input_size"]
+    threads = threads or torch.get_num_threads()
+    device = next(model.parameters()).device
+    calls: dict[str, Call] = {}
+    inputs: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    images = random_input(batch_size, input_size)
+    with torch_threads(threads), torch.inference_mode():
+        want = _eager_outputs(model, images.to(device), precision)
+        for name in RUNTIMES if runtime == AUTO else [runtime]:
+            try:
+                check_conditions(
+                    runtime=name,
+                    precision=precision,
+                    device=device,
+                    batch_size=batch_size,
+                    threads=threads,
+                )
+            except UserError as error:
+                if runtime != AUTO:
+                    raise
+                left_out[name] = str(error)
+                continue
+            dtype, layout = tensors_for(name, precision)
+            x = images.to(device=device, dtype=dtype, memory_format=layout)
+            call = _prepare(model, x, name, precision, threads)
+            off = float((call(x).float().cpu() - want).abs().max() / want.abs().max())
+            if off > AGREEMENT[precision]:
+                left_out[name] = f"its outputs differ from PyTorch's by {off:.1%}"
+                continue
+            calls[name], inputs[name] = call, x
+        if not calls:
+            raise UserError(f"optimise: {runtime}: {left_out[runtime]}")
+        runs = [partial(calls[name], inputs[name]) for name in calls]
+        turns = take_turns(runs, clock_for(device), max(min_run_time, BATCHES * 1e-3))
+    times = {
+        name: 1e3 * float(torch.tensor([t for turn in of for t in turn]).median())
+        for name, of in zip(calls, turns, strict=True)
+    }
+    fastest = min(times, key=lambda name: times[name])
+    best = Optimised(model, fastest, precision, threads, times, left_out)
+    best._calls[tuple(images.shape)] = calls[fastest]
+    return best
+
+
+def _prepare(model: nn.Module, x: Tensor, runtime: str, precision: str, threads: int) -> Call:
+    # A network is exported and compiled with gradients or without, but not in inference mode.
+    with torch.inference_mode(False):
+        return prepare_for(model, x.clone(), threads=threads, runtime=runtime, precision=precision)
+
+
+def _eager_outputs(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+    dtype, layout = tensors_for("eager", precision)
+    x = x.to(dtype=dtype, memory_format=layout)
+    return _prepare(model, x, "eager", precision, 1)(x).float().cpu()

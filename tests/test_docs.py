@@ -1,0 +1,197 @@
+"""The documentation: what it shows is what the code does, and what it says to type exists."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+from hydra._internal.utils import get_args_parser
+
+from dwsep_zoo import cli, list_convs, list_models
+from dwsep_zoo.analysis.explain import conv_costs
+from dwsep_zoo.config import check_overrides
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+FENCE = re.compile(r'^```(\w+)(?: title="(.*?)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """Title and text of the fenced blocks of a page."""
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [(title, text) for kind, title, text in found if kind == language]
+
+
+def commands() -> list[str]:
+    lines = [line for page in PAGES for _, text in blocks(page, "sh") for line in text.splitlines()]
+    return sorted({line for line in lines if line})
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAKE, PICTURES = load("make"), load("pictures")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_shown_output_is_what_the_code_prints(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- end -->") == len(MAKE.BLOCK.findall(text))
+    assert MAKE.renewed(text) == text, "python docs/make.py renews it"
+
+
+@pytest.mark.parametrize("name", PICTURES.operators())
+def test_pictures_are_what_the_code_draws(name: str) -> None:
+    svg = PICTURES.draw(name)
+    assert (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8") == svg
+    costs = {cost.name: cost.weights for cost in conv_costs(3, 3, 3)}
+    (weights,) = [costs[key] for key in (name.replace("_", " "), f"{name} alone") if key in costs]
+    squares = ET.fromstring(svg).findall("{*}rect[@class='weight']")
+    assert len(squares) == weights
+
+
+def test_every_picture_is_drawn_and_shown() -> None:
+    shown = {
+        m for page in PAGES for m in re.findall(r"\]\(pictures/(\w+)\.svg\)", page.read_text())
+    }
+    files = {path.stem for path in (DOCS / "pictures").iterdir()}
+    assert shown == files == set(PICTURES.operators())
+
+
+class Parsed(Exception):
+    """A command line was read, and nothing done."""
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_can_be_typed(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Groups, names, keys and values exist; nothing is trained or measured."""
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(command, comments=True)
+    if program == "pip":
+        project = (ROOT / "pyproject.toml").read_text()
+        for extra in re.findall(r"\[(\w+)\]", command):
+            assert f"\n{extra} = [" in project
+        return
+    if program == "tensorboard":
+        return
+    if program == "python":
+        assert arguments.pop(0) == "train.py"
+        check_overrides(get_args_parser().parse_args(arguments).overrides)
+        return
+    assert program == "dwsep"
+    read = cli._read
+
+    def stop(given: list[str], **defaults: Any) -> Any:
+        words, options = read(given, **defaults)
+        raise Parsed(words, options)
+
+    monkeypatch.setattr(cli, "_read", stop)
+    with pytest.raises(Parsed) as parsed:
+        cli.main(arguments)
+    words, options = parsed.value.args
+    for key, names in (("model", list_models()), ("conv", list_convs())):
+        if options.get(key) is not None:
+            assert set(options[key].split(",")) <= set(names)
+    if arguments[0] == "list":
+        assert set(words) <= set(list_models())
+
+
+def test_the_commands_are_found() -> None:
+    found = commands()
+    assert any(line.startswith("python train.py -m ") for line in found)
+    assert {line.split()[1] for line in found if line.startswith("dwsep ")} >= {
+        "compare",
+        "explain",
+        "list",
+        "profile",
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_runs(page: Path) -> None:
+    """Blocks without a title, which are parts of files; those of a page in one namespace."""
+    namespace: dict[str, Any] = {}
+    for title, text in blocks(page, "python"):
+        if not title:
+            exec(compile(text, page.name, "exec"), namespace)
+    sessions = "\n".join(text for _, text in blocks(page, "pycon"))
+    test = doctest.DocTestParser().get_doctest(sessions, {}, page.name, None, None)
+    report: list[str] = []
+    doctest.DocTestRunner().run(test, out=report.append)
+    assert not report, "".join(report)
+
+
+def test_a_conv_type_is_added_as_described(tmp_path: Path) -> None:
+    """In a copy of the project: the function, the registry, the YAML, the closed forms."""
+    page = DOCS / "conv_type.md"
+    parts = dict(blocks(page, "python")) | dict(blocks(page, "yaml"))
+    for name in ("dwsep_zoo", "configs", "tests/nn"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("tests/conftest.py", "tests/helpers.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def insert(name: str, before: str, text: str) -> None:
+        path = tmp_path / name
+        assert path.read_text().count(before) == 1
+        path.write_text(path.read_text().replace(before, text + before))
+
+    conv, tests = "dwsep_zoo/nn/conv.py", "tests/nn/test_conv.py"
+    insert(conv, "CONVS: dict[", parts[conv] + "\n\n")
+    insert(conv, ")\n}\n\n_CONTRACT", ", depthwise_spatial")
+    configuration = "configs/conv/depthwise_spatial.yaml"
+    (tmp_path / configuration).write_text(parts[configuration])
+    insert(tests, '    "standard": lambda k, m, n:', parts[f"{tests}, WEIGHTS"])
+    insert(tests, '    "blueprint": lambda k, m, n, h, s:', parts[f"{tests}, MACS"])
+
+    networks = ("mobilenet_v1", "mobilenet_v3_small", "xception")
+    program = f"""
+import pytest
+from dwsep_zoo.cli import main
+from dwsep_zoo.config import check_overrides
+check_overrides(["conv=depthwise_spatial", "conv.mid=none"])
+for name in {networks}:
+    main(["explain", f"model={{name}}", "conv=depthwise_spatial"])
+raise SystemExit(pytest.main([
+    "{tests}", "-n0", "-p", "no:cacheprovider", "-k", "depthwise_spatial and closed_form",
+    "-W", "ignore::pytest.PytestAssertRewriteWarning",  # hydra, a plugin too, is imported already
+]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3*1*64 + 1*3*64 + 64*128 = 8,576" in done.stdout  # MobileNetV1's second unit
+    assert done.stdout.count("conv=depthwise_spatial, width 1") == len(networks)
+    assert "3 passed" in done.stdout
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    pages = [page for entry in site["nav"] for page in entry.values()]
+    assert sorted(pages) == [page.name for page in PAGES]
