@@ -1,4 +1,4 @@
-"""``dwsep train | compare | list | explain | profile``: ``train.py``'s words, ``key=value``."""
+"""``dwsep COMMAND``, in the words of ``train.py``: ``key=value``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ usage: dwsep COMMAND [key=value ...]
   dwsep explain in=3 out=3 kernel=3                the arithmetic of one convolution
   dwsep explain model=mobilenet_v1 [conv=standard] a network layer by layer
   dwsep profile model=mobilenet_v2 [--roofline]    latency by runtime, memory, what layers wait for
+  dwsep bench model=mobilenet_v2 [conv=standard]   every runtime, for one image and for 32
+  dwsep doctor                                     what this machine has, and what is slow on it
   dwsep export-weights RUN to=timm out=FILE        a run's weights for timm or torchvision
 """
 
@@ -143,6 +145,8 @@ def profile(arguments: list[str]) -> None:
     with Console(stderr=True).status("") as status:
         console.print(latency_table(plan, lambda what: status.update(f"measuring {what}")))
     if roofline:
+        import matplotlib
+
         from dwsep_zoo.analysis.roofline import measure_roofline, roofline_tables, sentence
         from dwsep_zoo.report.roofline import roofline_figure
 
@@ -160,8 +164,23 @@ def profile(arguments: list[str]) -> None:
         for name in plan.networks:
             if name != plan.reference:
                 console.print(sentence(measured, plan.reference, name))
-        roofline_figure(measured).savefig(figure)
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
+            roofline_figure(measured).savefig(figure)
         console.print(f"wrote {figure}")
+
+
+def bench(arguments: list[str]) -> None:
+    profile(["runtimes=all", "batch_size=1,32", *arguments])
+
+
+def doctor(arguments: list[str]) -> None:
+    from dwsep_zoo.analysis.doctor import doctor as examine
+
+    words, _ = _read(arguments)
+    if words:
+        raise UserError(f"doctor takes no arguments; got {' '.join(words)!r}")
+    for part in examine():
+        stdout_console().print(part)
 
 
 def export_weights(arguments: list[str]) -> None:
@@ -183,6 +202,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
     "explain": explain,
     "profile": profile,
+    "bench": bench,
+    "doctor": doctor,
     "export-weights": export_weights,
 }
 

@@ -118,7 +118,7 @@ def nearest_width(
         return tried[width]
 
     low = high = start
-    while at(low) > target and low > start / WIDEST:
+    while at(low) > target and low > start / WIDEST and at(low / 2) < at(low):
         low /= 2
     while at(high) < target and high < start * WIDEST:
         high *= 2

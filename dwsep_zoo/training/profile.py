@@ -88,7 +88,8 @@ def profile(
     if options["roofline"]:
         roofline = measure_roofline(models, input_size, device=devices[-1])
         for result, network in zip(results, roofline.networks, strict=True):
-            result["roofline"] = asdict(replace(roofline, networks=(network,)))
+            alone = asdict(replace(roofline, networks=(network,)))
+            result["roofline"] = json.loads(json.dumps(alone))  # lists for tuples
     return results
 
 

@@ -100,13 +100,14 @@ def set_up(cfg: dict[str, Any], *, match: Match | None = None) -> Setup:
 
 
 def _match(cfg: dict[str, Any], input_size: tuple[int, int, int], network: dict[str, Any]) -> Match:
-    # A latency is measured: once for all seeds, or they would be of different networks.
-    values, _ = shared(
-        "match",
-        cfg,
-        Path(cfg["paths"]["output_dir"]),
-        lambda: match_width(cfg["match"], cfg["to"], input_size, **network).as_dict(),
-    )
+    def solve() -> Match:
+        return match_width(cfg["match"], cfg["to"], input_size, **network)
+
+    if cfg["match"] != "latency":
+        return solve()
+    # Measured once for all seeds, or they would be of different networks.
+    folder = Path(cfg["paths"]["output_dir"])
+    values, _ = shared("match", cfg, folder, lambda: solve().as_dict())
     return Match.from_dict(values)
 
 

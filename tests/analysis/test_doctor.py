@@ -1,0 +1,53 @@
+"""``dwsep doctor``."""
+
+import pytest
+import torch
+
+from dwsep_zoo.analysis import doctor as module
+from dwsep_zoo.analysis.doctor import Detour, detours, examine
+from dwsep_zoo.cli import main
+
+
+@pytest.mark.parametrize("detour", detours(), ids=lambda detour: detour.name)
+def test_both_ways_give_the_gradient(detour):
+    largest = detour.exact.abs().max()
+    tolerance = 1e-5 if "fp32" in detour.name else 2e-2
+    for way in (detour.own, detour.ours):
+        assert (way().double() - detour.exact).abs().max() < tolerance * largest
+
+
+@pytest.mark.parametrize(
+    ("times", "error", "verdict"),
+    [
+        ((1.0, 5.0), 0.0, "needed"),
+        ((1.0, 1.0), 0.0, "no longer needed here"),
+        ((1.0, 0.5), 0.0, "no longer needed here"),
+        ((1.0, 5.0), 0.1, "WRONG: please report this"),
+    ],
+)
+def test_the_verdict_follows_from_time_and_error(times, error, verdict):
+    exact = torch.ones(3, dtype=torch.float64)
+    detour = Detour("a gradient", own=exact.clone, ours=lambda: exact + error, exact=exact)
+    by_way = dict(zip((detour.ours, detour.own), times, strict=True))
+    finding = examine(detour, clock=lambda way: by_way[way] * 1e-3, min_run_time=0.1)
+    assert finding.verdict == verdict
+    assert finding.gain.ratio == pytest.approx(times[1] / times[0])
+
+
+def test_on_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(module, "SHAPE", (1, 8, 8, 8))
+    monkeypatch.setattr(module, "examine", lambda d: examine(d, min_run_time=0.01))
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert torch.__version__ in out
+    assert "weight, 5 x 5, stride 1, fp32" in out
+    with pytest.raises(SystemExit):
+        main(["doctor", "now"])
+    assert "takes no arguments; got 'now'" in capsys.readouterr().err
+
+
+def test_bench_is_a_profile_of_every_runtime(monkeypatch):
+    seen = []
+    monkeypatch.setattr("dwsep_zoo.cli.profile", seen.append)
+    main(["bench", "model=mobilenet_v1", "batch_size=8"])
+    assert seen == [["runtimes=all", "batch_size=1,32", "model=mobilenet_v1", "batch_size=8"]]
