@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 import os
 import signal
 import statistics
@@ -18,8 +17,6 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-
-from dwsep_zoo.errors import UserError
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -89,11 +86,6 @@ class EpochTable(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         epoch = trainer.current_epoch + 1
-        if not math.isfinite(values["train/loss"]):
-            raise UserError(
-                f"train/loss became {values['train/loss']} in epoch {epoch}; "
-                "a smaller recipe.lr usually helps"
-            )
         seconds = time.perf_counter() - self.begin
         speed = self.images * trainer.world_size / (seconds - self.validation)
         pl_module.log("perf/images_per_second", speed, sync_dist=trainer.world_size > 1)

@@ -26,6 +26,7 @@ from dwsep_zoo.models import ConvNet, create_model
 from dwsep_zoo.report.tensorboard import write_hparams
 from dwsep_zoo.training.callbacks import EpochTable, Interrupted, Predictions
 from dwsep_zoo.training.classifier import LitClassifier, check_checkpoint
+from dwsep_zoo.training.failures import is_out_of_memory, out_of_memory
 from dwsep_zoo.training.malloc import keep_memory
 from dwsep_zoo.training.optim import check_recipe
 from dwsep_zoo.training.profile import check_profile, profile
@@ -138,7 +139,17 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     trainer = create_trainer(cfg, folder, callbacks, first_step=first_step)
     _log_hparams(trainer, cfg, setup, {})
     if cfg["train"]:
-        trainer.fit(module, datamodule=setup.data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=setup.data, ckpt_path=checkpoint, weights_only=True)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(
+                setup.model,
+                setup.cost.input_size,
+                setup.data.batch_size,
+                trainer.strategy.root_device,
+            ) from error
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", None)
 
     metrics: dict[str, float] = {}

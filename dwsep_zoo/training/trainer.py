@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
+from dwsep_zoo.training.failures import StopOnNonFinite
 from dwsep_zoo.training.finetune import FineTune
 from dwsep_zoo.training.strategy import DataParallel
 
@@ -75,6 +76,7 @@ def create_trainer(
             # lightning's save_last saves only after epochs that were the best so far
             _checkpoint(checkpoints, "last", cfg["callbacks"]["save_every_n_epochs"]),
             SaveOnInterrupt(checkpoints / "last.ckpt"),
+            StopOnNonFinite(checkpoints / "last.ckpt"),
         ]
     if cfg["callbacks"]["early_stopping"]:
         callbacks.append(

@@ -1,0 +1,651 @@
+"""Depthwise convolution and its gradients on NVIDIA GPUs, as Triton kernels.
+
+**Unmeasured**: the kernels are checked under Triton's interpreter and compiled for sm_80 and sm_90,
+but have not yet run on a GPU. ``benchmarks/depthwise_gpu.py`` is the measurement to make.
+
+A depthwise convolution does 2 k^2 operations for each value it reads, so it can only be as fast as
+memory; the kernels are laid out around that:
+
+* channels_last. A program owns a block of channels, which lie side by side in memory, over a tile
+  of rows x columns. A value that is loaded serves all output rows of the tile it contributes to:
+  k (rows + k - 1) loads for ``rows`` outputs instead of k^2 each, and most of those hit the cache.
+* Sums are float32 whatever the tensors are.
+* Backward is one sweep over the input. Both gradients need the output's gradient at the same
+  places, so input and gradient are read once and two results come out of it. With stride s the
+  input is walked in cells of s x s pixels: every pixel of a cell has its own fixed set of taps, so
+  none is multiplied in vain. The weight's gradient is summed within a program, written as one
+  partial sum per program and added up by a second kernel in a fixed order: no atomics, and how many
+  programs there are follows from the shape alone, so a result is the same on every run.
+* An optional prologue ``act(x * scale + shift)`` is applied as the input is read. Batch
+  normalisation and activation before the convolution then never write their result to memory.
+"""
+
+# ruff: noqa: RUF005 - Triton has no (*tuple, value)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, no_type_check
+
+import torch
+from torch import Tensor
+
+try:
+    import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+except ImportError:  # not on every platform; `unavailable` says so
+    triton = tl = None
+
+KERNEL_SIZES = (3, 5, 7)
+STRIDES = (1, 2)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("none", "relu", "relu6", "hard_swish", "silu")
+MIN_CAPABILITY = (8, 0)  # bfloat16
+PROGRAMS = 2048  # of a backward sweep: some waves on the largest GPU, so the last one costs little
+LONGEST_IMAGE = 2**31  # offsets within an image are 32 bits, those between images 64
+
+
+class Prologue(NamedTuple):
+    """``act(x * scale + shift)``, computed in float32, in front of the convolution.
+
+    The zeros of the padding come after it. Batch normalisation is ``scale = gamma / std``,
+    ``shift = beta - mean * scale``.
+    """
+
+    scale: Tensor  # (C,)
+    shift: Tensor  # (C,)
+    act: str = "none"  # one of ACTIVATIONS
+
+
+class Gradients(NamedTuple):
+    """What was asked for; the rest is None."""
+
+    x: Tensor | None
+    weight: Tensor | None
+    scale: Tensor | None  # (C,) float32: sum of g * x, g the gradient at the activation's input
+    shift: Tensor | None  # (C,) float32: sum of g
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The part of an image that a program computes at a time, and with how many warps.
+
+    Rows and columns are output pixels in ``forward``, stride x stride cells of the input in
+    ``backward``. All are powers of two.
+    """
+
+    rows: int
+    width: int
+    chans: int
+    warps: int
+
+
+def available() -> bool:
+    """Whether the kernels can run: on a GPU or in Triton's interpreter (TRITON_INTERPRET=1)."""
+    return unavailable() is None
+
+
+def unavailable() -> str | None:
+    """Why the kernels cannot run here, or None."""
+    if triton is None:
+        return "Triton is not installed"
+    if _interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    if torch.version.hip is not None:
+        return "the kernels are made for NVIDIA GPUs"
+    if torch.cuda.get_device_capability() < MIN_CAPABILITY:
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+def covered(x: Tensor, weight: Tensor, stride: int, padding: int) -> str | None:
+    """None, or in words why ``forward`` and ``backward`` do not take these arguments."""
+    if (reason := unavailable()) is not None:
+        return reason
+    if not (x.is_cuda or _interpreted()) or weight.device != x.device:
+        return f"input on {x.device}, weight on {weight.device}"
+    if x.dim() != 4 or weight.dim() != 4:
+        return f"input of {x.dim()} and weight of {weight.dim()} dimensions instead of 4"
+    size = weight.shape[-1]
+    if x.dtype not in DTYPES or weight.dtype not in DTYPES:
+        return f"input of {x.dtype}, weight of {weight.dtype}"
+    if weight.shape[0] != x.shape[1] or weight.shape[1] != 1:
+        return f"weight {tuple(weight.shape)} is not one filter for each of {x.shape[1]} channels"
+    if size not in KERNEL_SIZES or weight.shape[-2] != size:
+        return f"kernel of {weight.shape[-2]} x {size}"
+    if stride not in STRIDES:
+        return f"stride {stride}"
+    if not 0 <= padding <= size // 2:
+        return f"padding {padding} for a kernel of {size}"
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return "input is not channels_last"
+    if x.numel() == 0 or min(_output_size(x, size, stride, padding)) < 1:
+        return f"input {tuple(x.shape)} gives an empty output"
+    if x[0].numel() >= LONGEST_IMAGE:
+        return f"input {tuple(x.shape)} has images of 2**31 values or more"
+    return None
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    prologue: Prologue | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """Convolve every channel with its own filter; sums in float32, rounded once.
+
+    Args:
+        x: ``(N, C, H, W)``, channels_last.
+        weight: ``(C, 1, k, k)``; its type may differ from that of ``x``.
+        stride: the same in both directions.
+        padding: zeros on each side, in pixels.
+        prologue: what is applied to ``x`` first.
+        tile: how the work is divided; by default a rule by shape.
+
+    Returns:
+        ``(N, C, H', W')``, channels_last, of the type of ``x``.
+    """
+    n, chans, height, width = x.shape
+    size = weight.shape[-1]
+    out_height, out_width = _output_size(x, size, stride, padding)
+    tile = tile or forward_tile(chans, out_height, out_width, size, stride)
+    y = _empty_nhwc(x, out_height, out_width)
+    tiles_h, tiles_w = _ceil_div(out_height, tile.rows), _ceil_div(out_width, tile.width)
+    blocks = _ceil_div(chans, tile.chans)
+    vector = math.gcd(chans, 16)
+    with torch.cuda.device_of(x):
+        _forward_kernel[(n * tiles_h * tiles_w * blocks,)](
+            x,
+            _pack(weight),
+            *_float32(prologue),
+            y,
+            height,
+            width,
+            chans // vector,
+            out_height,
+            out_width,
+            tiles_h,
+            tiles_w,
+            SIZE=size,
+            STRIDE=stride,
+            PADDING=padding,
+            ACT=prologue.act if prologue else None,
+            VECTOR=vector,
+            ROWS=tile.rows,
+            WIDTH=tile.width,
+            CHANS=tile.chans,
+            num_warps=tile.warps,
+            enable_fp_fusion=True,
+        )
+    return y
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    mask: tuple[bool, bool] = (True, True),
+    prologue: Prologue | None = None,
+    tile: Tile | None = None,
+) -> Gradients:
+    """Gradients of everything ``forward`` reads, in one sweep over ``grad`` and ``x``.
+
+    Args:
+        grad: ``(N, C, H', W')``; copied if it is not channels_last.
+        x: as in ``forward``.
+        weight: as in ``forward``.
+        stride: as in ``forward``.
+        padding: as in ``forward``.
+        mask: whether the input's gradient is needed (with that of the prologue's scale and shift),
+            and the weight's.
+        prologue: as in ``forward``. Scale and shift are independent inputs here; where they come
+            from the mean and variance of ``x``, their gradients go on through those.
+        tile: how the work is divided; by default a rule by shape.
+
+    Returns:
+        The gradient of ``x`` like ``x``, that of the weight like the weight.
+    """
+    need_x, need_weight = mask
+    n, chans, height, width = x.shape
+    size = weight.shape[-1]
+    cells_h, cells_w = _ceil_div(height, stride), _ceil_div(width, stride)
+    tile = tile or backward_tile(chans, cells_h, cells_w, size, stride)
+    tiles_h, tiles_w = _ceil_div(cells_h, tile.rows), _ceil_div(cells_w, tile.width)
+    blocks = _ceil_div(chans, tile.chans)
+    programs = min(_ceil_div(PROGRAMS, blocks), n * tiles_h * tiles_w)
+    vector = math.gcd(chans, 16)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+
+    taps = size * size if need_weight else 0
+    sums = 2 if prologue and need_x else 0  # for scale and shift
+    partial = x.new_empty((programs, taps + sums, chans), dtype=torch.float32)
+    grad_x = _empty_nhwc(x, height, width) if need_x else None
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    grad_prologue = x.new_empty((sums, chans), dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _backward_kernel[(programs * blocks,)](
+            grad,
+            x,
+            _pack(weight),
+            *_float32(prologue),
+            grad_x,
+            partial,
+            n,
+            height,
+            width,
+            chans // vector,
+            grad.shape[2],
+            grad.shape[3],
+            tiles_h,
+            tiles_w,
+            SIZE=size,
+            STRIDE=stride,
+            PADDING=padding,
+            ACT=prologue.act if prologue else None,
+            NEED_X=need_x,
+            NEED_WEIGHT=need_weight,
+            VECTOR=vector,
+            ROWS=tile.rows,
+            WIDTH=tile.width,
+            CHANS=tile.chans,
+            num_warps=tile.warps,
+            enable_fp_fusion=True,
+        )
+        if taps + sums:
+            _sum_kernel[(taps + sums, _ceil_div(chans, SUM_CHANS))](
+                partial,
+                grad_weight,
+                grad_prologue,
+                programs,
+                chans,
+                TAPS=taps,
+                SUMS=sums,
+                PROGRAMS=SUM_PROGRAMS,
+                CHANS=SUM_CHANS,
+                num_warps=8,
+                enable_fp_fusion=True,
+            )
+    return Gradients(
+        grad_x, grad_weight if need_weight else None, *(grad_prologue if sums else (None, None))
+    )
+
+
+def forward_tile(chans: int, height: int, width: int, size: int, stride: int) -> Tile:
+    """For an output of ``height`` x ``width``."""
+    most = Tile(rows=4 // stride, width=8 if size == 7 else 16, chans=64, warps=8)
+    return _tile(most, chans, height, width, values_per_thread={3: 8, 5: 4, 7: 2}[size])
+
+
+def backward_tile(chans: int, height: int, width: int, size: int, stride: int) -> Tile:
+    """For an input of ``height`` x ``width`` cells. A thread has k^2 sums for each value."""
+    rows, columns, values = (2, 4, 1) if size == 7 else (4, 8, 2)
+    most = Tile(rows // stride, columns, chans=64, warps=8)
+    return _tile(most, chans, height, width, values_per_thread=values)
+
+
+def _tile(most: Tile, chans: int, height: int, width: int, values_per_thread: int) -> Tile:
+    """As large as ``most`` allows and the shape fills; more values a thread need more registers."""
+    chans = _block(chans, least=16, most=most.chans)
+    width = _block(width, least=1, most=most.width)
+    warps = max(1, min(most.warps, chans * width // (32 * values_per_thread)))
+    return Tile(_block(height, least=1, most=most.rows), width, chans, warps)
+
+
+def _block(length: int, least: int, most: int) -> int:
+    """Largest power of two that covers ``length`` with a quarter to spare, or else the tightest."""
+    blocks = [2**n for n in range(least.bit_length() - 1, most.bit_length())]
+    spare = {block: _ceil_div(length, block) * block / length for block in blocks}
+    fitting = [block for block in blocks if spare[block] <= 1.25]
+    return max(fitting) if fitting else min(blocks, key=lambda block: (spare[block], -block))
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _output_size(x: Tensor, size: int, stride: int, padding: int) -> tuple[int, int]:
+    height, width = ((n + 2 * padding - size) // stride + 1 for n in x.shape[2:])
+    return height, width
+
+
+def _empty_nhwc(x: Tensor, height: int, width: int) -> Tensor:
+    shape = (x.shape[0], x.shape[1], height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """``(k * k, C)`` float32: a tap's weights of neighbouring channels side by side."""
+    taps = weight.detach().flatten(1).t()  # and then one copy, by whichever call it needs
+    return taps.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+
+
+def _float32(prologue: Prologue | None) -> tuple[Tensor | None, Tensor | None]:
+    if prologue is None:
+        return None, None
+    if prologue.act not in ACTIVATIONS:
+        raise ValueError(f"activation {prologue.act!r}; choices: {', '.join(ACTIVATIONS)}")
+    return (
+        prologue.scale.detach().float().contiguous(),
+        prologue.shift.detach().float().contiguous(),
+    )
+
+
+def _interpreted() -> bool:
+    """Triton decides as it decorates a kernel, not as it runs one."""
+    return triton is not None and not isinstance(_forward_kernel, triton.JITFunction)
+
+
+def _jit(*sizes: str) -> Callable[[Callable[..., Any]], Any]:
+    """``triton.jit``, if there is Triton; one compilation serves all values of ``sizes``."""
+    if triton is None:
+        return lambda kernel: kernel
+    return triton.jit(do_not_specialize=list(sizes))
+
+
+def _constant(function: Callable[..., int]) -> Any:
+    """Called in a kernel, ``function`` is computed as the kernel is compiled."""
+    return function if triton is None else triton.constexpr_function(function)
+
+
+@_jit()
+@no_type_check
+def _activate(t, ACT: tl.constexpr):
+    """Comparisons are written such that a NaN stays one."""
+    if ACT == "relu":
+        t = tl.where(t <= 0.0, 0.0, t)
+    elif ACT == "relu6":
+        t = tl.where(t <= 0.0, 0.0, tl.where(t >= 6.0, 6.0, t))
+    elif ACT == "hard_swish":
+        t = tl.where(t <= -3.0, 0.0, tl.where(t >= 3.0, t, t * (t + 3.0) * (1.0 / 6.0)))
+    elif ACT == "silu":
+        t = t / (1.0 + tl.exp(-t))
+    return t
+
+
+@_jit()
+@no_type_check
+def _slope(t, ACT: tl.constexpr):
+    """Derivative of ``_activate``; where there is none, PyTorch's choice."""
+    if ACT == "relu":
+        slope = tl.where(t <= 0.0, 0.0, 1.0)
+    elif ACT == "relu6":
+        slope = tl.where(t <= 0.0, 0.0, tl.where(t >= 6.0, 0.0, 1.0))
+    elif ACT == "hard_swish":
+        slope = tl.where(t <= -3.0, 0.0, tl.where(t >= 3.0, 1.0, t * (1.0 / 3.0) + 0.5))
+    elif ACT == "silu":
+        sigmoid = 1.0 / (1.0 + tl.exp(-t))
+        slope = sigmoid * (1.0 + t * (1.0 - sigmoid))
+    else:
+        slope = tl.full(t.shape, 1.0, tl.float32)
+    return slope
+
+
+@_constant
+@no_type_check
+def _tap(pixel, q, d, size, stride, base):
+    """Tap by which a pixel of a tile meets the gradient at row q and column d, or -1.
+
+    Output o reads the input at ``stride * o + tap - padding``.
+    """
+    row = pixel // stride + base - stride * q
+    column = pixel % stride + base - stride * d
+    return row * size + column if 0 <= row < size and 0 <= column < size else -1
+
+
+@_constant
+@no_type_check
+def _pixel(tap, q, d, size, stride, base, rows):
+    """Pixel of a tile that meets the gradient at row q and column d by a tap, or -1."""
+    row = tap // size - base + stride * q
+    column = tap % size - base + stride * d
+    inside = 0 <= row < rows * stride and 0 <= column < stride
+    return row * stride + column if inside else -1
+
+
+# In the kernels: q counts rows and d columns of what is read, r rows of the tile, p its pixels,
+# t the filter's taps, i its rows and j its columns. A row outside the image has no columns.
+# Weights, scale and shift are loaded for a whole tile: all threads need them in the layout of the
+# data, and a load that hits the cache is cheaper than an exchange between threads.
+
+
+@_jit("height", "width", "chan_vectors", "out_height", "out_width", "tiles_h", "tiles_w")
+@no_type_check
+def _forward_kernel(
+    x,
+    weight,
+    scale,
+    shift,
+    y,
+    height,
+    width,
+    chan_vectors,
+    out_height,
+    out_width,
+    tiles_h,
+    tiles_w,
+    SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ACT: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHANS: tl.constexpr,
+):
+    chans = chan_vectors * VECTOR  # so that the compiler knows a divisor, and loads vectors
+    blocks = (chans + CHANS - 1) // CHANS
+    c = (tl.program_id(0) % blocks * CHANS + tl.arange(0, CHANS))[None, :]
+    tile = tl.program_id(0) // blocks
+    column = (tile % tiles_w * WIDTH + tl.arange(0, WIDTH))[:, None]
+    tile = tile // tiles_w
+    row = tile % tiles_h * ROWS
+    image = (tile // tiles_h).to(tl.int64)
+    x += image * height * width * chans
+    y += image * out_height * out_width * chans
+    c_inside = c < chans
+    c_tile = c + tl.full((WIDTH, CHANS), 0, tl.int32)
+
+    if ACT is not None:
+        a = tl.load(scale + c_tile, c_inside, 0.0)
+        b = tl.load(shift + c_tile, c_inside, 0.0)
+    sums = (tl.full((WIDTH, CHANS), 0, tl.float32),) * ROWS
+    for j in tl.static_range(SIZE):
+        taps = ()
+        for i in tl.static_range(SIZE):
+            taps = taps + (tl.load(weight + (i * SIZE + j) * chans + c_tile, c_inside, 0.0),)
+        w = column * STRIDE + (j - PADDING)
+        inside = (w >= 0) & c_inside
+        at = w * chans + c
+        for q in tl.static_range(STRIDE * (ROWS - 1) + SIZE):
+            h = row * STRIDE + (q - PADDING)
+            ok = inside & (w < tl.where((h >= 0) & (h < height), width, 0))
+            value = tl.load(x + h * width * chans + at, ok, 0.0).to(tl.float32)
+            if ACT is not None:
+                value = tl.where(ok, _activate(value * a + b, ACT), 0.0)
+            new = ()
+            for r in tl.static_range(ROWS):
+                if q - STRIDE * r >= 0 and q - STRIDE * r < SIZE:
+                    new = new + (sums[r] + value * taps[q - STRIDE * r],)
+                else:
+                    new = new + (sums[r],)
+            sums = new
+
+    for r in tl.static_range(ROWS):
+        ok = (column < tl.where(row + r < out_height, out_width, 0)) & c_inside
+        at = (row + r) * out_width * chans + (column * chans + c)
+        tl.store(y + at, sums[r].to(y.dtype.element_ty), ok)
+
+
+@_jit("images", "height", "width", "chan_vectors", "out_height", "out_width", "tiles_h", "tiles_w")
+@no_type_check
+def _backward_kernel(
+    grad,
+    x,
+    weight,
+    scale,
+    shift,
+    grad_x,
+    partial,
+    images,
+    height,
+    width,
+    chan_vectors,
+    out_height,
+    out_width,
+    tiles_h,
+    tiles_w,
+    SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ACT: tl.constexpr,
+    NEED_X: tl.constexpr,
+    NEED_WEIGHT: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHANS: tl.constexpr,
+):
+    """A program walks over tiles of cells; its part of the weight's gradient is in registers."""
+    TAPS: tl.constexpr = SIZE * SIZE
+    PIXELS: tl.constexpr = ROWS * STRIDE * STRIDE
+    # Gradient rows and columns from FIRST on, seen from the tile's first cell, touch the tile.
+    FIRST: tl.constexpr = -((SIZE - 1 - PADDING) // STRIDE)
+    BASE: tl.constexpr = PADDING - STRIDE * FIRST
+    GRAD_ROWS: tl.constexpr = (ROWS * STRIDE - 1 + BASE) // STRIDE + 1
+    GRAD_COLUMNS: tl.constexpr = (STRIDE - 1 + BASE) // STRIDE + 1
+    LINES: tl.constexpr = (TAPS if NEED_WEIGHT else 0) + (2 if NEED_X and ACT is not None else 0)
+
+    chans = chan_vectors * VECTOR
+    blocks = (chans + CHANS - 1) // CHANS
+    program = tl.program_id(0) // blocks
+    programs = tl.num_programs(0) // blocks
+    c_line = tl.program_id(0) % blocks * CHANS + tl.arange(0, CHANS)
+    c = c_line[None, :]
+    c_inside = c < chans
+    c_tile = c + tl.full((WIDTH, CHANS), 0, tl.int32)
+
+    zero = tl.full((WIDTH, CHANS), 0, tl.float32)
+    weight_sums = (zero,) * TAPS
+    scale_sum = zero
+    shift_sum = zero
+    if ACT is not None:
+        a = tl.load(scale + c_tile, c_inside, 0.0)
+        b = tl.load(shift + c_tile, c_inside, 0.0)
+
+    for index in range(program, images * tiles_h * tiles_w, programs):
+        cell_column = (index % tiles_w * WIDTH + tl.arange(0, WIDTH))[:, None]
+        cell_row = index // tiles_w % tiles_h * ROWS
+        image = (index // (tiles_w * tiles_h)).to(tl.int64)
+        x_image = x + image * height * width * chans
+        grad_image = grad + image * out_height * out_width * chans
+
+        pixels = ()
+        inputs = ()  # of the convolution
+        for p in tl.static_range(PIXELS):
+            h = cell_row * STRIDE + p // STRIDE
+            w = cell_column * STRIDE + p % STRIDE
+            ok = (w < tl.where(h < height, width, 0)) & c_inside
+            pixel = tl.load(x_image + h * width * chans + (w * chans + c), ok, 0.0).to(tl.float32)
+            pixels = pixels + (pixel,)
+            if ACT is not None:
+                pixel = tl.where(ok, _activate(pixel * a + b, ACT), 0.0)
+            inputs = inputs + (pixel,)
+
+        taps = ()
+        for t in tl.static_range(TAPS):
+            taps = taps + (tl.load(weight + t * chans + c_tile, c_inside, 0.0),)
+        input_grads = (zero,) * PIXELS
+        for d in tl.static_range(GRAD_COLUMNS):
+            w = cell_column + (d + FIRST)
+            inside = (w >= 0) & c_inside
+            at = w * chans + c
+            for q in tl.static_range(GRAD_ROWS):
+                h = cell_row + (q + FIRST)
+                ok = inside & (w < tl.where((h >= 0) & (h < out_height), out_width, 0))
+                g = tl.load(grad_image + h * out_width * chans + at, ok, 0.0).to(tl.float32)
+                if NEED_X:
+                    new = ()
+                    for p in tl.static_range(PIXELS):
+                        if _tap(p, q, d, SIZE, STRIDE, BASE) >= 0:
+                            new = new + (
+                                input_grads[p] + g * taps[_tap(p, q, d, SIZE, STRIDE, BASE)],
+                            )
+                        else:
+                            new = new + (input_grads[p],)
+                    input_grads = new
+                if NEED_WEIGHT:
+                    new = ()
+                    for t in tl.static_range(TAPS):
+                        if _pixel(t, q, d, SIZE, STRIDE, BASE, ROWS) >= 0:
+                            new = new + (
+                                weight_sums[t]
+                                + g * inputs[_pixel(t, q, d, SIZE, STRIDE, BASE, ROWS)],
+                            )
+                        else:
+                            new = new + (weight_sums[t],)
+                    weight_sums = new
+
+        if NEED_X:
+            grad_x_image = grad_x + image * height * width * chans
+            for p in tl.static_range(PIXELS):
+                h = cell_row * STRIDE + p // STRIDE
+                w = cell_column * STRIDE + p % STRIDE
+                ok = (w < tl.where(h < height, width, 0)) & c_inside
+                g = input_grads[p]
+                if ACT is not None:
+                    g = tl.where(ok, g, 0.0)  # a tile reaches beyond the image, into the padding
+                    g = g * _slope(pixels[p] * a + b, ACT)
+                    scale_sum += g * pixels[p]
+                    shift_sum += g
+                    g = g * a
+                at = h * width * chans + (w * chans + c)
+                tl.store(grad_x_image + at, g.to(grad_x.dtype.element_ty), ok)
+
+    partial += program * LINES * chans + c_line
+    ok = c_line < chans
+    if NEED_WEIGHT:
+        for t in tl.static_range(TAPS):
+            tl.store(partial + t * chans, tl.sum(weight_sums[t], 0), ok)
+    if NEED_X and ACT is not None:
+        tl.store(partial + (LINES - 2) * chans, tl.sum(scale_sum, 0), ok)
+        tl.store(partial + (LINES - 1) * chans, tl.sum(shift_sum, 0), ok)
+
+
+SUM_PROGRAMS, SUM_CHANS = 256, 16
+
+
+@_jit("programs", "chans")
+@no_type_check
+def _sum_kernel(
+    partial,
+    grad_weight,
+    grad_prologue,
+    programs,
+    chans,
+    TAPS: tl.constexpr,
+    SUMS: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    CHANS: tl.constexpr,
+):
+    """Adds the partial sums of a tap (or of scale, or shift) over all programs."""
+    line = tl.program_id(0)
+    c = tl.program_id(1) * CHANS + tl.arange(0, CHANS)
+    total = tl.full((PROGRAMS, CHANS), 0, tl.float32)
+    for first in range(0, programs, PROGRAMS):
+        program = (first + tl.arange(0, PROGRAMS))[:, None]
+        at = (program * (TAPS + SUMS) + line) * chans + c[None, :]
+        total += tl.load(partial + at, (program < programs) & (c < chans)[None, :], 0.0)
+    total = tl.sum(total, 0)
+    if line < TAPS:
+        at = c * TAPS + line
+        tl.store(grad_weight + at, total.to(grad_weight.dtype.element_ty), c < chans)
+    else:
+        tl.store(grad_prologue + (line - TAPS) * chans + c, total, c < chans)
