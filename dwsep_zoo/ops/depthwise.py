@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from dwsep_zoo.ops import cpu
+from dwsep_zoo.ops import cpu, cuda
 
 
 def depthwise_conv2d(
@@ -34,22 +34,22 @@ def depthwise_conv2d(
         ``(N, C * depth_multiplier, H', W')``; equal to ``conv2d(..., groups=C)``, and so are its
         gradients, up to rounding.
     """
-    if _has_a_gradient_on_the_cpu(x, weight):
-        dtype = _autocast_dtype(x)
-        if cpu.slow_input_grad(dtype, stride) or cpu.slow_weight_grad(weight.shape[-1]):
-            y = _depthwise_conv2d(x.to(dtype), weight.to(dtype), stride, padding)
-            return y if bias is None else y + bias.to(dtype)[:, None, None]
+    dtype = _autocast_dtype(x)
+    if _is_worth_an_operator(x, weight, dtype, stride):
+        # The weight stays as it is: its gradient is then not rounded on its way.
+        y = _depthwise_conv2d(x.to(dtype), weight, stride, padding)
+        return y if bias is None else y + bias.to(dtype)[:, None, None]
     return F.conv2d(x, weight, bias, stride, padding, 1, x.shape[1])
 
 
-def _has_a_gradient_on_the_cpu(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()
-    )
+def _is_worth_an_operator(x: Tensor, weight: Tensor, dtype: torch.dtype, stride: int) -> bool:
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    if x.device.type == "cuda":
+        return True
+    has_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    slow = cpu.slow_input_grad(dtype, stride) or cpu.slow_weight_grad(weight.shape[-1])
+    return x.device.type == "cpu" and has_gradient and slow
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:
@@ -61,12 +61,14 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
 
 @torch.library.custom_op("dwsep::depthwise_conv2d", mutates_args=())
 def _depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
+    if x.is_cuda:
+        return cuda.forward(x, weight, stride, padding)
+    return F.conv2d(x, weight.to(x.dtype), None, stride, padding, 1, x.shape[1])
 
 
 @_depthwise_conv2d.register_fake
 def _(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
+    return F.conv2d(x, weight.to(x.dtype), None, stride, padding, 1, x.shape[1])
 
 
 @torch.library.custom_op("dwsep::depthwise_conv2d_backward", mutates_args=())
@@ -75,9 +77,17 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of input and weight; where ``mask`` says no, an empty tensor."""
     need_x, need_weight = mask
+    grad_x: Tensor | None
+    grad_weight: Tensor | None
+    if x.is_cuda:
+        grad_x, grad_weight = cuda.backward(grad, x, weight, stride, padding, (need_x, need_weight))
+    else:
+        narrow = weight.to(x.dtype)
+        grad_x = cpu.input_grad(grad, x, narrow, stride, padding) if need_x else None
+        grad_weight = cpu.weight_grad(grad, x, narrow, stride, padding) if need_weight else None
     return (
-        cpu.input_grad(grad, x, weight, stride, padding) if need_x else x.new_empty(0),
-        cpu.weight_grad(grad, x, weight, stride, padding) if need_weight else x.new_empty(0),
+        x.new_empty(0) if grad_x is None else grad_x,
+        x.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype),
     )
 
 
