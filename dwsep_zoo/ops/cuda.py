@@ -52,11 +52,7 @@ def backward(
         OWN: partial(_aten_backward, grad, x, weight, stride, padding, mask)
     }
     if _ours(x, weight, stride, padding):
-        from dwsep_zoo.ops import triton_depthwise
-
-        ways["triton"] = lambda: triton_depthwise.backward(grad, x, weight, stride, padding, mask)[
-            :2
-        ]
+        ways["triton"] = partial(_triton_backward, grad, x, weight, stride, padding, mask)
     return fastest(("backward", *mask, *_shape(x, weight, stride, padding)), ways)
 
 
