@@ -74,6 +74,7 @@ def detours() -> list[Detour]:
     return [
         _input_grad(3, torch.bfloat16),
         _input_grad(5, torch.bfloat16),
+        _weight_grad(3, torch.bfloat16, pixels=2),
         _weight_grad(5, torch.float32),
         _weight_grad(5, torch.bfloat16),
         _weight_grad(7, torch.bfloat16),
@@ -110,7 +111,7 @@ def doctor() -> list[RenderableType]:
     found = Table(
         title="depthwise gradients on the CPU: PyTorch's own way against ours",
         caption="gain: PyTorch's time over ours, median [99 % interval]; of a layer of 128 "
-        "channels, 28 x 28 pixels, 16 images",
+        "channels, 28 x 28 pixels unless said, 16 images",
         caption_justify="left",
     )
     found.add_column("gradient")
@@ -133,15 +134,23 @@ def _bf16() -> str:
     return "fast (AVX-512)" if torch.cpu._is_avx512_bf16_supported() else "slower than float32 here"
 
 
-def _operands(kernel: int, stride: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _operands(
+    kernel: int, stride: int, dtype: torch.dtype, pixels: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(kernel)
-    chans, size = SHAPE[1], SHAPE[2] // stride
+    images, chans, *_ = SHAPE
+    pixels = pixels or SHAPE[2]
+    size = pixels // stride
 
     def draw(*shape: int) -> Tensor:
         values = torch.randn(*shape, generator=generator).to(dtype)
         return values.to(memory_format=torch.channels_last)
 
-    return draw(SHAPE[0], chans, size, size), draw(*SHAPE), draw(chans, 1, kernel, kernel)
+    return (
+        draw(images, chans, size, size),
+        draw(images, chans, pixels, pixels),
+        draw(chans, 1, kernel, kernel),
+    )
 
 
 def _input_grad(kernel: int, dtype: torch.dtype) -> Detour:
@@ -156,12 +165,13 @@ def _input_grad(kernel: int, dtype: torch.dtype) -> Detour:
     )
 
 
-def _weight_grad(kernel: int, dtype: torch.dtype) -> Detour:
-    grad, x, weight = _operands(kernel, 1, dtype)
+def _weight_grad(kernel: int, dtype: torch.dtype, pixels: int | None = None) -> Detour:
+    grad, x, weight = _operands(kernel, 1, dtype, pixels)
     pad = kernel // 2
     own = partial(cpu.aten_backward, stride=1, padding=(pad, pad), mask=(False, True))
     return Detour(
-        f"weight, {kernel} x {kernel}, stride 1, {_short(dtype)}",
+        f"weight, {kernel} x {kernel}, stride 1, {_short(dtype)}"
+        + (f", {pixels} x {pixels} pixels" if pixels else ""),
         lambda: own(grad, x, weight)[1],
         lambda: cpu.weight_grad(grad, x, weight, 1, pad),
         own(grad.double(), x.double(), weight.double())[1],

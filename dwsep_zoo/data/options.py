@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dwsep_zoo.errors import UserError, choose
 
-__all__ = ["at_least", "check_keys", "choose", "open_fraction"]
+__all__ = ["at_least", "check_keys", "check_range", "choose", "open_fraction"]
 
 
 def at_least(key: str, value: Any, minimum: int) -> int:
@@ -30,6 +30,16 @@ def open_fraction(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise UserError(f"{key} must be greater than 0 and less than 1; got {value!r}")
     return float(value)
+
+
+def check_range(key: str, pair: Sequence[Any], largest: float) -> None:
+    """Raises UserError unless ``pair`` is two numbers in order, above 0 and at most ``largest``."""
+    numbers = all(isinstance(value, (int, float)) for value in pair)
+    if len(pair) != 2 or not numbers or not 0 < pair[0] <= pair[1] <= largest:
+        bound = "" if largest == float("inf") else f" and at most {largest:g}"
+        raise UserError(
+            f"{key} must be two numbers, the smaller first, above 0{bound}; got {list(pair)}"
+        )
 
 
 def check_keys(group: str, options: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Image files: finding them, decoding them once into memory, reading them batch by batch."""
+"""Image files: finding them, decoding all of them once, reading them batch by batch."""
 
 from __future__ import annotations
 
 import os
 import random
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from dwsep_zoo.data.loader import BatchKey, derived_seed
-from dwsep_zoo.data.options import choose
+from dwsep_zoo.data.options import check_range, choose
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-CHUNK = 256
+CHUNK = 32
 
 Transform = Callable[[Image.Image], Tensor]
 """RGB picture -> (C, H, W) uint8."""
@@ -51,14 +53,8 @@ class ResizedCrop:
 
     def check(self) -> None:
         """Raises UserError for values that timm cannot take."""
-        for key, largest in (("scale", 1.0), ("ratio", float("inf"))):
-            pair = getattr(self, key)
-            numbers = all(isinstance(value, (int, float)) for value in pair)
-            if len(pair) != 2 or not numbers or not 0 < pair[0] <= pair[1] <= largest:
-                raise UserError(
-                    f"data.augment.{key} must be two numbers, the smaller first, above 0"
-                    f"{' and at most 1' if largest == 1 else ''}; got {list(pair)}"
-                )
+        check_range("data.augment.scale", self.scale, largest=1.0)
+        check_range("data.augment.ratio", self.ratio, largest=float("inf"))
         try:
             self.transform(32, "bilinear")
         except (AssertionError, KeyError, ValueError, TypeError) as error:
@@ -143,36 +139,62 @@ def decode(
     Raises:
         UserError: naming the path of a picture that cannot be read.
     """
-    transform = eval_transform(image_size, interpolation, crop_pct=1.0)
     names = [name for images in splits for name in images.names]
     pixels = torch.empty((len(names), image_size, image_size, 3), dtype=torch.uint8)
-
-    def fill(first: int) -> int:
-        chunk = names[first : first + CHUNK]
-        for i, name in enumerate(chunk, first):
-            picture = read_picture(root / name)
-            if picture.size == (image_size, image_size):
-                pixels[i] = torch.from_numpy(np.array(picture))
-            else:
-                pixels[i] = transform(picture).permute(1, 2, 0)
-        return len(chunk)
-
-    with (
-        _no_warnings(),
-        progress(f"decoding {len(names)} pictures", len(names)) as advance,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        try:
-            for count in pool.map(fill, range(0, len(names), CHUNK)):
-                advance(count)
-        except UserError:
-            pool.shutdown(cancel_futures=True)
-            raise
+    done = 0
+    for chunk in decoded(root, names, image_size, interpolation):
+        pixels[done : done + len(chunk)] = chunk
+        done += len(chunk)
     parts = pixels.split([len(images) for images in splits])
     return [
         Images(images.names, images.labels, part)
         for images, part in zip(splits, parts, strict=True)
     ]
+
+
+def decoded(root: Path, names: Sequence[str], size: int, interpolation: str) -> Iterator[Tensor]:
+    """The pictures in order, some at a time: (n, size, size, 3) uint8.
+
+    All cores decode, a few chunks ahead. The shorter side is resized to ``size`` and the middle is
+    cut out; a picture that has this size keeps its pixels.
+
+    Raises:
+        UserError: naming the path of a picture that cannot be read.
+    """
+    transform = eval_transform(size, interpolation, crop_pct=1.0)
+
+    def read(first: int) -> Tensor:
+        chunk = names[first : first + CHUNK]
+        pixels = torch.empty((len(chunk), size, size, 3), dtype=torch.uint8)
+        for i, name in enumerate(chunk):
+            picture = read_picture(root / name)
+            if picture.size == (size, size):
+                pixels[i] = torch.from_numpy(np.array(picture))
+            else:
+                pixels[i] = transform(picture).permute(1, 2, 0)
+        return pixels
+
+    threads = os.cpu_count() or 1
+    with (
+        _no_warnings(),
+        progress(f"decoding {len(names)} pictures", len(names)) as advance,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        chunks = (pool.submit(read, first) for first in range(0, len(names), CHUNK))
+        ahead = deque(islice(chunks, 2 * threads))
+        try:
+            while ahead:
+                pixels = ahead.popleft().result()
+                ahead.extend(islice(chunks, 1))
+                yield pixels
+                advance(len(pixels))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def file_sizes(root: Path, images: Images) -> np.ndarray:
+    """(n,) int64: the bytes of each file."""
+    return np.array([(root / name).stat().st_size for name in images.names], dtype=np.int64)
 
 
 class FileReader:

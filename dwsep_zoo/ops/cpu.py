@@ -1,14 +1,17 @@
-"""Gradients of the depthwise convolution on the CPU, around two slow paths of PyTorch.
+"""Gradients of the depthwise convolution on the CPU, around the slow paths of PyTorch.
 
-PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails twice for depthwise ones:
+PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails in some cases:
 
 * input gradient, bfloat16, stride > 1: a matrix-multiply kernel meant for dense convolutions takes
   the job and pads every channel to a 16 x 2 block. In float32 the same gradient is many times
   faster.
-* weight gradient, kernel wider than 3: there is no depthwise kernel, in float32 or bfloat16. The
-  kernel's columns are independent, so the gradient is computed in groups of at most 3 columns.
+* weight gradient: the depthwise kernel takes no kernels wider than 3, none higher than the image
+  (with a stride: than the image less a row), none 7 high with a stride, and no single columns with
+  a stride. What takes the job instead is 4 to 80 times slower, in float32 or bfloat16. But every
+  tap's gradient is independent of the others': they are computed in tiles of taps that the fast
+  kernel takes, on an image whose zeros are in memory.
 
-The forward pass is fast in all cases. ``dwsep doctor`` times both detours against PyTorch's way.
+The forward pass is fast in all cases. ``dwsep doctor`` times the detours against PyTorch's way.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_FAST_WIDTH = 3
+MAX_FAST = 3  # taps in a row; and in a column, where the whole column is not fast
 
 
 def slow_input_grad(dtype: torch.dtype, stride: int) -> bool:
@@ -25,9 +28,12 @@ def slow_input_grad(dtype: torch.dtype, stride: int) -> bool:
     return dtype is torch.bfloat16 and stride > 1
 
 
-def slow_weight_grad(kernel_width: int) -> bool:
-    """Whether oneDNN's own weight gradient is the slow one."""
-    return kernel_width > MAX_FAST_WIDTH
+def slow_weight_grad(dtype: torch.dtype, height: int, kernel_size: int, stride: int) -> bool:
+    """Whether oneDNN's own weight gradient is the slow one, for images of so many rows."""
+    if kernel_size > 5 and stride > 1 and dtype is not torch.bfloat16:
+        return False  # slow, but nine tiles are slower
+    too_low = height < kernel_size + (stride > 1)
+    return kernel_size > MAX_FAST or (kernel_size > 1 and too_low)
 
 
 def aten_backward(
@@ -67,14 +73,24 @@ def input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: in
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """``(C * depth_multiplier, 1, k, k)``."""
-    width = weight.shape[-1]
-    if not slow_weight_grad(width):
+    size = weight.shape[-1]
+    if not slow_weight_grad(x.dtype, x.shape[2], size, stride):
         return aten_backward(grad, x, weight, stride, (padding, padding), (False, True))[1]
-    x = F.pad(x, (padding, padding))  # columns only; the rows are padded by the convolution
-    span = (grad.shape[-1] - 1) * stride  # from the first to the last window position
-    parts = []
-    for first in range(0, width, MAX_FAST_WIDTH):
-        columns = weight[..., first : first + MAX_FAST_WIDTH]
-        window = x[..., first : first + span + columns.shape[-1]]
-        parts.append(aten_backward(grad, window, columns, stride, (padding, 0), (False, True))[1])
-    return torch.cat(parts, dim=-1)
+    x = F.pad(x, (padding,) * 4)
+    # From the first to the last position of a tap.
+    down, right = ((n - 1) * stride for n in grad.shape[2:])
+    whole_columns = stride == 1 or size <= 5
+    result = torch.empty_like(weight)
+    for top, rows in [(0, size)] if whole_columns else _tiles(size):
+        for left, columns in _tiles(size):
+            taps = weight[..., top : top + rows, left : left + columns]
+            window = x[..., top : top + down + rows, left : left + right + columns]
+            part = aten_backward(grad, window, taps, stride, (0, 0), (False, True))[1]
+            result[..., top : top + rows, left : left + columns] = part
+    return result
+
+
+def _tiles(size: int) -> list[tuple[int, int]]:
+    """First tap and number of taps, all as long as is fast; the last one overlaps."""
+    starts = [*range(0, size - MAX_FAST, MAX_FAST), max(size - MAX_FAST, 0)]
+    return [(start, min(MAX_FAST, size)) for start in starts]

@@ -48,7 +48,9 @@ def _is_worth_an_operator(x: Tensor, weight: Tensor, dtype: torch.dtype, stride:
     if x.device.type == "cuda":
         return True
     has_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    slow = cpu.slow_input_grad(dtype, stride) or cpu.slow_weight_grad(weight.shape[-1])
+    slow = cpu.slow_input_grad(dtype, stride) or cpu.slow_weight_grad(
+        dtype, x.shape[2], weight.shape[-1], stride
+    )
     return x.device.type == "cpu" and has_gradient and slow
 
 

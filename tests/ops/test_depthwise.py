@@ -13,7 +13,7 @@ CASES = [
     (kernel_size, stride, size, multiplier)
     for kernel_size in (1, 3, 5, 7)
     for stride in (1, 2)
-    for size, multiplier in (((9, 12), 1), ((8, 7), 2))
+    for size, multiplier in (((9, 12), 1), ((8, 7), 2), ((1, 1), 1), ((2, 3), 1), ((3, 2), 2))
 ]
 
 
@@ -47,8 +47,15 @@ def test_the_rule_takes_the_detour_where_onednn_is_slow():
     assert slow_input_grad(torch.bfloat16, 2)
     assert not slow_input_grad(torch.bfloat16, 1)
     assert not slow_input_grad(torch.float32, 2)
-    assert slow_weight_grad(5)
-    assert not slow_weight_grad(3)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert slow_weight_grad(dtype, 14, 5, 1)
+        assert not slow_weight_grad(dtype, 3, 3, 1)
+        assert slow_weight_grad(dtype, 2, 3, 1)
+        assert not slow_weight_grad(dtype, 4, 3, 2)
+        assert slow_weight_grad(dtype, 3, 3, 2)
+        assert not slow_weight_grad(dtype, 1, 1, 1)
+    assert slow_weight_grad(torch.bfloat16, 14, 7, 2)
+    assert not slow_weight_grad(torch.float32, 14, 7, 2)
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 1)])
