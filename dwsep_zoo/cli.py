@@ -110,6 +110,7 @@ def profile(arguments: list[str]) -> None:
     from rich.console import Console
 
     from dwsep_zoo.analysis.profile import cost_table, latency_table, plan_profile
+    from dwsep_zoo.ops.cuda import fallbacks
 
     arguments = ["roofline=true" if word == "--roofline" else word for word in arguments]
     words, options = _read(
@@ -144,6 +145,8 @@ def profile(arguments: list[str]) -> None:
     console.print(cost_table(plan))
     with Console(stderr=True).status("") as status:
         console.print(latency_table(plan, lambda what: status.update(f"measuring {what}")))
+    for reason, times in fallbacks.items():
+        console.print(f"PyTorch's depthwise kernel was used {times:,} times: {reason}")
     if roofline:
         import matplotlib
 

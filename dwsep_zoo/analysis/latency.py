@@ -27,6 +27,7 @@ from dwsep_zoo.errors import UserError
 BLOCK_S = 0.02  # a network's time before it is another one's turn
 LEAD_IN_S = 0.2  # shorter runs are preceded by one that is not counted and fills the caches
 BATCHES = 12  # of turns, for the interval
+COMPARE_S = 3.0
 WARM_S, WARM_MAX_S = 0.1, 1.0
 WARM = 0.03  # change from one warm-up block to the next below which a network is warm
 DRIFT = 0.05  # change of the median from the first half of the turns to the second
@@ -109,7 +110,11 @@ def measure_latencies(
 def compare_latency(
     a: nn.Module, b: nn.Module, input_size: Sequence[int] = (3, 224, 224), **conditions: Any
 ) -> LatencyComparison:
-    """How much slower or faster ``b`` is than ``a``; arguments as in :func:`time_models`."""
+    """How much slower or faster ``b`` is than ``a``; arguments as in :func:`time_models`.
+
+    A verdict takes longer than a figure: by default three seconds for each.
+    """
+    conditions = {"min_run_time": COMPARE_S, **conditions}
     timings = time_models({"a": a, "b": b}, input_size, **conditions)
     return compare_turns(timings["a"].turns, timings["b"].turns)
 
