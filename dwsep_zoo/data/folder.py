@@ -102,7 +102,7 @@ class Folder:
 
 def create_folder(*, data_dir: str, root: str | None = None, **options: Any) -> ImageData:
     """``data=folder data.root=...``, with the options of :class:`ImageData`."""
-    return ImageData("folder", Folder(_given("folder", root)), **options)
+    return ImageData("folder", Folder(_given("folder", root)), data_dir=data_dir, **options)
 
 
 def create_imagenet(
@@ -116,7 +116,12 @@ def create_imagenet(
     """``data=imagenet data.root=...``, a folder of wnids: as ``folder``, with other defaults."""
     source = Folder(_given("imagenet", root))
     return ImageData(
-        "imagenet", source, image_size=image_size, val_fraction=val_fraction, **options
+        "imagenet",
+        source,
+        image_size=image_size,
+        val_fraction=val_fraction,
+        data_dir=data_dir,
+        **options,
     )
 
 

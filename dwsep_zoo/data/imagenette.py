@@ -79,4 +79,11 @@ def create_imagenette(
     source = Imagenette(
         Path(root or data_dir).expanduser(), url, choose(str(size), SIZES, "data.size")
     )
-    return ImageData("imagenette", source, batch_size=batch_size, image_size=image_size, **options)
+    return ImageData(
+        "imagenette",
+        source,
+        batch_size=batch_size,
+        image_size=image_size,
+        data_dir=data_dir,
+        **options,
+    )

@@ -1,40 +1,49 @@
-"""Images that live in memory as uint8."""
+"""Images that live in memory, or in a memory map, as uint8."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dwsep_zoo.data.augment import DRAWS, DRAWS_BELOW
-from dwsep_zoo.data.loader import BatchKey, generator
+from dwsep_zoo.data.augment import BatchAugment, draw_batch
+from dwsep_zoo.data.loader import BatchKey
 from dwsep_zoo.data.splits import Images
 
 
 class MemoryReader:
-    """Batches of images in memory.
+    """Batches of images that are decoded.
 
     Args:
-        images: with their pixels.
-        draw: add the random integers that the augmentation of the batch needs. They are whole
-            numbers because a trainer of reduced precision rounds all others.
+        pixels: (n, H, W, C) uint8.
+        labels: of each image of the split.
+        augment: what draws the random integers that come with a batch; ``None``: none do.
+        positions: of each image of the split in ``pixels``; ``None``: the same.
     """
 
-    def __init__(self, images: Images, *, draw: bool):
-        assert images.pixels is not None
-        self.shape = images.pixels.shape[1:]
-        self.rows = images.pixels.flatten(1)
-        self.labels = torch.from_numpy(images.labels)
-        self.draw = draw
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: np.ndarray,
+        *,
+        augment: BatchAugment | None,
+        positions: Tensor | None = None,
+    ):
+        self.shape = pixels.shape[1:]
+        self.rows = pixels.flatten(1)
+        self.labels = torch.from_numpy(labels)
+        self.augment = augment
+        self.positions = positions
 
     def __getitem__(self, key: BatchKey) -> tuple[Tensor, ...]:
-        """(N, C, H, W) uint8 in channels_last, (N,) int64, and where drawn (N, DRAWS) int64."""
+        """(N, C, H, W) uint8 in channels_last, (N,) int64, and where drawn (N, k) int64."""
+        rows = key.indices if self.positions is None else self.positions[key.indices]
         # One copy of memory an image; indexing pixel by pixel takes twenty times as long.
-        images = self.rows.index_select(0, key.indices).view(-1, *self.shape).permute(0, 3, 1, 2)
+        images = self.rows.index_select(0, rows).view(-1, *self.shape).permute(0, 3, 1, 2)
         labels = self.labels[key.indices]
-        if not self.draw:
+        if self.augment is None:
             return images, labels
-        g = generator(key.seed, "draws", key.epoch, key.number, key.rank)
-        return images, labels, torch.randint(DRAWS_BELOW, (len(labels), DRAWS), generator=g)
+        return images, labels, draw_batch(self.augment, key, len(self.labels))
 
 
 def mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

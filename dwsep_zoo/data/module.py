@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
@@ -15,7 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dwsep_zoo.data.augment import CropFlip, normalise
+from dwsep_zoo.data.augment import (
+    ALTERNATE,
+    RESIZED_IN_BATCHES,
+    CachedCrop,
+    CropFlip,
+    middle,
+    normalise,
+)
+from dwsep_zoo.data.cache import Cache, open_cache
 from dwsep_zoo.data.loader import EpochBatches, EpochSampler, Loader, Reader
 from dwsep_zoo.data.memory import MemoryReader, mean_and_std
 from dwsep_zoo.data.options import at_least, check_keys, open_fraction
@@ -25,7 +35,9 @@ from dwsep_zoo.data.pictures import (
     check_interpolation,
     decode,
     eval_transform,
+    file_sizes,
     longest_side,
+    resized_side,
 )
 from dwsep_zoo.data.splits import Images, Labelled, Subset, make_splits
 from dwsep_zoo.errors import UserError
@@ -38,6 +50,9 @@ SMALL_PIXELS = 64
 SMALL_BYTES = 4 * 2**30
 """They are decoded into memory without being asked only if they take less than this."""
 LARGE_PIXELS = 224
+VERIFY = "verify"
+SIDES = ("cache_size", "image_size")
+"""Of CachedCrop, which ``data.augment`` does not set."""
 
 
 class Source(Protocol):
@@ -53,7 +68,8 @@ class Source(Protocol):
 class ImageData(L.LightningDataModule):
     """A data set, ready for training.
 
-    The loaders give ``(images, labels)`` as uint8, training from memory also random integers;
+    The loaders give ``(images, labels)`` as uint8, training from memory or a cache also random
+    integers;
     :meth:`on_after_batch_transfer` makes of it augmented, normalised float32 images in the
     channels_last memory format on the device, and labels.
 
@@ -80,11 +96,17 @@ class ImageData(L.LightningDataModule):
         test_fraction: the same for the test.
         split_seed: of the splits, apart from ``seed``: all runs of a comparison share them.
         subset: see :class:`Subset`.
-        augment: see :class:`CropFlip` (in memory) and :class:`ResizedCrop` (files).
+        augment: see :class:`CropFlip` (in memory), :class:`ResizedCrop` (files) and
+            :class:`CachedCrop` (cache).
         in_memory: decode files once, into memory; ``None``: if their own size is at most 64 pixels.
         num_workers: processes that decode files; ``None``: one a core, at most 16.
         interpolation: of resizing files.
         crop_pct: the part of the resized side of a file that evaluation looks at.
+        cache: decode files once, into a memory map below ``data_dir``, see
+            :mod:`dwsep_zoo.data.cache`; ``"verify"``: and read all of it to check it.
+        cache_size: side of the squares in the map; ``None``: that to which evaluation resizes,
+            so that it sees the same pixels as without a map.
+        data_dir: where the map lies, in the folder ``cache``.
 
     Raises:
         UserError: for values that cannot be used.
@@ -109,6 +131,9 @@ class ImageData(L.LightningDataModule):
         num_workers: int | None = None,
         interpolation: str = "bicubic",
         crop_pct: float = 0.875,
+        cache: bool | str = False,
+        cache_size: int | None = None,
+        data_dir: str = "data",
     ):
         super().__init__()
         self.name = name
@@ -136,6 +161,17 @@ class ImageData(L.LightningDataModule):
         if not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
             raise UserError(f"data.crop_pct must be greater than 0 and at most 1; got {crop_pct!r}")
         self.crop_pct = float(crop_pct)
+        if not isinstance(cache, bool) and cache != VERIFY:
+            raise UserError(f"data.cache must be true, false or verify; got {cache!r}")
+        if cache and in_memory:
+            raise UserError("data.cache and data.in_memory exclude each other")
+        if cache_size is not None:
+            at_least("data.cache_size", cache_size, 1)
+            if not cache:
+                raise UserError(f"data.cache_size={cache_size} has no effect without data.cache")
+        self.cache = cache
+        self.cache_size = cache_size
+        self.data_dir = Path(data_dir).expanduser()
         self.splits: dict[str, Images] = {}
 
     def prepare_data(self) -> None:
@@ -164,7 +200,10 @@ class ImageData(L.LightningDataModule):
         self.class_names = given.class_names
         self.num_classes = len(given.class_names)
         self.root = given.root
-        self.fingerprint = _fingerprint(self.class_names, splits, given)
+        sizes = {}
+        if given.root is not None:
+            sizes = {name: file_sizes(given.root, images) for name, images in splits.items()}
+        self.fingerprint = _fingerprint(self.class_names, splits, sizes)
         if len(splits["train"]) < self.batch_size:
             log.warning(
                 "data.batch_size=%d is lowered to the %d training images",
@@ -187,6 +226,8 @@ class ImageData(L.LightningDataModule):
         if not len(self.mean) == len(self.std) == self.in_chans:
             raise UserError(f"data.mean and data.std must have {self.in_chans} numbers")
         self.augment = self._make_augment()
+        if isinstance(self.augment, CachedCrop):
+            self.cached = self._open_cache(splits, sizes)
         self.splits = splits
 
     def describe(self) -> dict[str, Any]:
@@ -212,6 +253,7 @@ class ImageData(L.LightningDataModule):
             "splits": {name: len(images) for name, images in self.splits.items()},
             "fingerprint": self.fingerprint,
             "subset": subset,
+            "read_from": "memory" if self.in_memory else "cache" if self.cache else "files",
             "augment": json.loads(json.dumps(asdict(self.augment))),
         }
 
@@ -229,7 +271,7 @@ class ImageData(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return self._loader(images, sampler, training=True)
+        return self._loader("train", sampler, training=True)
 
     def val_dataloader(self) -> Loader:
         """Every validation image once, in order."""
@@ -244,12 +286,12 @@ class ImageData(L.LightningDataModule):
     ) -> tuple[Tensor, Tensor]:
         """Augment and normalise a batch on the device that it has come to."""
         images, labels, *draws = batch
-        if not draws:
-            return normalise(images, self.mean, self.std), labels
-        assert isinstance(self.augment, CropFlip)
-        images = self.augment.crop_flip(images, draws[0])
-        images = normalise(images, self.mean, self.std)
-        return self.augment.cut_out(images, draws[0]), labels
+        if draws:
+            assert not isinstance(self.augment, ResizedCrop)
+            return self.augment(images, draws[0], self.mean, self.std), labels
+        if isinstance(self.augment, CachedCrop):
+            images = middle(images, self._window(), self.image_size, self.interpolation)
+        return normalise(images, self.mean, self.std), labels
 
     def _place(self, splits: dict[str, Images]) -> dict[str, Images]:
         """Decide on the size of files and on whether they are decoded now."""
@@ -260,7 +302,7 @@ class ImageData(L.LightningDataModule):
             self.image_size = own_size if small else LARGE_PIXELS
         if self.in_memory is None:
             num_bytes = sum(len(images) for images in splits.values()) * 3 * self.image_size**2
-            self.in_memory = small and num_bytes <= SMALL_BYTES
+            self.in_memory = small and num_bytes <= SMALL_BYTES and not self.cache
         if not self.in_memory:
             return splits
         parts = list({id(part): part for part in splits.values()}.values())
@@ -270,23 +312,71 @@ class ImageData(L.LightningDataModule):
             for name, part in splits.items()
         }
 
-    def _make_augment(self) -> CropFlip | ResizedCrop:
-        kind: type[CropFlip] | type[ResizedCrop] = CropFlip if self.in_memory else ResizedCrop
-        known = [field.name for field in fields(kind)]
+    def _make_augment(self) -> CropFlip | ResizedCrop | CachedCrop:
+        options = self.augment_options
+        if self.in_memory:
+            self._check_known(CropFlip, "images in memory; set data.in_memory=false")
+            in_memory = CropFlip(**options)
+            in_memory.check(self.image_size)
+            return in_memory
+        if self.cache:
+            self._check_known(CachedCrop, "pictures in a cache; set data.cache=false")
+            if self.cache_size is None:
+                self.cache_size = resized_side(self.image_size, self.crop_pct)
+            cached = CachedCrop(self.cache_size, self.image_size, **options)
+            cached.check()
+            return cached
+        self._check_known(ResizedCrop, "images that are read from files; set data.in_memory=true")
+        if options.get("flip") == ALTERNATE:
+            raise UserError(
+                "data.augment.flip=alternate needs data.in_memory=true or data.cache=true; "
+                "for images that are read from files it is true or false"
+            )
+        files = ResizedCrop(**options)
+        files.check()
+        return files
+
+    def _check_known(self, kind: type, where: str) -> None:
+        known = [field.name for field in fields(kind) if field.name not in SIDES]
         for key in self.augment_options:
             if key not in known:
-                where = "images in memory" if self.in_memory else "images that are read from files"
                 raise UserError(
-                    f"data.augment.{key} has no effect on {where}; "
-                    f"set data.in_memory={str(not self.in_memory).lower()} or one of: "
-                    f"{', '.join(known)}"
+                    f"data.augment.{key} has no effect on {where} or one of: {', '.join(known)}"
                 )
-        augment = kind(**self.augment_options)
-        if isinstance(augment, CropFlip):
-            augment.check(self.image_size)
-        else:
-            augment.check()
-        return augment
+
+    def _open_cache(self, splits: dict[str, Images], sizes: dict[str, np.ndarray]) -> Cache:
+        assert self.root is not None
+        assert self.cache_size is not None
+        if self._window() != self.image_size and self.interpolation not in RESIZED_IN_BATCHES:
+            raise UserError(
+                f"data.interpolation={self.interpolation} does not resize batches; set "
+                f"data.cache_size={resized_side(self.image_size, self.crop_pct)}, with which "
+                f"nothing is resized, or one of: {', '.join(RESIZED_IN_BATCHES)}"
+            )
+        if self.cache_size > 2 * self.image_size:
+            log.warning(
+                "data.cache_size=%d is more than twice data.image_size=%d: "
+                "training pictures are reduced without anti-aliasing",
+                self.cache_size,
+                self.image_size,
+            )
+        place = json.dumps([str(self.root.absolute()), asdict(self.subset)])
+        key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        stem = f"{self.name}-{self.cache_size}-{self.interpolation}-{key}"
+        return open_cache(
+            self.data_dir / "cache" / f"{stem}.npy",
+            self.root,
+            splits,
+            sizes,
+            size=self.cache_size,
+            interpolation=self.interpolation,
+            verify=self.cache == VERIFY,
+        )
+
+    def _window(self) -> int:
+        """Side of the middle of a square in the map that evaluation looks at."""
+        assert self.cache_size is not None
+        return min(self.cache_size, math.ceil(self.cache_size * self.crop_pct - 1e-6))
 
     def _eval_loader(self, split: str) -> Loader:
         rank, world_size = self._process()
@@ -299,15 +389,21 @@ class ImageData(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return self._loader(images, sampler, training=False)
+        return self._loader(split, sampler, training=False)
 
-    def _loader(self, images: Images, sampler: EpochSampler, *, training: bool) -> Loader:
+    def _loader(self, split: str, sampler: EpochSampler, *, training: bool) -> Loader:
+        images = self.splits[split]
         batch_size = min(self.batch_size, len(sampler)) if training else self.batch_size
         batches = EpochBatches(sampler, batch_size, drop_last=training)
-        if self.in_memory:
-            return Loader(MemoryReader(images, draw=training), batches)
+        if not isinstance(self.augment, ResizedCrop):
+            augment = self.augment if training else None
+            if images.pixels is not None:
+                return Loader(MemoryReader(images.pixels, images.labels, augment=augment), batches)
+            pixels, positions = self.cached.pixels, self.cached.positions[split]
+            return Loader(
+                MemoryReader(pixels, images.labels, augment=augment, positions=positions), batches
+            )
         assert self.root is not None
-        assert isinstance(self.augment, ResizedCrop)
         if training:
             transform = self.augment.transform(self.image_size, self.interpolation)
         else:
@@ -328,8 +424,9 @@ class ImageData(L.LightningDataModule):
 def _augment_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     known = {field.name for kind in (CropFlip, ResizedCrop) for field in fields(kind)}
     values = check_keys("data.augment", options or {}, tuple(known))
-    if not isinstance(values.get("flip", True), bool):
-        raise UserError(f"data.augment.flip must be true or false; got {values['flip']!r}")
+    flip = values.get("flip", True)
+    if not isinstance(flip, bool) and flip != ALTERNATE:
+        raise UserError(f"data.augment.flip must be true or false or alternate; got {flip!r}")
     for key in ("scale", "ratio"):
         if key in values:
             values[key] = tuple(values[key])
@@ -346,14 +443,15 @@ def _channels(key: str, values: Sequence[float]) -> tuple[float, ...]:
     return numbers
 
 
-def _fingerprint(class_names: list[str], splits: dict[str, Images], given: Labelled) -> str:
+def _fingerprint(
+    class_names: list[str], splits: dict[str, Images], sizes: dict[str, np.ndarray]
+) -> str:
     """Of which images are in which split under which label; of files also their sizes."""
     digest = hashlib.sha256(json.dumps(class_names).encode())
     for split, images in splits.items():
         digest.update(split.encode())
         digest.update("\0".join(images.names).encode("utf-8", "surrogateescape"))
         digest.update(images.labels.astype("<i8").tobytes())
-        if given.root is not None:
-            sizes = [(given.root / name).stat().st_size for name in images.names]
-            digest.update(np.array(sizes, dtype="<i8").tobytes())
+        if split in sizes:
+            digest.update(sizes[split].astype("<i8").tobytes())
     return digest.hexdigest()

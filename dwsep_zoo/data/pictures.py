@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,11 @@ class ResizedCrop:
             interpolation=interpolation,
             use_prefetcher=True,  # leave the pixels uint8
         )
+
+
+def resized_side(image_size: int, crop_pct: float) -> int:
+    """To how many pixels :func:`eval_transform` resizes the shorter side."""
+    return math.floor(image_size / crop_pct)
 
 
 def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Transform:
@@ -152,7 +158,9 @@ def decode(
     ]
 
 
-def decoded(root: Path, names: Sequence[str], size: int, interpolation: str) -> Iterator[Tensor]:
+def decoded(
+    root: Path, names: Sequence[str], size: int, interpolation: str
+) -> Generator[Tensor, None, None]:
     """The pictures in order, some at a time: (n, size, size, 3) uint8.
 
     All cores decode, a few chunks ahead. The shorter side is resized to ``size`` and the middle is

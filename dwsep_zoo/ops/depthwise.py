@@ -34,24 +34,25 @@ def depthwise_conv2d(
         ``(N, C * depth_multiplier, H', W')``; equal to ``conv2d(..., groups=C)``, and so are its
         gradients, up to rounding.
     """
-    dtype = _autocast_dtype(x)
-    if _is_worth_an_operator(x, weight, dtype, stride):
+    if _is_worth_an_operator(x, weight, stride):
         # The weight stays as it is: its gradient is then not rounded on its way.
-        y = _depthwise_conv2d(x.to(dtype), weight, stride, padding)
-        return y if bias is None else y + bias.to(dtype)[:, None, None]
+        y = _depthwise_conv2d(x.to(_autocast_dtype(x)), weight, stride, padding)
+        return y if bias is None else y + bias.to(y.dtype)[:, None, None]
     return F.conv2d(x, weight, bias, stride, padding, 1, x.shape[1])
 
 
-def _is_worth_an_operator(x: Tensor, weight: Tensor, dtype: torch.dtype, stride: int) -> bool:
+def _is_worth_an_operator(x: Tensor, weight: Tensor, stride: int) -> bool:
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     if x.device.type == "cuda":
         return True
-    has_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    slow = cpu.slow_input_grad(dtype, stride) or cpu.slow_weight_grad(
-        dtype, x.shape[2], weight.shape[-1], stride
-    )
-    return x.device.type == "cpu" and has_gradient and slow
+    if x.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    if not (x.requires_grad or weight.requires_grad):
+        return False
+    dtype = _autocast_dtype(x)
+    height, size = x.shape[2], weight.shape[-1]
+    return cpu.slow_input_grad(dtype, stride) or cpu.slow_weight_grad(dtype, height, size, stride)
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:

@@ -3,9 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from dwsep_zoo.data.augment import DRAWS, CropFlip, normalise
+from dwsep_zoo.data.augment import (
+    DRAWS,
+    CachedCrop,
+    CropFlip,
+    draw_batch,
+    halves,
+    middle,
+    normalise,
+)
+from dwsep_zoo.data.loader import BatchKey
 from dwsep_zoo.errors import UserError
 
 N, C, H, W = 64, 3, 12, 10
@@ -77,6 +89,158 @@ def test_normalise_is_torchvisions(images):
     assert result.is_contiguous(memory_format=torch.channels_last)
     expected = TF.normalize(images / 255, list(mean), list(std))
     torch.testing.assert_close(result, expected)
+
+
+def _drawn(crop: CachedCrop, count: int, seed: int = 0) -> torch.Tensor:
+    return crop.draw(count, torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def squares() -> torch.Tensor:
+    return torch.randint(0, 256, (N, C, 24, 24), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_of_a_square_is_interpolates(squares, flip):
+    """Cut out and resized one by one."""
+    crop = CachedCrop(24, 16, flip=flip)
+    draws = _drawn(crop, N)
+    result = crop.crop(squares.float(), draws)
+    for square, drawn, got in zip(squares, draws.tolist(), result, strict=True):
+        top, left, mirrored, height, width = drawn[:5]
+        part = square[:, top : top + height, left : left + width].float()
+        assert part.shape == (C, height, width)
+        expected = F.interpolate(part[None], (16, 16), mode="bilinear")[0]
+        if flip and mirrored % 2:
+            expected = expected.flip(2)
+        torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
+
+
+def test_crops_are_those_of_torchvision(squares):
+    """The same distribution: means and deviations of all four numbers."""
+    crop = CachedCrop(256, 224)
+    draws = _drawn(crop, 20_000).double()
+    own = draws[:, [0, 1, 3, 4]]
+    torch.manual_seed(0)
+    image = torch.empty(3, 256, 256)
+    theirs = torch.tensor(
+        [
+            RandomResizedCrop.get_params(image, list(crop.scale), list(crop.ratio))
+            for _ in range(4_000)
+        ],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(own.mean(0), theirs.mean(0), atol=4, rtol=0)
+    torch.testing.assert_close(own.std(0), theirs.std(0), atol=4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.35, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("ratio", [(0.75, 4 / 3), (0.1, 10.0), (2.0, 3.0), (0.2, 0.5)])
+def test_crops_are_inside_and_of_the_scale_and_ratio(scale, ratio):
+    draws = _drawn(CachedCrop(256, 224, scale, ratio), 3_000)
+    top, left, _, height, width = draws[:, :5].T
+    assert min(top.min(), left.min()) >= 0
+    assert max((top + height).max(), (left + width).max()) <= 256
+    assert min(height.min(), width.min()) >= 1
+    # Rounded to whole pixels; a whole side may be the last resort, in the middle.
+    last = torch.maximum(height, width) == 256
+    area, shape = height * width / 256**2, width / height
+    assert ((area > scale[0] * 0.97) & (area < scale[1] * 1.03) | last).all()
+    assert ((shape > ratio[0] * 0.94) & (shape < ratio[1] * 1.06)).all()
+    if scale[0] < 1:
+        assert not last.all()
+    elif ratio[0] < 1 < ratio[1]:
+        assert ((height == 256) & (width == 256)).any()
+    else:
+        assert (last & ((top == (256 - height) // 2) & (left == (256 - width) // 2))).all()
+
+
+def test_jitter_is_torchvisions():
+    """In the order that is said."""
+    images = torch.randint(0, 256, (N, 3, H, W)).float()
+    crop = CachedCrop(12, 12, color_jitter=0.4)
+    draws = _drawn(crop, N)
+    result = crop.jitter(images.clone(), draws)
+    factors = 0.6 + 0.8 * draws[:, 5:] / 2**31
+    for image, (brightness, contrast, saturation), got in zip(
+        images, factors.tolist(), result, strict=True
+    ):
+        expected = TF.adjust_brightness(image / 255, brightness)
+        expected = TF.adjust_contrast(expected, contrast)
+        expected = TF.adjust_saturation(expected, saturation)
+        torch.testing.assert_close(got / 255, expected, atol=1e-3, rtol=0)  # its grey is rounded
+    assert CachedCrop(12, 12).jitter(images, draws) is images
+
+
+def test_batch_is_its_images_one_by_one(squares):
+    crop = CachedCrop(24, 16, color_jitter=0.4)
+    draws = _drawn(crop, N)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    whole = crop(squares, draws, mean, std)
+    assert (whole.shape, whole.dtype) == ((N, C, 16, 16), torch.float32)
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    alone = [crop(squares[i : i + 1], draws[i : i + 1], mean, std) for i in range(N)]
+    torch.testing.assert_close(whole, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    nhwc = squares.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(whole, crop(nhwc, draws, mean, std), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("window", "size"), [(20, 13), (12, 20), (24, 24)])
+def test_middle_is_pillows(squares, interpolation, window, size):
+    squares = squares // 2 + 64  # so that nothing overshoots 255, where it cuts off midway
+    result = middle(squares, window, size, interpolation)
+    first = (24 - window) // 2
+    for square, got in zip(squares, result, strict=True):
+        part = Image.fromarray(square.permute(1, 2, 0).numpy()).crop(
+            (first, first, first + window, first + window)
+        )
+        expected = part.resize((size, size), getattr(Image.Resampling, interpolation.upper()))
+        difference = got.permute(1, 2, 0).float().numpy() - np.asarray(expected, dtype=np.float32)
+        assert np.abs(difference).max() <= 1  # it rounds between columns and rows
+
+
+def _key(indices: list[int], epoch: int, **key) -> BatchKey:
+    return BatchKey(**{"seed": 0, "number": 0, "rank": 0, **key}, epoch=epoch,
+                    indices=torch.tensor(indices))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "augment", [CropFlip(flip="alternate"), CachedCrop(9, 8, flip="alternate")]
+)
+def test_alternate_flip(augment):
+    """Each image is mirrored in every other epoch, wherever in the epoch it comes."""
+    order = torch.randperm(101).tolist()
+
+    def mirrored(epoch: int, indices: list[int], **key) -> dict[int, int]:
+        draws = draw_batch(augment, _key(indices, epoch, **key), 101)
+        return dict(zip(indices, (draws[:, 2] % 2).tolist(), strict=True))
+
+    even = mirrored(0, order)
+    assert sum(even.values()) == 50
+    assert mirrored(2, sorted(order), number=3, rank=1) == even
+    assert mirrored(7, order) == {i: 1 - flip for i, flip in even.items()}
+    assert mirrored(0, order[:10]) == {i: even[i] for i in order[:10]}
+    assert mirrored(0, order, seed=1) != even
+    first = list(even.values())[:20]
+    assert first not in ([0] * 20, [1] * 20)
+
+
+def test_alternate_flip_leaves_the_other_draws_alone():
+    key = _key(list(range(50)), epoch=3)
+    alternate, independent = (
+        draw_batch(CropFlip(flip=flip), key, 50) for flip in ("alternate", True)
+    )
+    others = [0, 1, 3, 4]
+    assert torch.equal(alternate[:, others], independent[:, others])
+
+
+def test_alternate_flip_mirrors(images):
+    augment = CropFlip(crop_padding=0, flip="alternate")
+    key = _key(list(range(N)), epoch=1)
+    result = augment.crop_flip(images, draw_batch(augment, key, N))
+    for image, half, got in zip(images, halves(0, N), result, strict=True):
+        assert torch.equal(got, image if half else image.flip(2))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dwsep_zoo.data.augment import CropFlip
 from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader
 from dwsep_zoo.data.memory import MemoryReader, mean_and_std
 from dwsep_zoo.data.splits import Images
@@ -19,7 +20,9 @@ def _loader(n: int = 23, *, batch_size: int = 4, seed: int = 0, training: bool =
     sampler = EpochSampler(n, seed=seed, shuffle=training, even=training, **options)
     batches = EpochBatches(sampler, batch_size, drop_last=training)
     torch.manual_seed(0)
-    return Loader(MemoryReader(_images(n), draw=training), batches)
+    images = _images(n)
+    augment = CropFlip() if training else None
+    return Loader(MemoryReader(images.pixels, images.labels, augment=augment), batches)
 
 
 def _epoch(loader: Loader, epoch: int) -> list[tuple[torch.Tensor, ...]]:

@@ -1,0 +1,143 @@
+"""Images/s of the input alone: worker processes that decode files against the memory map.
+
+Random JPEG pictures of ImageNet's shape (500 x 375, smooth, about 50 kB) are generated; the same
+training batches of 224 pixels are made from them in turns:
+
+* workers: ``data=folder``, one process a core decodes and augments each picture.
+* map: ``data=folder data.cache=true``, one gather from the map, augmentation in batches.
+
+Both end with normalised float32 images on the device. Building the map is timed apart: it is done
+once. The map of the benchmark fits into the page cache, so no disk is measured.
+
+    python benchmarks/input_speed.py                # prints, and writes results/input_speed.md
+    python benchmarks/input_speed.py --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dwsep_zoo.analysis.latency import device_name
+from dwsep_zoo.data import ImageData, create_data
+from dwsep_zoo.training.malloc import keep_memory
+
+SHAPE = (500, 375)
+AHEAD = 2  # batches that each worker makes before they are asked for
+RESULT = Path(__file__).parent / "results" / "input_speed.md"
+
+
+def generate(root: Path, count: int) -> float:
+    """Write the pictures, return their mean size in bytes."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+        path = root / f"class{i % 4}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse.resize(SHAPE, Image.Resampling.BICUBIC).save(path, quality=90)
+    return statistics.mean(path.stat().st_size for path in root.glob("*/*.jpg"))
+
+
+def create(folder: Path, batch_size: int, *, cache: bool) -> ImageData:
+    data = create_data(
+        "folder",
+        seed=0,
+        data_dir=str(folder / "data"),
+        root=str(folder / "pictures"),
+        image_size=224,
+        batch_size=batch_size,
+        cache=cache,
+    )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def batches(data: ImageData, device: torch.device) -> Generator[int, None, None]:
+    """Epoch after epoch; yields the images of each batch that is ready on the device."""
+    loader = data.train_dataloader()
+    for epoch in itertools.count():
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        for batch in loader:
+            moved = tuple(part.to(device, non_blocking=True) for part in batch)
+            images, _ = data.on_after_batch_transfer(moved, 0)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            yield len(images)
+
+
+def speed(data: ImageData, device: torch.device, seconds: float) -> float:
+    """Images/s over ``seconds`` or a little more. Workers live for one turn, not into the other."""
+    with closing(batches(data, device)) as source:
+        for _ in range(AHEAD * (os.cpu_count() or 1) + 1):
+            next(source)
+        begin, count = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < seconds:
+            count += next(source)
+        return count / passed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pictures", type=int, default=2_000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each side in each round")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    keep_memory()  # as train.py does
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        num_bytes = generate(folder / "pictures", args.pictures)
+        begin = time.perf_counter()
+        mapped = create(folder, args.batch_size, cache=True)
+        build = time.perf_counter() - begin
+        sides = {
+            "workers": create(folder, args.batch_size, cache=False),
+            "map": mapped,
+        }
+        rounds = [
+            {side: speed(data, device, args.seconds) for side, data in sides.items()}
+            for _ in range(args.rounds)
+        ]
+
+    median = {side: statistics.median(row[side] for row in rounds) for side in sides}
+    ratios = [row["map"] / row["workers"] for row in rounds]
+    cores = os.cpu_count()
+    lines = [
+        "# Input alone, 224 pixels",
+        "",
+        "| input | images/s |",
+        "|---|--:|",
+        *(f"| {side} | {value:,.0f} |" for side, value in median.items()),
+        "",
+        f"map / workers: {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}). "
+        f"{args.rounds} rounds of {args.seconds:g} s a side in turns, batch {args.batch_size}, "
+        f"{cores} worker processes, {torch.get_num_threads()} threads, "
+        f"{device_name(device)}. {args.pictures} pictures of "
+        f"{SHAPE[0]} x {SHAPE[1]} pixels and {num_bytes / 1e3:.0f} kB; the map of 256 pixels was "
+        f"built in {build:.0f} s and lies in memory. A worker's batch is what "
+        "torchvision's and Pillow's functions make of the whole picture, the map's of its middle "
+        "square.",
+    ]
+    text = "\n".join(lines) + "\n"
+    args.out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
