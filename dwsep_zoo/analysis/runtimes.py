@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.nn.fuse import fold_norms
+
+if TYPE_CHECKING:
+    import openvino
 
 INSTALL = 'pip install "dwsep-zoo[runtimes]"'
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -201,12 +205,25 @@ def _onnxruntime(model: nn.Module, x: Tensor, precision: str, threads: int) -> C
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+@functools.cache
+def _openvino_core() -> openvino.Core:
+    """The only one of the process, and never given up.
+
+    Its CPU plugin installs a signal stack and puts the earlier one back when it is unloaded. Of two
+    plugins the later one puts back the first one's, which may be unloaded and its memory gone: the
+    next signal that Python handles, a ctrl-C say, ends the process (seen with OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _openvino(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
     import openvino
 
     with torch.no_grad():
         program = torch.export.export(model, (x,))
-    compiled = openvino.Core().compile_model(
+    compiled = _openvino_core().compile_model(
         openvino.convert_model(program),
         "CPU",
         {
@@ -238,9 +255,7 @@ def _no_compiler() -> str | None:
 
 
 def _openvino_has_bf16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 RUNTIMES: dict[str, Runtime] = {

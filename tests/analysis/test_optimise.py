@@ -30,16 +30,13 @@ def model(images):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """Compiling takes a minute; why OpenVINO is left out, tests/analysis/test_runtimes.py says."""
-    for name in ("compiled", "frozen", "openvino"):
+    """Compiling takes a minute."""
+    for name in ("compiled", "frozen"):
         absent = Runtime(RUNTIMES[name].prepare, missing=lambda: "a compiler")
         monkeypatch.setitem(RUNTIMES, name, absent)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == "openvino" else ()) for n in RUNTIMES],
-)
+@pytest.mark.parametrize("name", RUNTIMES)
 def test_a_runtime_that_is_asked_for(model, images, name):
     if name in ("compiled", "frozen"):
         pytest.skip("tests/analysis/test_runtimes.py compiles")
