@@ -9,16 +9,15 @@ on what they show), in turns, in one process:
   a time, channels_last, bfloat16 where the hardware is fast at it, fused SGD, glibc's memory kept.
 * app: the same through Lightning, with the callbacks, metrics and logs of ``train.py``.
 
-    python benchmarks/train_speed.py            # prints a table and writes results/train_speed.md
+    python benchmarks/train_speed.py            # prints a table and writes results/train_speed.json
 
-Run it on a quiet machine. A ratio is of medians over steps; the steps of the sides alternate in
-blocks, so that a slow phase of the machine hits all of them.
+The strides are those of the CIFAR repositories. Run it on a quiet machine. A ratio is of medians
+over steps; the steps of the sides alternate in blocks, so that a slow phase of the machine hits all
+of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -31,11 +30,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from record import Ratio, Record, finish, machine, parser
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from dwsep_zoo import create_model
-from dwsep_zoo.analysis.latency import device_name
 from dwsep_zoo.config import compose_config
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.splits import Images, Labelled
@@ -46,6 +45,14 @@ from dwsep_zoo.training.optim import create_optimizer, create_schedule, paramete
 from dwsep_zoo.training.trainer import auto_precision, create_trainer
 
 BATCH = 128
+NETWORKS = (
+    ("mobilenet_v1", 16, 3.0),
+    ("mobilenet_v2", 8, 3.5),
+    ("efficientnet_b0", 16, 3.0),
+    ("xception", 16, 2.5),
+)
+"""Name, output stride, and what app / common has to be."""
+APP_BAR = 0.97  # of app / loop
 PICTURES = 6_000
 WARM_UP = 3  # steps at the beginning of each block that are not counted
 Step = Callable[[], None]
@@ -190,35 +197,27 @@ def measure(network: dict[str, Any], rounds: int, steps: int) -> dict[str, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Training images/s at CIFAR size")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=12)
-    arguments = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=4)
+    arguments.add_argument("--steps", type=int, default=12)
+    options = arguments.parse_args()
     keep_memory()
-    lines = [
-        "| model | stride | common img/s | loop img/s | app img/s | app / common | app / loop |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, stride in (("mobilenet_v1", 16), ("mobilenet_v2", 16), ("mobilenet_v2", 8)):
+    ratios = []
+    for name, stride, bar in NETWORKS:
         network = {"name": name, "num_classes": 10, "output_stride": stride}
-        speed = measure(network, arguments.rounds, arguments.steps)
-        lines.append(
-            f"| {name} | {stride} | {speed['common']:.0f} | {speed['loop']:.0f} "
-            f"| {speed['app']:.0f} | {speed['app'] / speed['common']:.2f} "
-            f"| {speed['app'] / speed['loop']:.3f} |"
-        )
-        print(lines[-1], flush=True)
+        speed = measure(network, options.rounds, options.steps)
+        case = f"{name}, output stride {stride}"
+        figures = {f"{side} images/s": value for side, value in speed.items()}
+        ratios.append(Ratio(f"{case}: app / common", speed["app"] / speed["common"], bar, figures))
+        ratios.append(Ratio(f"{case}: app / loop", speed["app"] / speed["loop"], APP_BAR, figures))
+        print(f"{case}: {speed}", flush=True)
     conditions = (
-        f"Medians over {arguments.rounds} x {arguments.steps} steps, the sides in turns; batch "
-        f"{BATCH}, 3 x 32 x 32, width 1; {device_name(torch.device('cpu'))}, "
-        f"{torch.get_num_threads()} threads; torch {torch.__version__}, Python "
-        f"{platform.python_version()}; app and loop: {auto_precision('cpu')}, channels_last; "
-        "common: float32, NCHW, 2 workers."
+        f"Medians over {options.rounds} x {options.steps} steps, the sides in turns; batch "
+        f"{BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, channels_last; "
+        f"common: float32, NCHW, PIL pictures, 2 workers. {machine()}"
     )
-    text = "\n".join(["# Training speed at CIFAR size", "", *lines, "", conditions, ""])
-    text += "\nCommand: `python benchmarks/train_speed.py`. What the sides are stands in it.\n"
-    (Path(__file__).parent / "results" / "train_speed.md").write_text(text)
-    print(text)
+    claim = "Training at CIFAR size: images/s against the loop that CIFAR repositories share"
+    finish(Record("train_speed", claim, conditions, ratios), check=options.check)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
+from dwsep_zoo.training.progressive import resize, training_size
 
 Batch = tuple[Tensor, Tensor]
 
@@ -57,7 +58,7 @@ class LitClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self(images).float()
+        logits = self(resize(images, self._size(images.shape[-1]))).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe["label_smoothing"])
         self._update("train", loss, logits, labels)
         self.log("train/loss_step", loss)
@@ -107,6 +108,15 @@ class LitClassifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, self.description)
+
+    def _size(self, full: int) -> int:
+        """Of the training images in this epoch."""
+        return training_size(
+            self.current_epoch / (self.trainer.max_epochs or 1),
+            full=full,
+            initial=self.recipe["initial_size"],
+            full_from=self.recipe["full_size_from"],
+        )
 
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
         images, labels = batch

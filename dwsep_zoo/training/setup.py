@@ -17,6 +17,7 @@ from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, create_model
 from dwsep_zoo.training.finetune import check_freeze
+from dwsep_zoo.training.progressive import check_progressive
 from dwsep_zoo.training.shared import shared
 
 log = logging.getLogger("dwsep_zoo")
@@ -82,6 +83,7 @@ def set_up(cfg: dict[str, Any], *, match: Match | None = None) -> Setup:
             f"images of {data.image_size} pixels are smaller than the network's output stride "
             f"{stride}; use model.output_stride=auto or a larger data.image_size"
         )
+    check_progressive(cfg["recipe"], data.image_size, stride)
     network.update(conv=dict(cfg["conv"]), num_classes=data.num_classes, in_chans=data.in_chans)
     input_size = (data.in_chans, data.image_size, data.image_size)
     if cfg["match"] and cfg["conv"]["name"] != cfg["to"]:

@@ -1,0 +1,83 @@
+"""Does the fast path of training cost accuracy? The same seeds, fast and plain.
+
+* fast: what ``train.py`` does on its own: reduced precision where the hardware is fast at it,
+  channels_last.
+* plain: float32, NCHW, and PyTorch's own depthwise gradients.
+
+Both see the same batches and begin with the same weights. The claim is on test accuracy, in points.
+
+    python benchmarks/accuracy_parity.py --root data/cifar10    # CIFAR-10 as pictures in folders
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+from record import Ratio, Record, finish, machine, parser
+
+from dwsep_zoo.config import compose_config
+from dwsep_zoo.ops import depthwise
+from dwsep_zoo.training import train
+
+BAR = 0.3  # points of test accuracy that may be lost
+SEEDS = (0, 1, 2)
+SIDES = {"plain": ["trainer.precision=32-true", "trainer.channels_last=false"], "fast": []}
+
+
+def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) -> float:
+    """Test accuracy of one training, in percent."""
+    with tempfile.TemporaryDirectory() as folder, _own_gradients(side == "plain"):
+        cfg = compose_config(
+            [
+                *("experiment=cifar10", "data=folder", f"data.root={root}", "trainer=cpu"),
+                *(f"model.width_mult={width_mult}", f"recipe.epochs={epochs}", f"seed={seed}"),
+                *("trainer.enable_progress_bar=false", f"paths.output_dir={folder}"),
+                *SIDES[side],
+            ]
+        )
+        return 100 * train(cfg)["metrics"]["test/acc"]
+
+
+def _own_gradients(wanted: bool) -> AbstractContextManager[object]:
+    if not wanted:
+        return nullcontext()
+    return patch.object(depthwise, "_is_worth_an_operator", lambda *args: False)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--root", required=True, help="folder with train/ and test/")
+    arguments.add_argument("--epochs", type=int, default=8)
+    arguments.add_argument("--width-mult", type=float, default=0.25)
+    options = arguments.parse_args()
+    if not Path(options.root).is_dir():
+        arguments.error(f"--root: there is no folder {options.root}")
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for seed in SEEDS:
+        for side, values in found.items():
+            values.append(accuracy(side, seed, options.root, options.epochs, options.width_mult))
+            print(f"seed {seed}, {side}: {values[-1]:.2f} %", flush=True)
+    error = {side: 100 - statistics.mean(values) for side, values in found.items()}
+    each = [fast - plain for fast, plain in zip(found["fast"], found["plain"], strict=True)]
+    ratio = Ratio(
+        "mobilenet_v1: fast / plain",
+        error["fast"] / error["plain"],
+        (error["plain"] + BAR) / error["plain"],
+        {f"{side} error %": value for side, value in error.items()},
+        at_most=True,
+    )
+    conditions = (
+        f"CIFAR-10, width {options.width_mult:g}, {options.epochs} epochs of experiment=cifar10, "
+        f"mean of seeds {', '.join(map(str, SEEDS))}; accuracy of fast - plain: "
+        f"{', '.join(f'{d:+.2f}' for d in each)} points; the bar is {BAR} points. {machine()}"
+    )
+    claim = "Training: test error of the fast path against plain float32, the same seeds"
+    finish(Record("accuracy_parity", claim, conditions, [ratio]), check=options.check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Has a change cost speed? Measures again what is recorded, and exits with 1 where it is worse.
+
+    python benchmarks/check.py                       # all that are recorded
+    python benchmarks/check.py train_speed inference
+
+Run it on a quiet machine like the one of the record: ratios carry over from one machine to another
+only in part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from record import RESULTS
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    recorded = [path.stem for path in sorted(RESULTS.glob("*.json"))]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(recorded)}")
+    names = parser.parse_args().names or recorded
+    for name in names:
+        if name not in recorded:
+            parser.error(f"nothing is recorded for {name!r}; recorded are {', '.join(recorded)}")
+    commands = {name: [sys.executable, str(FOLDER / f"{name}.py"), "--check"] for name in names}
+    lost = [name for name in names if subprocess.run(commands[name]).returncode]
+    print(f"worse than recorded: {', '.join(lost)}" if lost else "nothing is worse than recorded")
+    sys.exit(bool(lost))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Progressive resizing: small pictures at first, which cost less, and the full ones later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dwsep_zoo.errors import UserError
+
+INCREMENT = 4  # pixels; every new size is new work for kernels that prepare themselves for one
+
+
+def training_size(progress: float, *, full: int, initial: int | None, full_from: float) -> int:
+    """Side of the training images, in pixels.
+
+    It rises linearly from ``initial`` to ``full``, in multiples of 4 pixels, while the training
+    goes from 0 to ``full_from``.
+
+    Args:
+        progress: part of the training that is done, from 0 to 1.
+        full: side of the data's images.
+        initial: side at the beginning; ``None``: the full one.
+        full_from: progress from which on it is the full one.
+    """
+    if initial is None or progress >= full_from:
+        return full
+    size = initial + (full - initial) * progress / full_from
+    return min(full, max(initial, int(size) // INCREMENT * INCREMENT))
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """``(N, C, H, H)`` -> ``(N, C, size, size)``, bilinear, with anti-aliasing."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def check_progressive(recipe: dict[str, Any], image_size: int, output_stride: int) -> None:
+    """Raises UserError for a first size that is none for these images or this network."""
+    initial, full_from = recipe["initial_size"], recipe["full_size_from"]
+    if not 0 < full_from <= 1:
+        raise UserError(f"recipe.full_size_from must be in (0, 1]; got {full_from}")
+    if initial is None:
+        return
+    if not isinstance(initial, int) or not output_stride <= initial <= image_size:
+        raise UserError(
+            f"recipe.initial_size must be a whole number from {output_stride}, the network's "
+            f"output stride, to {image_size}, the size of the images; got {initial!r}"
+        )
