@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report import render, words
-from dwsep_zoo.report.columns import row_label
+from dwsep_zoo.report.profiles import Profile, profiles
 from dwsep_zoo.report.records import csv_text, json_text
 from dwsep_zoo.report.results import Problem, Run, load_results
 from dwsep_zoo.report.table import Options, Table, make_tables, select
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-    from dwsep_zoo.analysis.roofline import Roofline
 
 LOGS = Path("logs")
 
@@ -38,6 +38,7 @@ class Comparison:
         options: what was asked for.
         made: when, as ISO 8601.
         folder: where the files are.
+        profiles: of each table, the rooflines that belong together.
         files: ``comparison.md``, ``.csv``, ``.json``, ``.tex``, ``.html`` and the pictures.
     """
 
@@ -48,6 +49,7 @@ class Comparison:
     options: Options
     made: str
     folder: Path
+    profiles: tuple[tuple[Profile, ...], ...]
     files: tuple[Path, ...] = ()
 
 
@@ -71,28 +73,34 @@ def compare(
         UserError: if there is no run, none that the filter lets through, no such reference, or the
             folder cannot be written.
     """
-    options = options or Options()
     sources = [Path(path) for path in paths]
-    found, problems = load_results(sources)
-    runs = select(found, options.where)
-    tables, repeated = make_tables((run for run in runs if run.status == "finished"), options)
-    rooflines, damaged = _rooflines(tables)
-    comparison = Comparison(
-        tables=tuple(tables),
-        unfinished=tuple(run for run in runs if run.status != "finished"),
-        repeated=tuple(repeated),
-        problems=(*problems, *damaged),
-        options=options,
-        made=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
-        folder=Path(out_dir) if out_dir else _default_folder(sources),
-    )
+    folder = Path(out_dir) if out_dir else _default_folder(sources)
+    comparison = collect(sources, folder, options or Options())
     try:
-        comparison = replace(comparison, files=tuple(_write(comparison, rooflines)))
+        comparison = replace(comparison, files=tuple(_write(comparison)))
     except OSError as error:
         place = error.filename or comparison.folder
         raise UserError(f"cannot write {place}: {error.strerror}") from error
     _print(comparison, console or stdout_console())
     return comparison
+
+
+def collect(paths: Sequence[Path], folder: Path, options: Options) -> Comparison:
+    """What :func:`compare` prints, and writes into ``folder``."""
+    found, problems = load_results(paths)
+    runs = select(found, options.where)
+    tables, repeated = make_tables((run for run in runs if run.status == "finished"), options)
+    measured = [profiles(table) for table in tables]
+    return Comparison(
+        tables=tuple(tables),
+        unfinished=tuple(run for run in runs if run.status != "finished"),
+        repeated=tuple(repeated),
+        problems=(*problems, *(problem for _, damaged in measured for problem in damaged)),
+        options=options,
+        made=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
+        folder=folder,
+        profiles=tuple(tuple(rooflines) for rooflines, _ in measured),
+    )
 
 
 def _default_folder(paths: Sequence[Path]) -> Path:
@@ -102,36 +110,7 @@ def _default_folder(paths: Sequence[Path]) -> Path:
     return LOGS / "compare" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
 
 
-def _rooflines(tables: Sequence[Table]) -> tuple[list[Roofline], list[Problem]]:
-    """The networks that were measured together, rows of one table, named as the rows are."""
-    from dwsep_zoo.analysis.roofline import Roofline
-
-    rooflines: list[Roofline] = []
-    problems: list[Problem] = []
-    for table in tables:
-        together: dict[str, Roofline] = {}
-        for row in table.rows:
-            run = next((run for run in row.runs if run.record.get("roofline")), None)
-            if run is None:
-                continue
-            try:
-                measured = Roofline.from_dict(run.record["roofline"])
-                (network,) = measured.networks
-            except (KeyError, TypeError, ValueError) as error:
-                reason = f"roofline: {type(error).__name__}: {error}"
-                problems.append(Problem(run.folder / "result.json", reason))
-                continue
-            named = (replace(network, name=row_label(table, row)),)
-            # Ceilings are measured once for all networks that take turns.
-            key = repr(replace(measured, networks=()))
-            earlier = together.get(key)
-            networks = (*earlier.networks, *named) if earlier else named
-            together[key] = replace(measured, networks=networks)
-        rooflines += together.values()
-    return rooflines, problems
-
-
-def _write(comparison: Comparison, rooflines: Sequence[Roofline]) -> list[Path]:
+def _write(comparison: Comparison) -> list[Path]:
     from PIL import Image
 
     from dwsep_zoo.report.figure import figure, pixels
@@ -156,8 +135,8 @@ def _write(comparison: Comparison, rooflines: Sequence[Roofline]) -> list[Path]:
     pictures: dict[str, Figure] = {}
     for number, table in enumerate(comparison.tables, 1):
         pictures[_numbered("comparison", number)] = figure(table)
-    for number, roofline in enumerate(rooflines, 1):
-        pictures[_numbered("roofline", number)] = roofline_figure(roofline)
+    for number, profile in enumerate(chain.from_iterable(comparison.profiles), 1):
+        pictures[_numbered("roofline", number)] = roofline_figure(profile.roofline)
     folder = comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in texts]

@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from dwsep_zoo.analysis.peaks import Bandwidth, Peaks
 from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline, sentence
 from dwsep_zoo.report import words
 from dwsep_zoo.report.columns import columns, latency_columns, statistics_columns
-from dwsep_zoo.report.compare import Comparison
+from dwsep_zoo.report.compare import Comparison, collect
 from dwsep_zoo.report.html import facts, html_report
 from dwsep_zoo.report.html.charts import ALL_MARKERS, curves, differences, pareto
 from dwsep_zoo.report.html.plot import Axis, axis, marker_path
 from dwsep_zoo.report.html.timing import roof, time_by_kind
-from dwsep_zoo.report.results import load_results
-from dwsep_zoo.report.table import Options, make_tables
+from dwsep_zoo.report.profiles import profiles
+from dwsep_zoo.report.table import Options
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "base", "col"}
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;{{ 7 * 7 }}"
@@ -36,19 +36,8 @@ TRAFFIC = (Bandwidth(2**18, 100.0), Bandwidth(2**28, 20.0))
 
 def compared(*paths: Path, **options) -> Comparison:
     """As ``compare`` makes it, without files and pictures."""
-    runs, problems = load_results(paths)
-    tables, repeated = make_tables(
-        (run for run in runs if run.status == "finished"), Options(**options)
-    )
-    return Comparison(
-        tables=tuple(tables),
-        unfinished=tuple(run for run in runs if run.status != "finished"),
-        repeated=tuple(repeated),
-        problems=tuple(problems),
-        options=Options(**options),
-        made="2026-01-02T03:04:05+00:00",
-        folder=Path("somewhere"),
-    )
+    comparison = collect(paths, Path("somewhere"), Options(**options))
+    return replace(comparison, made="2026-01-02T03:04:05+00:00")
 
 
 def write_epochs(folder: Path, rows) -> None:
@@ -423,8 +412,8 @@ def test_bars_are_as_long_as_the_times():
 
 def test_rooflines_measured_in_turns_are_side_by_side(whole, write_run, tmp_path):
     searched = next(table for table in whole.tables if len(table.rows) == 3)
-    ((profile,), unreadable) = facts.profiles(searched)
-    assert not unreadable
+    ((profile,), problems) = profiles(searched)
+    assert not problems
     assert profile.rows == (0, 1, 2)
     names = [network.name for network in profile.roofline.networks]
     assert profile.sentences[0].endswith(sentence(profile.roofline, names[0], names[1]))
@@ -438,7 +427,7 @@ def test_a_damaged_roofline_is_named(write_run, tmp_path, damage):
         record.pop("peaks")
     write_run("run", roofline=record)
     text = words_of(page(compared(tmp_path / "runs")))
-    assert "standard: its roofline cannot be read: " in text
+    assert "result.json: roofline: " in text
 
 
 def test_what_is_missing_is_said(write_run, tmp_path):

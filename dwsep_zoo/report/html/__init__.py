@@ -26,6 +26,7 @@ from dwsep_zoo.report.figure import COLOURS
 from dwsep_zoo.report.html import charts, facts
 from dwsep_zoo.report.html.charts import Chart, row_id
 from dwsep_zoo.report.html.plot import marker_path
+from dwsep_zoo.report.profiles import Profile
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import McNemar
 from dwsep_zoo.report.table import Row, Table
@@ -49,7 +50,7 @@ PARTS = {
 class _Profile:
     """A roofline, drawn."""
 
-    profile: facts.Profile
+    profile: Profile
     bars: Chart
     roof: Chart | None
     kinds: list[Column]
@@ -58,7 +59,7 @@ class _Profile:
 class _Section:
     """What the page says about one table; ``number`` counts the tables from 1."""
 
-    def __init__(self, table: Table, number: int):
+    def __init__(self, table: Table, profiles: Sequence[Profile], number: int):
         self.table, self.number = table, number
         self.heading, self.distinction = words.heading(table), words.distinction(table)
         pairs = [row for row in table.rows if row.reference and row.paired]
@@ -75,7 +76,6 @@ class _Section:
         self.pareto = charts.pareto(table, number)
         self.curves = charts.curves(table, number)
         self.differences = charts.differences(table, number)
-        profiles, self.unreadable = facts.profiles(table)
         self.profiles = [self._drawn(profile) for profile in profiles]
 
     def label(self, row: Row) -> str:
@@ -85,7 +85,7 @@ class _Section:
     def tests(self) -> list[tuple[Row, McNemar]]:
         return [(row, t) for row in self.table.rows if row.paired for t in row.paired.mcnemar]
 
-    def _drawn(self, profile: facts.Profile) -> _Profile:
+    def _drawn(self, profile: Profile) -> _Profile:
         from dwsep_zoo.report.html import timing  # it needs torch
 
         ids = [row_id(self.number, index) for index in profile.rows]
@@ -117,7 +117,8 @@ def html_report(comparison: Comparison) -> str:
         lstrip_blocks=True,
     )
     environment.filters["px"] = _pixels
-    sections = [_Section(table, n) for n, table in enumerate(comparison.tables, 1)]
+    found = zip(comparison.tables, comparison.profiles, strict=True)
+    sections = [_Section(table, profiles, n) for n, (table, profiles) in enumerate(found, 1)]
     remarks = words.remarks(comparison.unfinished, comparison.repeated, comparison.problems)
     runs = [run for table in comparison.tables for row in table.rows for run in row.runs]
     runs += [*comparison.repeated, *comparison.unfinished]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dwsep_zoo.report.columns import (
@@ -30,21 +30,6 @@ class Origin:
 
     value: str
     runs: int
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Networks whose layers were timed under the same conditions.
-
-    Attributes:
-        rows: for each network, its index in the table.
-        sentences: what separates a network from its reference.
-    """
-
-    conditions: str
-    roofline: Roofline
-    rows: tuple[int, ...]
-    sentences: tuple[str, ...]
 
 
 def cost_words(table: Table, row: Row) -> str:
@@ -137,56 +122,6 @@ def recipe(table: Table) -> dict[str, str]:
         ), key
 
     return {key: table.setting[key] for key in sorted(table.setting, key=place)}
-
-
-def profiles(table: Table) -> tuple[list[Profile], list[str]]:
-    """The rooflines of the rows, those side by side that were measured in turns.
-
-    Returns:
-        The profiles, and a line for each row whose roofline cannot be read.
-    """
-    from dwsep_zoo.analysis.roofline import Roofline, conditions
-
-    together: dict[str, dict[int, Roofline]] = {}
-    unreadable = []
-    for index, row in enumerate(table.rows):
-        record = next((r.record["roofline"] for r in row.runs if r.record.get("roofline")), None)
-        if record is None:
-            continue
-        try:
-            found = Roofline.from_dict(record)
-            (network,) = found.networks
-        except (TypeError, KeyError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            unreadable.append(f"{row_label(table, row)}: its roofline cannot be read: {reason}")
-            continue
-        # The ceilings are measured once for all networks that take turns.
-        members = together.setdefault(repr(replace(found, networks=())), {})
-        named = replace(network, name=row_label(table, row))
-        members[index] = replace(found, networks=(named,))
-    result = []
-    for members in together.values():
-        joined = replace(
-            next(iter(members.values())),
-            networks=tuple(one for found in members.values() for one in found.networks),
-        )
-        sentences = tuple(_sentences(table, joined, tuple(members)))
-        result.append(Profile(conditions(joined), joined, tuple(members), sentences))
-    return result, unreadable
-
-
-def _sentences(table: Table, roofline: Roofline, indices: Sequence[int]) -> Iterator[str]:
-    from dwsep_zoo.analysis.roofline import sentence
-
-    names = {
-        id(table.rows[i].first): n.name for i, n in zip(indices, roofline.networks, strict=True)
-    }
-    for index in indices:
-        row = table.rows[index]
-        reference = names.get(id(row.reference.first)) if row.reference else None
-        if reference and not row.is_reference:
-            own = names[id(row.first)]
-            yield f"{own} against {reference}: {sentence(roofline, reference, own)}"
 
 
 def kind_columns(roofline: Roofline) -> list[Column]:

@@ -1,0 +1,76 @@
+"""Which rooflines belong side by side: those of networks that were measured in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dwsep_zoo.report.columns import row_label
+from dwsep_zoo.report.results import Problem
+from dwsep_zoo.report.table import Table
+
+if TYPE_CHECKING:
+    from dwsep_zoo.analysis.roofline import Roofline
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Networks whose layers were timed under the same conditions.
+
+    Attributes:
+        roofline: of all of them, named as the rows of the table are.
+        rows: for each network, its index in the table.
+        sentences: what separates a network from its reference.
+    """
+
+    conditions: str
+    roofline: Roofline
+    rows: tuple[int, ...]
+    sentences: tuple[str, ...]
+
+
+def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
+    """The profiles of a table's rows, and the rooflines that cannot be read."""
+    from dwsep_zoo.analysis.roofline import Roofline, conditions  # they need torch
+
+    together: dict[str, dict[int, Roofline]] = {}
+    problems = []
+    for index, row in enumerate(table.rows):
+        run = next((run for run in row.runs if run.record.get("roofline")), None)
+        if run is None:
+            continue
+        try:
+            found = Roofline.from_dict(run.record["roofline"])
+            (network,) = found.networks
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"roofline: {type(error).__name__}: {error}"
+            problems.append(Problem(run.folder / "result.json", reason))
+            continue
+        # The ceilings are measured once for all networks that take turns.
+        members = together.setdefault(repr(replace(found, networks=())), {})
+        named = replace(network, name=row_label(table, row))
+        members[index] = replace(found, networks=(named,))
+    result = []
+    for members in together.values():
+        joined = replace(
+            next(iter(members.values())),
+            networks=tuple(one for found in members.values() for one in found.networks),
+        )
+        sentences = tuple(_sentences(table, joined, tuple(members)))
+        result.append(Profile(conditions(joined), joined, tuple(members), sentences))
+    return result, problems
+
+
+def _sentences(table: Table, roofline: Roofline, indices: Sequence[int]) -> Iterator[str]:
+    from dwsep_zoo.analysis.roofline import sentence
+
+    names = {
+        id(table.rows[i].first): n.name for i, n in zip(indices, roofline.networks, strict=True)
+    }
+    for index in indices:
+        row = table.rows[index]
+        reference = names.get(id(row.reference.first)) if row.reference else None
+        if reference and not row.is_reference:
+            own = names[id(row.first)]
+            yield f"{own} against {reference}: {sentence(roofline, reference, own)}"
