@@ -1,7 +1,8 @@
 """Renew what the project's own code makes in these pages: ``python docs/make.py``.
 
 That is every picture in ``pictures/``, and in every page what stands between ``<!-- COMMAND -->``
-and ``<!-- end -->``: the output of a ``dwsep`` command, or the table of ``traffic MODEL SIZE``.
+and ``<!-- end -->``: the output of a ``dwsep`` command, the table of ``traffic MODEL SIZE``, or the
+recorded ``benchmarks``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.record import records
 from dwsep_zoo import create_model, terminal
 from dwsep_zoo.analysis.units import KINDS, Work, works
 from dwsep_zoo.cli import main
 
 WIDTH = 96  # columns of output; more have to be scrolled
 FOLDER = Path(__file__).resolve().parent
-BLOCK = re.compile(r"<!-- ((?:dwsep|traffic) .*?) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- ((?:dwsep|traffic|benchmarks)\b.*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def renewed(page: str) -> str:
@@ -35,6 +37,8 @@ def _made(command: str) -> str:
     if program == "traffic":
         name, size = arguments
         return traffic(name, int(size))
+    if program == "benchmarks":
+        return "\n".join(["", *(record.page() for record in records())])
     output = io.StringIO()
     with patch.object(terminal, "PIPE_WIDTH", WIDTH), contextlib.redirect_stdout(output):
         main(arguments)

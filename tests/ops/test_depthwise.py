@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwsep_zoo.ops import depthwise_conv2d
+from dwsep_zoo.ops import cpu, depthwise_conv2d
 from dwsep_zoo.ops.cpu import slow_input_grad, slow_weight_grad
 
 CASES = [
@@ -41,6 +41,21 @@ def test_equals_conv2d(kernel_size, stride, size, multiplier, layout, dtype, tol
         assert ours.dtype is dtype
         error = (ours.double() - oracle).abs().max() / oracle.abs().max()
         assert error < tolerance
+
+
+@pytest.mark.parametrize("num_bytes", [1, 3 * 4 * 9 * 9 * 4])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(5, 1), (5, 2), (7, 1)])
+def test_few_images_at_a_time(kernel_size, stride, num_bytes, monkeypatch):
+    """One by one, and in threes, of which the last has fewer."""
+    monkeypatch.setattr(cpu, "CACHED_BYTES", num_bytes)
+    x, weight = torch.randn(7, 4, 9, 9), torch.randn(4, 1, kernel_size, kernel_size)
+    args = (stride, kernel_size // 2)
+    grad = torch.randn(7, 4, *[(9 - 1) // stride + 1] * 2)
+    got = cpu.weight_grad(grad, x, weight, *args)
+    mask = (False, True)
+    double = (grad.double(), x.double(), weight.double())
+    want = cpu.aten_backward(*double, stride, (args[1],) * 2, mask)[1]
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
 
 
 def test_the_rule_takes_the_detour_where_onednn_is_slow():
