@@ -16,11 +16,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     ModelCheckpoint,
     TQDMProgressBar,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
@@ -69,7 +70,9 @@ def create_trainer(
     if recipe["freeze"] or recipe["freeze_epochs"] or recipe["layer_decay"]:
         callbacks.append(FineTune(recipe["freeze"] or (), recipe["freeze_epochs"] or 0))
     if recipe["model_ema_decay"]:  # averages a step before what saves it
-        callbacks.append(EMAWeightAveraging(decay=recipe["model_ema_decay"]))
+        # All tensors at once, where lightning's EMAWeightAveraging takes one after the other.
+        average = get_ema_multi_avg_fn(recipe["model_ema_decay"])
+        callbacks.append(WeightAveraging(multi_avg_fn=average))
     if save:
         callbacks += [
             _checkpoint(checkpoints, "best", 1, monitor="val/acc", mode="max"),
