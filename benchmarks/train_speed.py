@@ -4,7 +4,7 @@ Three sides train the same network from the same pictures (random ones: the spee
 on what they show), in turns, in one process:
 
 * common: NCHW, float32, eager; PIL pictures through torchvision's RandomCrop, RandomHorizontalFlip,
-  ToTensor and Normalize in a DataLoader with 2 workers; SGD.
+  ToTensor and Normalize in a DataLoader with 2 workers; PyTorch's depthwise kernels; SGD.
 * loop: what this project computes, in a bare Python loop: pictures in memory, augmented a batch at
   a time, channels_last, bfloat16 where the hardware is fast at it, fused SGD, glibc's memory kept.
 * app: the same through Lightning, with the callbacks, metrics and logs of ``train.py``.
@@ -38,6 +38,7 @@ from dwsep_zoo import create_model
 from dwsep_zoo.config import compose_config
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.splits import Images, Labelled
+from dwsep_zoo.ops import plain_kernels
 from dwsep_zoo.training.callbacks import EpochTable
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.malloc import keep_memory
@@ -104,7 +105,8 @@ def common(network: dict[str, Any], pictures: RandomPictures) -> Step:
 
     def step() -> None:
         images, labels = next(batches)
-        loss = F.cross_entropy(model(images), labels)
+        with plain_kernels():
+            loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -38,7 +38,8 @@ def _made(command: str) -> str:
         name, size = arguments
         return traffic(name, int(size))
     if program == "benchmarks":
-        return "\n".join(["", *(record.page() for record in records())])
+        pages = [record.page() for record in records()]
+        return "\n".join(["", *(pages or ["Nothing yet on an idle machine."])])
     output = io.StringIO()
     with patch.object(terminal, "PIPE_WIDTH", WIDTH), contextlib.redirect_stdout(output):
         main(arguments)

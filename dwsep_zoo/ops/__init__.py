@@ -1,5 +1,5 @@
 """Operators below the modules."""
 
-from dwsep_zoo.ops.depthwise import depthwise_conv2d
+from dwsep_zoo.ops.depthwise import depthwise_conv2d, plain_kernels
 
-__all__ = ["depthwise_conv2d"]
+__all__ = ["depthwise_conv2d", "plain_kernels"]

@@ -1,12 +1,14 @@
 """The operator against ``F.conv2d`` in float64, in value and in both gradients."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwsep_zoo.ops import cpu, depthwise_conv2d
+from dwsep_zoo.ops import cpu, depthwise_conv2d, plain_kernels
 from dwsep_zoo.ops.cpu import slow_input_grad, slow_weight_grad
 
 CASES = [
@@ -142,6 +144,16 @@ class Depthwise(torch.nn.Module):
 
     def forward(self, x):
         return depthwise_conv2d(x, self.weight, 2, 2)
+
+
+def test_plain_kernels_are_those_of_torch():
+    x, weight = torch.randn(2, 4, 9, 9), torch.randn(4, 1, 5, 5, requires_grad=True)
+    names = []
+    for plain in (False, True, False):
+        with plain_kernels() if plain else nullcontext():
+            names.append(depthwise_conv2d(x, weight, 1, 2).grad_fn.name())
+    assert names[1] == "ConvolutionBackward0"
+    assert names[0] == names[2] != names[1]
 
 
 def targets(graph):
