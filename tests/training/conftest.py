@@ -6,11 +6,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dwsep_zoo.analysis.latency import measure_latencies
 from dwsep_zoo.config import compose_config
 from dwsep_zoo.training import train
 from dwsep_zoo.training.classifier import LitClassifier
@@ -22,12 +24,15 @@ SMALL = (
     "trainer.precision=32-true",
     "+trainer.limit_train_batches=4",
     "data.batch_size=32",
+    "profile.roofline=false",  # takes longer than the training
 )
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """``run("folder", "conv=standard")`` trains into tmp_path/folder and returns the result."""
+    quick = partial(measure_latencies, min_run_time=0.02)
+    monkeypatch.setattr("dwsep_zoo.training.profile.measure_latencies", quick)
 
     def run(folder: str, *overrides: str) -> dict[str, Any]:
         paths = [f"paths.output_dir={tmp_path / folder}", f"paths.data_dir={tmp_path / 'data'}"]

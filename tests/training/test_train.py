@@ -20,7 +20,7 @@ from dwsep_zoo.training.trainer import auto_precision
 
 
 def test_the_record_of_a_run(run, tmp_path):
-    result = run("run", "conv=standard", "seed=3", "tags=[a]")
+    result = run("run", "conv=standard", "seed=3", "tags=[a]", "profile.roofline=true")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert result["status"] == "finished"
     assert (result["model"], result["conv"], result["seed"]) == ("mobilenet_v1", "standard", 3)
@@ -33,6 +33,8 @@ def test_the_record_of_a_run(run, tmp_path):
     (latency,) = result["latency"]
     assert 0 < latency["p10_ms"] <= latency["p50_ms"] <= latency["p90_ms"]
     assert latency["threads"] == 1
+    (network,) = result["roofline"]["networks"]
+    assert network["layers"]
     assert result["time"]["train_s"] < result["time"]["total_s"]
     assert result["images_per_second"] > 0
     assert 4 * result["params"] < result["size_bytes"] < 5 * result["params"]
