@@ -4,9 +4,11 @@
   channels_last.
 * plain: float32, NCHW, and PyTorch's own depthwise gradients.
 
-Both see the same batches and begin with the same weights. The claim is on test accuracy, in points.
+Both see the same batches and begin with the same weights. The claim is on test error.
 
     python benchmarks/accuracy_parity.py --root data/cifar10    # CIFAR-10 as pictures in folders
+
+That folder is the default.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) ->
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--root", required=True, help="folder with train/ and test/")
+    arguments.add_argument("--root", default="data/cifar10", help="folder with train/ and test/")
     arguments.add_argument("--epochs", type=int, default=8)
     arguments.add_argument("--width-mult", type=float, default=0.25)
     options = arguments.parse_args()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from record import RESULTS
+from record import RESULTS, WORSE_CODE
 
 FOLDER = Path(__file__).parent
 
@@ -28,9 +28,13 @@ def main() -> None:
         if name not in recorded:
             parser.error(f"nothing is recorded for {name!r}; recorded are {', '.join(recorded)}")
     commands = {name: [sys.executable, str(FOLDER / f"{name}.py"), "--check"] for name in names}
-    lost = [name for name in names if subprocess.run(commands[name]).returncode]
+    codes = {name: subprocess.run(commands[name]).returncode for name in names}
+    failed = [name for name, code in codes.items() if code not in (0, WORSE_CODE)]
+    lost = [name for name, code in codes.items() if code == WORSE_CODE]
+    if failed:
+        print(f"could not be measured: {', '.join(failed)}")
     print(f"worse than recorded: {', '.join(lost)}" if lost else "nothing is worse than recorded")
-    sys.exit(bool(lost))
+    sys.exit(bool(lost or failed))
 
 
 if __name__ == "__main__":

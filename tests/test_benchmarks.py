@@ -54,7 +54,7 @@ def test_a_tenth_may_be_lost(recorded, values):
 
 @pytest.mark.parametrize("values", [{"speed": 2.69}, {"memory": 0.551}])
 def test_more_than_a_tenth_is_worse(recorded, values, capsys):
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="3"):
         finish(changed(recorded, **values), check=True)
     ((case, value),) = values.items()
     assert f"name: {case}: {value}, was" in capsys.readouterr().out
