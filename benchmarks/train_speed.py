@@ -6,7 +6,8 @@ on what they show), in turns, in one process:
 * common: NCHW, float32, eager; PIL pictures through torchvision's RandomCrop, RandomHorizontalFlip,
   ToTensor and Normalize in a DataLoader with 2 workers; PyTorch's depthwise kernels; SGD.
 * loop: what this project computes, in a bare Python loop: pictures in memory, augmented a batch at
-  a time, channels_last, bfloat16 where the hardware is fast at it, fused SGD, glibc's memory kept.
+  a time, channels_last, bfloat16 where the hardware is fast at it, fused SGD, glibc's memory kept,
+  and compiled where ``trainer.compile=auto`` would compile a long training.
 * app: the same through Lightning, with the callbacks, metrics and logs of ``train.py``.
 
     python benchmarks/train_speed.py            # prints a table and writes results/train_speed.json
@@ -18,6 +19,7 @@ of them.
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -41,6 +43,7 @@ from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.ops import plain_kernels
 from dwsep_zoo.training.callbacks import EpochTable
 from dwsep_zoo.training.classifier import LitClassifier
+from dwsep_zoo.training.compile import Choice, Compile, choose_compile, compiled_forward
 from dwsep_zoo.training.malloc import keep_memory
 from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
 from dwsep_zoo.training.trainer import auto_precision, create_trainer
@@ -114,8 +117,11 @@ def common(network: dict[str, Any], pictures: RandomPictures) -> Step:
     return step
 
 
-def bare_loop(network: dict[str, Any], data: ImageData, recipe: dict[str, Any]) -> Step:
+def bare_loop(
+    network: dict[str, Any], data: ImageData, recipe: dict[str, Any], compiled: bool
+) -> Step:
     model = create_model(**network).to(memory_format=torch.channels_last)
+    forward = compiled_forward(model, torch.device("cpu")) if compiled else model
     optimizer = create_optimizer(
         recipe["optimizer"],
         parameter_groups(model, recipe["weight_decay"]),
@@ -132,7 +138,7 @@ def bare_loop(network: dict[str, Any], data: ImageData, recipe: dict[str, Any]) 
     def step() -> None:
         images, labels = data.on_after_batch_transfer(next(batches), 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(images)
+            logits = forward(images)
         loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -152,7 +158,7 @@ class StepTimes(L.Callback):
         self.ends.append(time.perf_counter())
 
 
-def app(network: dict[str, Any], data: ImageData, steps: int) -> list[float]:
+def app(network: dict[str, Any], data: ImageData, steps: int, compiled: bool) -> list[float]:
     """One short training with everything that ``train.py`` has around it."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = compose_config(
@@ -164,7 +170,8 @@ def app(network: dict[str, Any], data: ImageData, steps: int) -> list[float]:
         )
         times = StepTimes()
         table = EpochTable(Path(folder) / "metrics.csv")
-        trainer = create_trainer(cfg, Path(folder), [table, times], first_step=0)
+        compiling = Compile(compiled, (3, data.image_size, data.image_size), BATCH)
+        trainer = create_trainer(cfg, Path(folder), [table, compiling, times], first_step=0)
         model = create_model(**network).to(memory_format=torch.channels_last)
         module = LitClassifier(
             model, num_classes=10, recipe=cfg["recipe"], seed=0, description={"model": network}
@@ -182,20 +189,29 @@ def timed(step: Step, steps: int) -> list[float]:
     return times
 
 
-def measure(network: dict[str, Any], rounds: int, steps: int) -> dict[str, float]:
-    """Median images/s of each side."""
+def choose(eager: Step, compiled: Step) -> Choice:
+    """As the app does for a long training."""
+    one, other = (lambda step=step: timed(step, 1)[0] for step in (eager, compiled))
+    return choose_compile("auto", math.inf, one, other)
+
+
+def measure(network: dict[str, Any], rounds: int, steps: int) -> tuple[dict[str, float], Choice]:
+    """Median images/s of each side, and whether this project's were compiled."""
     pictures = RandomPictures()
     data = ImageData("random", pictures, seed=0, batch_size=BATCH)
     data.prepare_data()
     data.setup()
     recipe = compose_config(["paths.output_dir=unused"])["recipe"]
-    sides = {"common": common(network, pictures), "loop": bare_loop(network, data, recipe)}
+    loops = [bare_loop(network, data, recipe, compiled) for compiled in (False, True)]
+    choice = choose(*loops)
+    sides = {"common": common(network, pictures), "loop": loops[choice.compiled]}
     times: dict[str, list[float]] = {"common": [], "loop": [], "app": []}
     for _ in range(rounds):
         for name, step in sides.items():
             times[name] += timed(step, steps + WARM_UP)[WARM_UP:]
-        times["app"] += app(network, data, steps + WARM_UP)[WARM_UP - 1 :]
-    return {name: BATCH / statistics.median(values) for name, values in times.items()}
+        times["app"] += app(network, data, steps + WARM_UP, choice.compiled)[WARM_UP - 1 :]
+    speed = {name: BATCH / statistics.median(values) for name, values in times.items()}
+    return speed, choice
 
 
 def main() -> None:
@@ -204,18 +220,21 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=12)
     options = arguments.parse_args()
     keep_memory()
-    ratios = []
+    ratios, compiled = [], []
     for name, stride, bar in NETWORKS:
         network = {"name": name, "num_classes": 10, "output_stride": stride}
-        speed = measure(network, options.rounds, options.steps)
+        speed, choice = measure(network, options.rounds, options.steps)
         case = f"{name}, output stride {stride}"
+        if choice.compiled:
+            compiled.append(name)
         figures = {f"{side} images/s": value for side, value in speed.items()}
         ratios.append(Ratio(f"{case}: app / common", speed["app"] / speed["common"], bar, figures))
         ratios.append(Ratio(f"{case}: app / loop", speed["app"] / speed["loop"], APP_BAR, figures))
-        print(f"{case}: {speed}", flush=True)
+        print(f"{case}: {speed}; {choice.why}", flush=True)
     conditions = (
         f"Medians over {options.rounds} x {options.steps} steps, the sides in turns; batch "
-        f"{BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, channels_last; "
+        f"{BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, channels_last, "
+        f"compiled: {', '.join(compiled) or 'none'}; "
         f"common: float32, NCHW, PIL pictures, 2 workers. {machine()}"
     )
     claim = "Training at CIFAR size: images/s against the loop that CIFAR repositories share"

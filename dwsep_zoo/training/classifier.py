@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -45,6 +46,7 @@ class LitClassifier(L.LightningModule):
         self.recipe = recipe
         self.seed = seed
         self.description = description
+        self.train_forward: Callable[[Tensor], Tensor] = self.forward  # or compiled
         for split in ("train", "val", "test"):
             self.add_module(f"{split}_metrics", _metrics(num_classes))
 
@@ -58,7 +60,7 @@ class LitClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self(resize(images, self._size(images.shape[-1]))).float()
+        logits = self.train_forward(resize(images, self._size(images.shape[-1]))).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe["label_smoothing"])
         self._update("train", loss, logits, labels)
         self.log("train/loss_step", loss)

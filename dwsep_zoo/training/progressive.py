@@ -9,14 +9,14 @@ from torch import Tensor
 
 from dwsep_zoo.errors import UserError
 
-INCREMENT = 4  # pixels; every new size is new work for kernels that prepare themselves for one
+SIZES = 8  # at most; every new one is new work for kernels that prepare themselves for one
 
 
 def training_size(progress: float, *, full: int, initial: int | None, full_from: float) -> int:
     """Side of the training images, in pixels.
 
-    It rises linearly from ``initial`` to ``full``, in multiples of 4 pixels, while the training
-    goes from 0 to ``full_from``.
+    It rises linearly from ``initial`` to ``full``, in steps of an eighth of ``full``, while the
+    training goes from 0 to ``full_from``.
 
     Args:
         progress: part of the training that is done, from 0 to 1.
@@ -27,7 +27,8 @@ def training_size(progress: float, *, full: int, initial: int | None, full_from:
     if initial is None or progress >= full_from:
         return full
     size = initial + (full - initial) * progress / full_from
-    return min(full, max(initial, int(size) // INCREMENT * INCREMENT))
+    step = max(1, full // SIZES)
+    return min(full, max(initial, int(size) // step * step))
 
 
 def resize(images: Tensor, size: int) -> Tensor:

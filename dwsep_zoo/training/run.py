@@ -26,6 +26,7 @@ from dwsep_zoo.models import ConvNet, create_model
 from dwsep_zoo.report.tensorboard import write_hparams
 from dwsep_zoo.training.callbacks import EpochTable, Interrupted, Predictions
 from dwsep_zoo.training.classifier import LitClassifier, check_checkpoint
+from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.failures import is_out_of_memory, out_of_memory
 from dwsep_zoo.training.malloc import keep_memory
 from dwsep_zoo.training.optim import check_recipe
@@ -135,7 +136,8 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
 
     module = _module(cfg, setup, setup.model)
     table = EpochTable(folder / "metrics.csv")
-    callbacks = [table, Predictions(folder / "predictions.npz")]
+    compiling = Compile(cfg["trainer"]["compile"], setup.cost.input_size, setup.data.batch_size)
+    callbacks = [table, Predictions(folder / "predictions.npz"), compiling]
     trainer = create_trainer(cfg, folder, callbacks, first_step=first_step)
     _log_hparams(trainer, cfg, setup, {})
     if cfg["train"]:
@@ -188,6 +190,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
         time={"train_s": table.seconds(), "total_s": time.perf_counter() - begin},
         epochs=trainer.current_epoch,
         precision=str(trainer.precision),
+        compiled=compiling.choice.compiled if compiling.choice else None,
         finished=now(),
     )
     _log_hparams(trainer, cfg, setup, record.values)

@@ -31,7 +31,7 @@ from dwsep_zoo.training.strategy import DataParallel
 
 log = logging.getLogger("dwsep_zoo")
 
-OWN_KEYS = ("channels_last",)  # of the trainer group, not lightning's
+OWN_KEYS = ("channels_last", "compile")  # of the trainer group, not lightning's
 SET_HERE = {
     "self",
     "callbacks",
@@ -139,10 +139,12 @@ def auto_precision(device: str) -> str:
 
 
 def check_trainer(options: dict[str, Any]) -> None:
-    """Raises UserError for keys that lightning's Trainer does not have and impossible epochs."""
+    """Raises UserError for keys that lightning's Trainer does not have and impossible values."""
     known = {*inspect.signature(L.Trainer.__init__).parameters, *OWN_KEYS} - SET_HERE
     for key in options:
         choose(key, known, "key of trainer")
+    if options["compile"] != "auto" and not isinstance(options["compile"], bool):
+        raise UserError(f"trainer.compile must be true, false or auto; got {options['compile']!r}")
     epochs = options["max_epochs"]
     if not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"trainer.max_epochs must be a whole number from 1 up; got {epochs!r}")

@@ -5,7 +5,7 @@ import torch
 
 from dwsep_zoo import UserError
 from dwsep_zoo.models import ConvNet
-from dwsep_zoo.training.progressive import resize, training_size
+from dwsep_zoo.training.progressive import SIZES, resize, training_size
 
 
 def test_sizes_grow_to_the_full_one_and_stay_there():
@@ -13,6 +13,13 @@ def test_sizes_grow_to_the_full_one_and_stay_there():
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[9], sizes[10:]) == (20, 28, [32] * 11)
     assert all(size % 4 == 0 for size in sizes)
+
+
+@pytest.mark.parametrize(("full", "initial"), [(32, 16), (224, 96), (299, 1)])
+def test_there_are_few_sizes(full, initial):
+    sizes = {training_size(i / 1000, full=full, initial=initial, full_from=1) for i in range(1001)}
+    assert {initial, full} <= sizes
+    assert len(sizes) <= SIZES + 2
 
 
 @pytest.mark.parametrize("initial", [None, 32])

@@ -1,0 +1,130 @@
+"""Compiled training steps: chosen where they pay, and the same training as eager ones."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from dwsep_zoo import UserError, create_model
+from dwsep_zoo.training import compile as compiling
+from dwsep_zoo.training.compile import LONG_ENOUGH, choose_compile, compiled_forward
+
+
+def clock(seconds):
+    return lambda: seconds
+
+
+def never():
+    raise AssertionError("nothing was to be measured")
+
+
+def test_what_the_user_says_is_not_measured():
+    assert not choose_compile(False, 1e9, never, never).compiled
+    assert choose_compile(True, 0.0, never, clock(1.0)).compiled
+
+
+def test_a_short_training_is_not_compiled():
+    choice = choose_compile("auto", LONG_ENOUGH - 1, never, never)
+    assert not choice.compiled
+    assert "10 min are too short" in choice.why
+
+
+@pytest.mark.parametrize(("gain", "compiled"), [(0.9, False), (1.0, False), (1.2, True)])
+def test_a_long_one_is_where_that_is_faster(gain, compiled):
+    choice = choose_compile("auto", LONG_ENOUGH, clock(1.0), clock(1 / gain))
+    assert choice.compiled is compiled
+    assert f"{gain:.2f} times" in choice.why
+
+
+def test_the_first_compiled_step_compiles_and_does_not_count():
+    seconds = itertools.chain([60.0], itertools.repeat(0.5))
+    assert choose_compile("auto", LONG_ENOUGH, clock(1.0), lambda: next(seconds)).compiled
+
+
+def broken():
+    raise RuntimeError("no C++ compiler\nand a long trace")
+
+
+def test_where_nothing_can_be_compiled():
+    choice = choose_compile("auto", LONG_ENOUGH, clock(1.0), broken)
+    assert (choice.compiled, choice.why) == (False, "cannot compile here: no C++ compiler")
+    with pytest.raises(UserError, match=r"trainer.compile=true: cannot compile .* compiler$"):
+        choose_compile(True, LONG_ENOUGH, clock(1.0), broken)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compiles with the tracer alone, in a moment; returns the forward passes by their kind."""
+    passes = []
+
+    def compiled_forward(model, device):
+        def forward(x):
+            passes.append("compiled")
+            return model.forward(x)
+
+        return forward
+
+    monkeypatch.setattr(compiling, "compiled_forward", compiled_forward)
+    return passes
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_measuring_leaves_no_trace(run, tmp_path, traced, monkeypatch):
+    """Long enough, measured, and the end is that of a run without measuring."""
+    monkeypatch.setattr(compiling, "LONG_ENOUGH", 0)
+    run("auto", "trainer.compile=auto")
+    assert len(traced) >= 1 + compiling.WARM_UP + compiling.ROUNDS
+    run("false", "trainer.compile=false")
+    found, expected = weights(tmp_path / "auto"), weights(tmp_path / "false")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_all_steps_and_only_those_of_the_training_are_compiled(run, traced):
+    result = run("run", "trainer.compile=true", "trainer.max_epochs=2")
+    assert result["compiled"] is True
+    assert len(traced) == 1 + 2 * 4
+
+
+def test_a_resumed_run_keeps_the_choice(run, tmp_path, traced, monkeypatch, stopped_in):
+    monkeypatch.setattr(compiling, "LONG_ENOUGH", 0)
+    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
+    overrides = ("trainer.compile=auto", "trainer.max_epochs=3")
+    with stopped_in(1, 2):
+        run("run", *overrides)
+    traced.clear()
+    monkeypatch.setattr(compiling, "choose_compile", never)
+    assert run("run", *overrides, f"resume={tmp_path / 'run'}")["compiled"] is True
+    assert len(traced) == 1 + 4  # the rest of the second epoch, and the third
+
+
+def test_the_choice_stands_in_the_log(run, tmp_path):
+    run("run", "trainer.compile=auto")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "training steps: eager (" in log
+    assert "too short to repay compilation" in log
+
+
+def test_compiled_steps_compute_what_eager_ones_do():
+    """Of a stem and a block: a whole network takes the compiler half a minute."""
+    network = create_model("mobilenet_v1", width_mult=0.125)
+    part = nn.Sequential(network.stem, network.stages[0]).double()
+    compiled = compiled_forward(part, torch.device("cpu"))
+    x = torch.randn(8, 3, 16, 16, dtype=torch.float64).to(memory_format=torch.channels_last)
+    results = []
+    for forward in (part, compiled):
+        out = forward(x)
+        results.append([out, *torch.autograd.grad(out.square().mean(), part.parameters())])
+    for eager, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, eager)
+
+
+@pytest.mark.parametrize("value", ["maybe", "1.5"])
+def test_other_values(run, value):
+    with pytest.raises(UserError, match=f"true, false or auto; got .*{value}"):
+        run("run", f"trainer.compile={value}")
