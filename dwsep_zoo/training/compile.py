@@ -103,7 +103,8 @@ class Compile(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.choice:  # of the run that is resumed
-            self._use(pl_module)
+            assert isinstance(pl_module, LitClassifier)
+            self._use(pl_module, compiled_forward(pl_module.model, pl_module.device))
         elif self.option != "auto":
             self._choose(trainer, pl_module, 0.0)
 
@@ -137,12 +138,11 @@ class Compile(Callback):
         self.choice = trainer.strategy.broadcast(choice)
         word = "compiled" if self.choice.compiled else "eager"
         log.info("training steps: %s (%s)", word, self.choice.why)
-        self._use(module)
+        self._use(module, forward)
 
-    def _use(self, module: L.LightningModule) -> None:
-        assert isinstance(module, LitClassifier)
+    def _use(self, module: LitClassifier, forward: Callable[[Tensor], Tensor]) -> None:
         if self.choice and self.choice.compiled:
-            module.train_forward = compiled_forward(module.model, module.device)
+            module.train_forward = forward
 
 
 def compiled_forward(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:

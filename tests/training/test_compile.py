@@ -57,7 +57,7 @@ def test_where_nothing_can_be_compiled():
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Compiles with the tracer alone, in a moment; returns the forward passes by their kind."""
+    """One entry for each forward pass that would be compiled; nothing is."""
     passes = []
 
     def compiled_forward(model, device):
