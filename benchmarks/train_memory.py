@@ -45,7 +45,7 @@ def measure(side: str, network: dict[str, Any]) -> float:
     before = peak_mb()
     if side == "app":
         keep_memory()
-        app(network, data, STEPS)
+        app(network, data, STEPS, compiled=False)
     else:
         step = common(network, pictures)
         for _ in range(STEPS):

@@ -1,7 +1,8 @@
-"""What tests of whole networks share."""
+"""What tests of whole networks and of whole runs share."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +59,15 @@ def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
+
+
+def last_weights(run: Path) -> dict[str, Tensor]:
+    """With which a run ended."""
+    path = run / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def different(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names of the weights that are not the same, bit for bit."""
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
