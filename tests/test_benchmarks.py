@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks import record
-from benchmarks.record import Ratio, Record, finish, load, records
+from benchmarks.record import RESULTS, Ratio, Record, finish, load, records
+from dwsep_zoo import list_convs
+
+README = Path(__file__).parents[1] / "README.md"
 
 FASTER = Ratio("speed", 3.0, 2.5, {"ours images/s": 300.0, "theirs images/s": 100.0})
 SMALLER = Ratio("memory", 0.5, 0.7, {"ours MB": 50.0}, at_most=True)
@@ -58,3 +63,10 @@ def test_more_than_a_tenth_is_worse(recorded, values, capsys):
         finish(changed(recorded, **values), check=True)
     ((case, value),) = values.items()
     assert f"name: {case}: {value}, was" in capsys.readouterr().out
+
+
+def test_every_row_of_the_readme_is_a_recorded_one():
+    rows = re.findall(rf"^\| \w+ +\| (?:{'|'.join(list_convs())}) .*$", README.read_text(), re.M)
+    reports = "".join(path.read_text() for path in RESULTS.glob("*/comparison.md"))
+    assert rows
+    assert [row for row in rows if row not in reports] == []
