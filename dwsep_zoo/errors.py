@@ -25,3 +25,11 @@ def choose(value: str, choices: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     raise UserError(f"unknown {what} {value!r}{hint} choices: {', '.join(names)}")
+
+
+def check_number(key: str, value: object, *, optional: bool = False) -> None:
+    """Raises UserError for what is no number; ``optional`` lets None pass."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{key} must be a number; got {value!r}")

@@ -60,12 +60,14 @@ class LitClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self.train_forward(resize(images, self._size(images.shape[-1]))).float()
+        size = self.image_size(self.current_epoch, images.shape[-1])
+        logits = self.train_forward(resize(images, size)).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe["label_smoothing"])
         self._update("train", loss, logits, labels)
         self.log("train/loss_step", loss)
         groups = self.trainer.optimizers[0].param_groups
-        self.log("train/lr", max(group["lr"] for group in groups))
+        # Made on the device: a copy from the CPU would wait for it.
+        self.log("train/lr", torch.full_like(loss, max(group["lr"] for group in groups)))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -90,6 +92,7 @@ class LitClassifier(L.LightningModule):
             lr=recipe["lr"],
             momentum=recipe["momentum"],
             betas=recipe["betas"],
+            fused=not self.trainer.gradient_clip_val,
         )
         steps = total_steps(self.trainer)
         schedule = create_schedule(
@@ -111,10 +114,10 @@ class LitClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, self.description)
 
-    def _size(self, full: int) -> int:
-        """Of the training images in this epoch."""
+    def image_size(self, epoch: int, full: int) -> int:
+        """Side of the training images in an epoch (the first one is 0); ``full``: of the data's."""
         return training_size(
-            self.current_epoch / (self.trainer.max_epochs or 1),
+            epoch / (self.trainer.max_epochs or 1),
             full=full,
             initial=self.recipe["initial_size"],
             full_from=self.recipe["full_size_from"],
@@ -130,7 +133,7 @@ class LitClassifier(L.LightningModule):
         for name, metric in self.get_submodule(f"{split}_metrics").named_children():
             assert isinstance(metric, Metric)
             if name == "loss":
-                metric.update(loss.detach(), weight=len(labels))
+                metric.update(loss.detach(), weight=torch.full_like(loss, len(labels)))
             else:
                 metric.update(logits.detach(), labels)
             self.log(

@@ -23,15 +23,18 @@ from torch import Tensor, nn
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.training.classifier import LitClassifier, total_steps
+from dwsep_zoo.training.failures import is_out_of_memory
 
 log = logging.getLogger("dwsep_zoo")
 
 LONG_ENOUGH = 600  # seconds of eager training, of which compilation is about a tenth
 WORTHWHILE = 1.03  # times as fast; less is within what timing can tell
 DECIDE_AFTER = 20  # steps
+RECOMPILE_LIMIT = 1000  # of all networks and sizes of images in a process
 WARM_UP, ROUNDS = 2, 5  # steps of each kind
 
 Step = Callable[[], float]
+Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Choice:
     why: str
 
 
-def choose_compile(option: bool | str, seconds: float, eager: Step, compiled: Step) -> Choice:
+def choose_compile(
+    option: bool | str, seconds: float, eager: Step, compiled: Step, *, sizes: int = 1
+) -> Choice:
     """Decide by measuring, unless the user has decided.
 
     Args:
@@ -50,6 +55,7 @@ def choose_compile(option: bool | str, seconds: float, eager: Step, compiled: St
         seconds: that the training would take without.
         eager: runs one step and returns its seconds.
         compiled: the same, compiled when it is called first.
+        sizes: of images, each of which is compiled for.
 
     Raises:
         UserError: if the user wants what cannot be compiled here.
@@ -62,19 +68,25 @@ def choose_compile(option: bool | str, seconds: float, eager: Step, compiled: St
     try:
         compiled()
     except Exception as error:  # of the compiler, the C++ compiler, the file system
+        if is_out_of_memory(error):
+            raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if option is True:
             raise UserError(f"trainer.compile=true: cannot compile here: {reason}") from error
         return Choice(False, f"cannot compile here: {reason}")
-    took = _duration(time.perf_counter() - begin)
+    compilation = time.perf_counter() - begin
+    took = f"compilation took {_duration(compilation)}"
     if option is True:
-        return Choice(True, f"trainer.compile=true; compilation took {took}")
+        return Choice(True, f"trainer.compile=true; {took}")
     for step in (eager, compiled) * WARM_UP:
         step()
     pairs = [(eager(), compiled()) for _ in range(ROUNDS)]  # in turns
     gain = statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
-    why = f"compiled ones are {gain:.2f} times as fast; compilation took {took}"
-    return Choice(gain >= WORTHWHILE, why)
+    # Whether the first size repays its compilation was asked before; it is over.
+    saved = seconds * (1 - 1 / gain) - (sizes - 1) * compilation
+    each = f", for each of {sizes} sizes of images" if sizes > 1 else ""
+    why = f"compiled ones are {gain:.2f} times as fast; {took}{each}"
+    return Choice(gain >= WORTHWHILE and saved > 0, why)
 
 
 class Compile(Callback):
@@ -93,20 +105,23 @@ class Compile(Callback):
         self.option = option
         self.shape = (batch_size, *input_size)
         self.choice: Choice | None = None
+        self.forward: Forward | None = None
         self.starts: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self.choice) if self.choice else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.choice = Choice(**state_dict) if state_dict else None
+        if state_dict and self.option == "auto":
+            self.choice = Choice(state_dict["compiled"], "as the training began")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.choice:  # of the run that is resumed
-            assert isinstance(pl_module, LitClassifier)
-            self._use(pl_module, compiled_forward(pl_module.model, pl_module.device))
-        elif self.option != "auto":
-            self._choose(trainer, pl_module, 0.0)
+        if self.option != "auto":
+            self.choice = self._measure(trainer, pl_module, 0.0, sizes=1)
+        elif self.choice is None and torch.are_deterministic_algorithms_enabled():
+            self.choice = Choice(False, "what a clock says is not deterministic")
+        if self.choice:
+            self._use(pl_module, self.choice)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -118,13 +133,25 @@ class Compile(Callback):
         due = batch_idx == DECIDE_AFTER or (trainer.current_epoch > 0 and batch_idx == 0)
         times = [b - a for a, b in zip(self.starts, self.starts[1:], strict=False)]
         if due and times:
+            assert isinstance(pl_module, LitClassifier)
+            epoch, full = trainer.current_epoch, self.shape[-1]
+            sides = [pl_module.image_size(e, full) for e in range(epoch, trainer.max_epochs or 1)]
+            timed = pl_module.image_size(epoch if batch_idx else epoch - 1, full)
             steps = total_steps(trainer) - trainer.global_step
             steps *= trainer.accumulate_grad_batches
-            self._choose(trainer, pl_module, steps * statistics.median(times))
+            # Time goes with the number of pixels, of which there may be more later.
+            pixels = statistics.mean((side / timed) ** 2 for side in sides)
+            seconds = steps * pixels * statistics.median(times)
+            seconds = trainer.strategy.broadcast(seconds)  # all processes measure, or none
+            self.choice = self._measure(trainer, pl_module, seconds, sizes=len(set(sides)))
+            self._use(pl_module, self.choice)
 
-    def _choose(self, trainer: L.Trainer, module: L.LightningModule, seconds: float) -> None:
+    def _measure(
+        self, trainer: L.Trainer, module: L.LightningModule, seconds: float, *, sizes: int
+    ) -> Choice:
         assert isinstance(module, LitClassifier)
         model, forward = module.model, compiled_forward(module.model, module.device)
+        self.forward = forward  # another one would be compiled again
         context = trainer.precision_plugin.forward_context
         images = torch.randn(self.shape, device=module.device)
         images = images.to(memory_format=torch.channels_last)  # as the data come
@@ -134,29 +161,37 @@ class Compile(Callback):
                 seconds,
                 lambda: _step(model, model, images, context),
                 lambda: _step(model, forward, images, context),
+                sizes=sizes,
             )
-        self.choice = trainer.strategy.broadcast(choice)
-        word = "compiled" if self.choice.compiled else "eager"
-        log.info("training steps: %s (%s)", word, self.choice.why)
-        self._use(module, forward)
+        return trainer.strategy.broadcast(choice)
 
-    def _use(self, module: LitClassifier, forward: Callable[[Tensor], Tensor]) -> None:
-        if self.choice and self.choice.compiled:
-            module.train_forward = forward
+    def _use(self, module: L.LightningModule, choice: Choice) -> None:
+        log.info("training steps: %s (%s)", "compiled" if choice.compiled else "eager", choice.why)
+        if choice.compiled:
+            assert isinstance(module, LitClassifier)
+            module.train_forward = self.forward or compiled_forward(module.model, module.device)
 
 
-def compiled_forward(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+def compiled_forward(model: nn.Module, device: torch.device) -> Forward:
     """The network's forward pass, compiled at its first call and again for every size of images.
 
     On a GPU forward and backward are recorded as CUDA graphs, which spares the launches.
     """
     mode = "reduce-overhead" if device.type == "cuda" else None
-    return torch.compile(model.forward, dynamic=False, mode=mode)
+    # All networks share the code of one forward, of which PyTorch keeps 8 compilations by default.
+    # fullgraph: beyond the limit it fails, and does not go on uncompiled.
+    compiled = torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
+
+    def forward(x: Tensor) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+            return compiled(x)
+
+    return forward
 
 
 def _step(
     model: nn.Module,
-    forward: Callable[[Tensor], Tensor],
+    forward: Forward,
     images: Tensor,
     context: Callable[[], AbstractContextManager[None]],
 ) -> float:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import UserError, check_number, choose
 from dwsep_zoo.nn import DepthwiseConv2d
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -79,15 +79,18 @@ def create_optimizer(
     lr: float,
     momentum: float,
     betas: Sequence[float],
+    fused: bool = True,
 ) -> Optimizer:
-    """``sgd`` (Nesterov's momentum) or ``adamw``, in PyTorch's fused implementation.
+    """``sgd`` (Nesterov's momentum) or ``adamw``.
 
-    The rate of a group with an ``lr_scale`` is that part of ``lr``.
+    The rate of a group with an ``lr_scale`` is that part of ``lr``. ``fused`` takes PyTorch's
+    fastest implementation, whose gradients lightning cannot clip in mixed precision: an optimizer
+    that might undo the scaling of gradients itself gets them scaled.
     """
     groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
     if choose(name, OPTIMIZERS, "recipe.optimizer") == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-    return torch.optim.AdamW(groups, lr, betas=(betas[0], betas[1]), fused=True)
+        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    return torch.optim.AdamW(groups, lr, betas=(betas[0], betas[1]), fused=fused)
 
 
 def create_schedule(
@@ -112,6 +115,14 @@ def check_recipe(recipe: dict[str, Any]) -> None:
     positive = ("epochs", "lr")
     not_negative = ("weight_decay", "min_lr")
     below_one = ("warmup_fraction", "momentum", "label_smoothing", "model_ema_decay")
+    optional = ("model_ema_decay", "layer_decay")
+    for key in (*positive, *not_negative, *below_one, "layer_decay", "full_size_from"):
+        check_number(f"recipe.{key}", recipe[key], optional=key in optional)
+    betas = recipe["betas"]
+    if not isinstance(betas, list) or len(betas) != 2:
+        raise UserError(f"recipe.betas must be two numbers, such as [0.9, 0.999]; got {betas!r}")
+    for beta in betas:
+        check_number("recipe.betas", beta)
     for key in positive:
         if not recipe[key] > 0:
             raise UserError(f"recipe.{key} must be greater than 0; got {recipe[key]}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dwsep_zoo.errors import UserError
 
-SIZES = 8  # at most; every new one is new work for kernels that prepare themselves for one
+SIZES = 8  # of the full one: steps; every size is new work for kernels that prepare for one
 
 
 def training_size(progress: float, *, full: int, initial: int | None, full_from: float) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import different, last_weights
@@ -44,6 +47,24 @@ def test_compilation_and_the_first_steps_do_not_count():
     seconds = iter([*first, 0.5, 0.5, 0.5, 2.0, 2.0])
     choice = choose_compile("auto", LONG_ENOUGH, clock(1.0), lambda: next(seconds))
     assert "2.00 times as fast" in choice.why
+
+
+@pytest.mark.parametrize(("sizes", "compiled"), [(1, True), (2, True), (6, False)])
+def test_every_size_of_images_has_to_repay_its_compilation(monkeypatch, sizes, compiled):
+    """Compilation takes 100 s, and compiled steps save 300 s of 600."""
+    now = iter([0.0, 100.0])
+    monkeypatch.setattr(compiling, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    choice = choose_compile("auto", 600, clock(1.0), clock(0.5), sizes=sizes)
+    assert choice.compiled is compiled
+
+
+def test_no_memory_is_not_a_compiler_that_fails():
+    def hungry():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for option in ("auto", True):
+        with pytest.raises(torch.OutOfMemoryError):
+            choose_compile(option, LONG_ENOUGH, clock(1.0), hungry)
 
 
 def broken():
@@ -90,8 +111,8 @@ def test_all_steps_and_only_those_of_the_training_are_compiled(run, traced):
 
 
 def test_a_resumed_run_keeps_the_choice(run, tmp_path, traced, monkeypatch, stopped_in):
-    monkeypatch.setattr(compiling, "LONG_ENOUGH", 0)
-    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
+    compiled = compiling.Choice(True, "")
+    monkeypatch.setattr(compiling, "choose_compile", lambda *args, **options: compiled)
     overrides = ("trainer.compile=auto", "trainer.max_epochs=3")
     with stopped_in(1, 2):
         run("run", *overrides)
@@ -99,6 +120,43 @@ def test_a_resumed_run_keeps_the_choice(run, tmp_path, traced, monkeypatch, stop
     monkeypatch.setattr(compiling, "choose_compile", never)
     assert run("run", *overrides, f"resume={tmp_path / 'run'}")["compiled"] is True
     assert len(traced) == 1 + 4  # the rest of the second epoch, and the third
+
+
+def test_what_the_user_says_counts_when_a_run_is_resumed(run, tmp_path, traced, stopped_in):
+    with stopped_in(1, 2):
+        run("run", "trainer.compile=true", "trainer.max_epochs=3")
+    traced.clear()
+    overrides = ("trainer.compile=false", "trainer.max_epochs=3", f"resume={tmp_path / 'run'}")
+    assert run("run", *overrides)["compiled"] is False
+    assert traced == []
+
+
+def test_a_deterministic_run_asks_no_clock(run, monkeypatch):
+    monkeypatch.setattr(compiling, "LONG_ENOUGH", 0)
+    monkeypatch.setattr(compiling, "choose_compile", never)
+    try:
+        assert run("run", "trainer.compile=auto", "trainer.deterministic=true")["compiled"] is False
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("resizing", "pixels", "sizes"),
+    [((), 1.0, 1), (("recipe.initial_size=16",), (24**2 + 32**2) / 2 / 16**2, 2)],
+)
+def test_larger_images_to_come_are_in_the_estimate(run, monkeypatch, resizing, pixels, sizes):
+    """Of 3 epochs with 4 steps a second each, after the first of which it is asked."""
+    asked = []
+
+    def choose(option, seconds, eager, compiled, *, sizes):
+        asked.append((seconds, sizes))
+        return compiling.Choice(False, "")
+
+    now = itertools.count()
+    monkeypatch.setattr(compiling, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    monkeypatch.setattr(compiling, "choose_compile", choose)
+    run("run", "trainer.compile=auto", "trainer.max_epochs=3", *resizing)
+    assert asked == [(pytest.approx(2 * 4 * pixels), sizes)]
 
 
 def test_the_choice_stands_in_the_log(run, tmp_path):
