@@ -163,18 +163,26 @@ class SaveOnInterrupt(Callback):
     """On ctrl-C or a termination signal: finish the step, save ``last.ckpt``, stop.
 
     A second one stops at once. After the last step of the last epoch there is nothing to stop.
+
+    Args:
+        checkpoint: ``last.ckpt``.
+        every_n_epochs: at whose ends it is written anyway.
     """
 
-    def __init__(self, checkpoint: Path):
+    def __init__(self, checkpoint: Path, every_n_epochs: int):
         self.checkpoint = checkpoint
+        self.every_n_epochs = every_n_epochs
         self.requested = False
         self.previous: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.process = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a forked worker, which has to end with the step
+            return
         self.requested = True
         signal.signal(number, signal.default_int_handler)
         log.info("stopping after this step; once more stops at once")
@@ -195,8 +203,9 @@ class SaveOnInterrupt(Callback):
             raise Interrupted(f"stopped in epoch {trainer.current_epoch + 1}")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Asked for at the end of an epoch, which has been validated and saved as a whole.
-        if self.requested and trainer.world_size == 1 and self.checkpoint.exists():
+        # Asked for at the end of an epoch. Was it saved as a whole? Else after the next step.
+        saved = trainer.current_epoch % self.every_n_epochs == 0 and self.checkpoint.exists()
+        if self.requested and trainer.world_size == 1 and saved:
             raise Interrupted(f"stopped after epoch {trainer.current_epoch}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

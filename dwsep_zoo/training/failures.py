@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from dwsep_zoo.analysis.memory import training_memory
 from dwsep_zoo.errors import UserError
 
 CHECK_EVERY = 50  # steps; asking a GPU for a number makes the CPU wait for it
+Step = tuple[int, int, float]  # epoch, step in it, learning rate
 USABLE = 0.8  # of a device's memory; the rest is its libraries' and lost between blocks
 
 
@@ -30,7 +31,7 @@ class StopOnNonFinite(Callback):
         self.checkpoint = checkpoint
         self.lr = 0.0
         self.losses: list[Tensor] = []
-        self.steps: list[tuple[int, int, float]] = []
+        self.steps: list[Step] = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -47,22 +48,32 @@ class StopOnNonFinite(Callback):
     ) -> None:
         loss = outputs["loss"]
         self.losses.append(loss)
-        self.steps.append((trainer.current_epoch + 1, batch_idx + 1, self.lr))
+        self.last = (trainer.current_epoch + 1, batch_idx + 1, self.lr)
+        self.steps.append(self.last)
         if loss.device.type == "cpu" or len(self.losses) == CHECK_EVERY or trainer.is_last_batch:
             self._check()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the epoch is saved: a finite loss can have had gradients that were not."""
+        if not all(torch.isfinite(parameter).all() for parameter in pl_module.parameters()):
+            self._stop("the weights", "infinite or NaN", self.last)
 
     def _check(self) -> None:
         losses, steps = torch.stack(self.losses).tolist(), self.steps
         self.losses, self.steps = [], []
-        for loss, (epoch, step, lr) in zip(losses, steps, strict=True):
+        for loss, step in zip(losses, steps, strict=True):
             if loss - loss != 0:  # infinite or not a number
-                good = ""
-                if self.checkpoint.exists():
-                    good = f"; the last good state is {self.checkpoint}"
-                raise UserError(
-                    f"train/loss became {loss} in step {step} of epoch {epoch}, at a learning rate "
-                    f"of {lr:.3g}; a smaller recipe.lr usually helps{good}"
-                )
+                self._stop("train/loss", loss, step)
+
+    def _stop(self, what: str, value: object, step: Step) -> NoReturn:
+        epoch, number, lr = step
+        good = ""
+        if self.checkpoint.exists():
+            good = f"; the last good state is {self.checkpoint}"
+        raise UserError(
+            f"{what} became {value} in step {number} of epoch {epoch}, at a learning rate of "
+            f"{lr:.3g}; a smaller recipe.lr usually helps{good}"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -91,7 +102,12 @@ def out_of_memory(
     half = max(2, batch_size // 2)
     each = (need(2 * half) - need(half)) / half
     fits = half + int((USABLE * _memory(device) - need(half)) / each)
-    fits = max(1, min(fits, half))  # the whole was too much, whatever the estimate says
+    fits = min(max(1, fits), batch_size // 2)  # the whole was too much, whatever the estimate says
+    if not fits:
+        return UserError(
+            f"out of memory with data.batch_size=1 on this {device.type}: smaller images "
+            "(data.image_size) or a narrower network (model.width_mult) are needed"
+        )
     return UserError(
         f"out of memory with data.batch_size={batch_size}; about {fits} would fit on this "
         f"{device.type}, and trainer.accumulate_grad_batches={-(-batch_size // fits)} makes "

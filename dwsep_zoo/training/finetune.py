@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
@@ -63,7 +64,7 @@ class FineTune(Callback):
                 parameter.grad = None
             if "part" in group:
                 rate = 0.0 if len(frozen) == len(group["params"]) else group["lr"]
-                pl_module.log(f"lr/{group['part']}", rate)
+                pl_module.log(f"lr/{group['part']}", torch.full((), rate, device=pl_module.device))
 
     def _begin_phase(self, trainer: L.Trainer, model: nn.Module) -> None:
         head_only = trainer.current_epoch < self.freeze_epochs

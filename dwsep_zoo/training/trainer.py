@@ -74,12 +74,13 @@ def create_trainer(
         average = get_ema_multi_avg_fn(recipe["model_ema_decay"])
         callbacks.append(WeightAveraging(multi_avg_fn=average))
     if save:
+        every_n_epochs = cfg["callbacks"]["save_every_n_epochs"]
         callbacks += [
-            _checkpoint(checkpoints, "best", 1, monitor="val/acc", mode="max"),
+            OneFile(checkpoints, "best", 1, monitor="val/acc", mode="max"),
             # lightning's save_last saves only after epochs that were the best so far
-            _checkpoint(checkpoints, "last", cfg["callbacks"]["save_every_n_epochs"]),
-            SaveOnInterrupt(checkpoints / "last.ckpt"),
-            StopOnNonFinite(checkpoints / "last.ckpt"),
+            OneFile(checkpoints, "last", every_n_epochs),
+            StopOnNonFinite(checkpoints / "last.ckpt"),  # before what could save such a state
+            SaveOnInterrupt(checkpoints / "last.ckpt", every_n_epochs),
         ]
     if cfg["callbacks"]["early_stopping"]:
         callbacks.append(
@@ -120,6 +121,33 @@ def create_trainer(
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+class OneFile(ModelCheckpoint):
+    """Keeps one checkpoint, ``folder/name.ckpt``, and its score when that folder has been moved."""
+
+    def __init__(self, folder: Path, name: str, every_n_epochs: int, **options: Any):
+        super().__init__(
+            folder,
+            filename=name,
+            every_n_epochs=every_n_epochs,
+            save_on_train_epoch_end=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            **options,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        path = Path(str(self.dirpath), f"{self.filename}.ckpt")
+        if path.exists():  # ckpt_path= goes on in a new folder, where nothing is the best so far
+            scores = state_dict["best_k_models"].values()
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_k_models": {str(path): score for score in scores},
+                **dict.fromkeys(("best_model_path", "kth_best_model_path"), str(path)),
+            }
+        super().load_state_dict(state_dict)
+
+
 class RunLogger(TensorBoardLogger):
     """TensorBoard in the run's own folder, without a file of parameters: Hydra keeps them."""
 
@@ -158,19 +186,6 @@ def check_space(folder: Path, size_bytes: int) -> None:
             f"{folder} has {free / 1e6:.0f} MB free; the checkpoints of this run need about "
             f"{need / 1e6:.0f} MB"
         )
-
-
-def _checkpoint(folder: Path, name: str, every_n_epochs: int, **options: Any) -> ModelCheckpoint:
-    """Keep one file, ``folder/name.ckpt``."""
-    return ModelCheckpoint(
-        folder,
-        filename=name,
-        every_n_epochs=every_n_epochs,
-        save_on_train_epoch_end=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-        **options,
-    )
 
 
 def _device_type(options: dict[str, Any]) -> str:

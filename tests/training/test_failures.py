@@ -49,6 +49,21 @@ def test_in_the_first_epoch_there_is_no_good_state(run, monkeypatch):
         run("run")
 
 
+def test_weights_that_are_no_numbers_are_not_saved(run, tmp_path, monkeypatch):
+    """The loss of the last step is finite, its gradients are not."""
+
+    def spoil(loss):
+        spoiled = loss * 1.0
+        spoiled.register_hook(lambda gradient: gradient * float("nan"))
+        return spoiled
+
+    failing_in(monkeypatch, 1, 3, spoil)
+    with pytest.raises(UserError, match="the weights became infinite or NaN in step 4 of epoch 2"):
+        run("run")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["epoch"] == 0
+
+
 def test_out_of_memory_names_a_batch_size(run, tmp_path, monkeypatch):
     def fail(loss):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -66,6 +81,12 @@ def test_the_batch_size_that_fits_does(monkeypatch, fits):
     error = out_of_memory(model, SIZE, 1000, torch.device("cpu"))
     (named,) = map(int, re.findall("about ([0-9]+) would fit", str(error)))
     assert named == pytest.approx(fits, abs=2)
+
+
+@pytest.mark.parametrize(("batch_size", "said"), [(1, "smaller images"), (2, "about 1 would fit")])
+def test_the_smallest_batches(batch_size, said):
+    model = create_model("mobilenet_v1", width_mult=0.125, num_classes=10)
+    assert said in str(out_of_memory(model, SIZE, batch_size, torch.device("cpu")))
 
 
 def test_what_counts_as_out_of_memory():

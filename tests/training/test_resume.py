@@ -1,17 +1,22 @@
 """A run that was stopped ends where an uninterrupted one ends, bit for bit."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import different, last_weights
 
 from dwsep_zoo import UserError
+from dwsep_zoo.training.classifier import LitClassifier
+from dwsep_zoo.training.trainer import OneFile
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -127,3 +132,65 @@ def test_messages(run, tmp_path):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         run("run", f"ckpt_path={checkpoint}", "trainer.max_epochs=3")
+
+
+def best_of(folder):
+    return OneFile(folder, "best", 1, monitor="val/acc", mode="max")
+
+
+def test_the_best_score_is_known_where_a_folder_has_been_moved(tmp_path):
+    before, after = (best_of(tmp_path / name) for name in ("before", "after"))
+    path, score = str(tmp_path / "before" / "best.ckpt"), torch.tensor(0.9)
+    before.best_model_score, before.best_k_models = score, {path: score}
+    before.best_model_path = before.kth_best_model_path = path
+    before.kth_value = score
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "best.ckpt").touch()
+    (tmp_path / "before").rename(tmp_path / "after")
+    after.load_state_dict(before.state_dict())
+    path = str(tmp_path / "after" / "best.ckpt")
+    assert (after.best_model_path, after.best_k_models) == (path, {path: score})
+    alone = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
+    assert not after.check_monitor_top_k(alone, torch.tensor(0.8))
+    assert after.check_monitor_top_k(alone, torch.tensor(0.95))
+
+
+def test_between_saved_epochs_ctrl_c_is_answered_in_the_next_step(run, tmp_path, monkeypatch):
+    """Asked for in the validation of the second epoch, of which nothing was saved."""
+    validate = LitClassifier.on_validation_end
+    asked = []
+
+    def on_validation_end(self):
+        validate(self)
+        if self.current_epoch == 1 and not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    overrides = ("callbacks.save_every_n_epochs=3", "trainer.max_epochs=3")
+    run("whole", *overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(LitClassifier, "on_validation_end", on_validation_end)
+        with pytest.raises(SystemExit):
+            run("stopped", *overrides)
+    saved = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2 * 4 + 1
+    run("stopped", *overrides, f"resume={tmp_path / 'stopped'}")
+    ends = last_weights(tmp_path / "whole"), last_weights(tmp_path / "stopped")
+    assert different(*ends) == []
+
+
+def test_ctrl_c_outside_of_the_training_is_recorded(run, tmp_path, monkeypatch):
+    def test_step(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(LitClassifier, "test_step", test_step)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run("run")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # lightning ignores further ones
+    assert stop.value.code == 130
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (record["status"], record["error"]) == ("interrupted", "stopped at once")
+    assert "resume=" in (tmp_path / "run" / "train.log").read_text()

@@ -7,6 +7,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from helpers import last_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dwsep_zoo
@@ -158,6 +159,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(run, tmp_path):
             "unknown key of trainer 'fast_dev_rum'; did you mean 'fast_dev",
         ),
         ("trainer.precision=17", "trainer: "),
+        ("seed=-1", "seed must be a whole number from 0 up; got -1"),
+        ("profile.runtimes=[]", r"profile.runtimes must be a list of one or more; got \[\]"),
         ("+trainer.logger=false", "unknown key of trainer 'logger'"),
         ("conv.depth_multiplier=0", "conv.depth_multiplier must be a whole number from 1 up"),
     ],
@@ -194,3 +197,17 @@ def test_precision_is_bfloat16_where_the_hardware_has_it(monkeypatch):
 def test_memory_is_kept_where_there_is_a_glibc():
     assert keep_memory() in (True, False)
     assert torch.ones(20_000_000).sum() == 20_000_000
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipped_gradients(run, tmp_path, precision):
+    """To next to nothing: without momentum and decay the weights then stay where they begin."""
+    plain = ("recipe.momentum=0", "recipe.weight_decay=0", f"trainer.precision={precision}")
+    ends = []
+    for epochs in (1, 2):
+        folder = f"{epochs}-epochs"
+        run(folder, *plain, "trainer.gradient_clip_val=1e-9", f"trainer.max_epochs={epochs}")
+        ends.append(last_weights(tmp_path / folder))
+    for name, weight in ends[0].items():
+        if name.endswith(("weight", "bias")):
+            torch.testing.assert_close(ends[1][name], weight, rtol=0, atol=1e-6)
