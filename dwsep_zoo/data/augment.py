@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dwsep_zoo.data.loader import BatchKey, generator
-from dwsep_zoo.data.options import at_least, check_range, choose
+from dwsep_zoo.data.options import at_least, check_jitter, check_range, choose
 from dwsep_zoo.errors import UserError
 
 DRAWS = 5
@@ -183,11 +183,7 @@ class CachedCrop:
         """Raises UserError for impossible values."""
         check_range("data.augment.scale", self.scale, largest=1.0)
         check_range("data.augment.ratio", self.ratio, largest=float("inf"))
-        jitter = self.color_jitter
-        if jitter is not None and (
-            isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or jitter < 0
-        ):
-            raise UserError(f"data.augment.color_jitter must be a number from 0 up; got {jitter!r}")
+        check_jitter(self.color_jitter)
 
     def draw(self, count: int, g: torch.Generator) -> Tensor:
         """(count, 8) int64: top, left, flip, height, width of the part; three of the colours.

@@ -429,6 +429,8 @@ def _augment_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
         raise UserError(f"data.augment.flip must be true or false or alternate; got {flip!r}")
     for key in ("scale", "ratio"):
         if key in values:
+            if not isinstance(values[key], Sequence) or isinstance(values[key], str):
+                raise UserError(f"data.augment.{key} must be two numbers; got {values[key]!r}")
             values[key] = tuple(values[key])
     return values
 

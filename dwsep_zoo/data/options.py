@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import UserError, check_number, choose
 
-__all__ = ["at_least", "check_keys", "check_range", "choose", "open_fraction"]
+__all__ = ["at_least", "check_jitter", "check_keys", "check_range", "choose", "open_fraction"]
 
 
 def at_least(key: str, value: Any, minimum: int) -> int:
@@ -30,6 +30,14 @@ def open_fraction(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise UserError(f"{key} must be greater than 0 and less than 1; got {value!r}")
     return float(value)
+
+
+def check_jitter(value: Any) -> None:
+    """Raises UserError unless ``data.augment.color_jitter`` is None or a number from 0 up."""
+    key = "data.augment.color_jitter"
+    check_number(key, value, optional=True)
+    if value is not None and value < 0:
+        raise UserError(f"{key} must be a number from 0 up; got {value!r}")
 
 
 def check_range(key: str, pair: Sequence[Any], largest: float) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from dwsep_zoo.data.loader import BatchKey, derived_seed
-from dwsep_zoo.data.options import check_range, choose
+from dwsep_zoo.data.options import check_jitter, check_range, choose
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
@@ -56,6 +56,7 @@ class ResizedCrop:
         """Raises UserError for values that timm cannot take."""
         check_range("data.augment.scale", self.scale, largest=1.0)
         check_range("data.augment.ratio", self.ratio, largest=float("inf"))
+        check_jitter(self.color_jitter)
         try:
             self.transform(32, "bilinear")
         except (AssertionError, KeyError, ValueError, TypeError) as error:
@@ -201,8 +202,15 @@ def decoded(
 
 
 def file_sizes(root: Path, images: Images) -> np.ndarray:
-    """(n,) int64: the bytes of each file."""
-    return np.array([(root / name).stat().st_size for name in images.names], dtype=np.int64)
+    """(n,) int64: the bytes of each file.
+
+    Raises:
+        UserError: naming the path of an empty one.
+    """
+    sizes = np.array([(root / name).stat().st_size for name in images.names], dtype=np.int64)
+    for i in np.flatnonzero(sizes == 0):
+        raise UserError(f"cannot read the picture {root / images.names[i]}: the file is empty")
+    return sizes
 
 
 class FileReader:

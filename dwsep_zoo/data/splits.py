@@ -73,9 +73,9 @@ def make_splits(
 ) -> dict[str, Images]:
     """Train, validation and test images from those that are given.
 
-    What is missing is held out from the training images, an equal part of every class. A set that
-    comes as train and val alone, as ImageNet does, is tested on its val: the test images are looked
-    at once, at the end, and choosing the best epoch is a use of the validation images.
+    What is missing or empty is held out from the training images, an equal part of every class. A
+    set that comes as train and val alone, as ImageNet does, is tested on its val: the test images
+    are looked at once, at the end, and choosing the best epoch is a use of the validation images.
 
     A training set of one image a class can hold out nothing. Its validation images are then the
     test images, and a warning says so.
@@ -83,7 +83,7 @@ def make_splits(
     Raises:
         UserError: when there would be no images to test on.
     """
-    splits = dict(given)
+    splits = {name: images for name, images in given.items() if len(images) or name == "train"}
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     if "test" not in splits:

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import UserError, check_number, choose
 from dwsep_zoo.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, xception
 from dwsep_zoo.models.convnet import ConvNet, build
 from dwsep_zoo.models.efficientnet import EFFICIENTNETS
@@ -77,6 +77,7 @@ def create_architecture(
         UserError: for a value that is not possible, naming it and the choices.
     """
     choose(name, MODELS, "model")
+    check_number("model.width_mult", width_mult)
     if not width_mult > 0:
         raise UserError(f"model.width_mult must be greater than 0; got {width_mult!r}")
     options = {key: value for key, value in options.items() if value is not None}
@@ -86,10 +87,13 @@ def create_architecture(
             [*_own_options(name), "bn_eps", "bn_momentum", "padding", "act"],
             f"option of {name}",
         )
-        if key.endswith("_mult") and not value > 0:
-            raise UserError(f"model.{key} must be greater than 0; got {value!r}")
-    for key, rate, low in (("bn_eps", bn_eps, 0), ("bn_momentum", bn_momentum, 0)):
-        if rate is not None and not low < rate <= 1:
+        if key.endswith("_mult"):
+            check_number(f"model.{key}", value)
+            if not value > 0:
+                raise UserError(f"model.{key} must be greater than 0; got {value!r}")
+    for key, rate in (("bn_eps", bn_eps), ("bn_momentum", bn_momentum)):
+        check_number(f"model.{key}", rate, optional=True)
+        if rate is not None and not 0 < rate <= 1:
             raise UserError(f"model.{key} must be in (0, 1]; got {rate!r}")
     if padding is not None:
         choose(padding, get_args(Padding), "model.padding")
@@ -163,6 +167,7 @@ def create_model(
         if value < least:
             raise UserError(f"{key} must be at least {least}; got {value}")
     for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        check_number(f"model.{key}", rate, optional=True)
         if rate is not None and not 0 <= rate < 1:
             raise UserError(f"model.{key} must be in [0, 1); got {rate}")
     conv = create_conv(conv)

@@ -197,6 +197,7 @@ def test_fingerprint_is_of_the_pictures_not_of_the_place(pictures, tmp_path):
         ("digits", {"test_fraction": "x"}, "data.test_fraction"),
         ("digits", {"augment": {"flap": True}}, "key of data.augment 'flap'; did you mean 'flip'"),
         ("digits", {"augment": {"flip": "yes"}}, "flip must be true or false"),
+        ("digits", {"augment": {"scale": 0.5}}, "scale must be two numbers; got 0.5"),
         ("digits", {"augment": {"scale": [0.1, 1]}}, "scale has no effect on images in memory"),
         ("digits", {"augment": {"crop_padding": -1}}, "crop_padding must be a whole number from 0"),
         ("digits", {"subset": {"num_classes": 11}}, "there are 10 classes"),

@@ -13,6 +13,7 @@ from dwsep_zoo.data.pictures import (
     ResizedCrop,
     decode,
     eval_transform,
+    file_sizes,
     find_pictures,
     longest_side,
     read_picture,
@@ -51,6 +52,14 @@ def test_unreadable_picture_is_named(tmp_path, content):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"broken\.jpg"):
         decode(tmp_path, [_listed(["broken.jpg"])], 8, "bilinear")
+
+
+def test_an_empty_file_is_found_by_its_size(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"1234")
+    (tmp_path / "b.jpg").touch()
+    assert file_sizes(tmp_path, _listed(["a.jpg"])).tolist() == [4]
+    with pytest.raises(UserError, match=r"b\.jpg: the file is empty"):
+        file_sizes(tmp_path, _listed(["a.jpg", "b.jpg"]))
 
 
 def test_find_pictures(tmp_path):
@@ -142,6 +151,8 @@ def test_no_flip_where_there_is_none(pictures):
         ({"ratio": ("a", "b")}, "ratio must be"),
         ({"auto_augment": "rand-x9"}, "auto_augment='rand-x9'"),
         ({"auto_augment": "best"}, "auto_augment='best'"),
+        ({"color_jitter": "strong"}, "color_jitter must be a number; got 'strong'"),
+        ({"color_jitter": -1}, "color_jitter must be a number from 0 up; got -1"),
     ],
 )
 def test_impossible_options(options, message):

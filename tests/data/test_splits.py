@@ -76,6 +76,15 @@ def test_missing_splits_come_out_of_train(given):
         assert not set(splits["val"].names) & set(splits["train"].names)
 
 
+@pytest.mark.parametrize("empty", ["val", "test"])
+def test_a_split_without_images_was_not_given(empty):
+    parts = {name: _images([20, 20, 20]) for name in ("train", "val", "test")}
+    given = {name: images for name, images in parts.items() if name != empty}
+    expected = _split(given)
+    found = _split({**given, empty: _images([0, 0, 0])})
+    assert {k: v.names for k, v in found.items()} == {k: v.names for k, v in expected.items()}
+
+
 def test_small_classes_keep_their_last_image():
     splits = _split({"train": _images([20, 2, 1])})
     assert _counts(splits["train"])[1:] == [1, 1]

@@ -223,6 +223,10 @@ def test_make_divisible(value, expected):
     ("options", "message"),
     [
         ({"name": "mobilenet_v9"}, "unknown model 'mobilenet_v9'; did you mean"),
+        ({"width_mult": "wide"}, "model.width_mult must be a number; got 'wide'"),
+        ({"drop_rate": "x"}, "model.drop_rate must be a number; got 'x'"),
+        ({"bn_eps": "x"}, "model.bn_eps must be a number; got 'x'"),
+        ({"name": "efficientnet_b0", "depth_mult": "x"}, "model.depth_mult must be a number"),
         ({"width_mult": 0}, "model.width_mult must be greater than 0; got 0"),
         ({"output_stride": 7}, "model.output_stride must be one of"),
         ({"num_classes": -1}, "num_classes must be at least 0; got -1"),
