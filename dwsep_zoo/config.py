@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -47,19 +50,39 @@ def compose_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
         UserError: in one line, naming the value and the nearest choice.
     """
     check_overrides(overrides)
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with _configs():
         return _container(compose("train", list(overrides)))
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
+@contextmanager
+def _configs(own: str | None = None) -> Iterator[None]:
+    """Hydra with the project's YAML files, and with those of a folder of the user's own."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        if own is not None:
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            search_path = hydra.config_loader.get_search_path()
+            folder, schema = f"file://{Path(own).absolute()}", SearchPathQuery(provider="schema")
+            search_path.prepend("command-line", folder, schema)  # as Hydra itself does
+            hydra.config_loader = ConfigLoaderImpl(search_path)
+        yield
+
+
+def check_overrides(overrides: Sequence[str], own: str | None = None) -> None:
     """Check the groups, names and keys of a command line, every value of a sweep included.
+
+    Args:
+        overrides: as on the command line.
+        own: the user's folder of YAML files, ``--config-dir``.
 
     Raises:
         UserError: in one line, naming the value and the nearest choice.
     """
     parser = OverridesParser.create()
     parsed = [_parse(parser, text) for text in overrides]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+    if own is not None and not Path(own).is_dir():
+        raise UserError(f"--config-dir {own}: there is no such folder")
+    with _configs(own):
         loader = GlobalHydra.instance().config_loader()
         groups = [o for o in parsed if _is_group(loader, o)]
         for override in groups:
@@ -78,22 +101,22 @@ def check_overrides(overrides: Sequence[str]) -> None:
             cfg = compose("train", [_first_choice(o) for o in parsed])
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(" ".join(str(error).split())) from error
-    check_writable(Path(cfg.paths.log_dir))
+    check_writable("paths.log_dir", Path(cfg.paths.log_dir))
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(key: str, folder: Path) -> None:
     """Raises UserError if no file can be created in a folder, or in its nearest existing parent."""
     parent = folder.absolute()
-    while not parent.exists():
-        parent = parent.parent
     try:
+        while not parent.exists():
+            parent = parent.parent
         if not parent.is_dir():
             raise NotADirectoryError(20, "Not a directory")
         with tempfile.NamedTemporaryFile(dir=parent) as probe:
             probe.write(bytes(4096))
             probe.flush()
     except OSError as error:
-        raise UserError(f"cannot write to paths.log_dir={folder}: {error.strerror}") from error
+        raise UserError(f"cannot write to {key}={folder}: {error.strerror}") from error
 
 
 def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) -> None:
@@ -105,8 +128,9 @@ def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = _expand_resume(arguments)
-        check_overrides(get_args_parser().parse_args(arguments).overrides)
+        arguments = expand_resume(arguments)
+        options = get_args_parser().parse_args(arguments)
+        check_overrides(options.overrides, options.config_dir)
     except UserError as error:
         fail(error)
 
@@ -193,7 +217,14 @@ def _parse(parser: OverridesParser, text: str) -> Override:
     try:
         return parser.parse_override(text)
     except HydraException as error:
-        raise UserError(f"cannot read {text!r}: expected key=value") from error
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"cannot read {text!r}: expected key=value") from error
+        quoted = f"{key}='{value}'"
+        raise UserError(
+            f"cannot read {text!r}: a value with such characters needs quotes within the shell's: "
+            f'"{quoted}"'
+        ) from error
 
 
 def _is_group(loader: ConfigLoader, override: Override) -> bool:
@@ -230,7 +261,7 @@ def _check_key(cfg: DictConfig, loader: ConfigLoader, override: Override) -> Non
         path.append(part)
 
 
-def _expand_resume(arguments: list[str]) -> list[str]:
+def expand_resume(arguments: list[str]) -> list[str]:
     """Turn ``resume=last`` or ``resume=RUN_DIR`` into that run's command line and folder."""
     # Processes that lightning starts are given the quotes that are added below.
     resume = [a.removeprefix("resume=").strip("'") for a in arguments if a.startswith("resume=")]
@@ -248,13 +279,15 @@ def _expand_resume(arguments: list[str]) -> list[str]:
         raise UserError(
             f"resume={run}: no checkpoints/last.ckpt was saved yet; start again without"
         )
+    check_writable("resume", run)
     changed = {a.lstrip("+~").split("=", 1)[0] for a in new}
     old = [
         str(a)
         for a in OmegaConf.load(recorded)
         if str(a).lstrip("+~").split("=", 1)[0] not in {*changed, "resume"}
     ]
-    return [*old, *new, f"resume='{run}'", f"hydra.run.dir='{run}'"]
+    # A run of an experiment that is a sweep goes on alone.
+    return [*old, *new, f"resume='{run}'", f"hydra.run.dir='{run}'", "hydra.mode=RUN"]
 
 
 def _last_run(log_dir: Path) -> Path:

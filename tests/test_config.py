@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.types import RunMode
 
 from dwsep_zoo import UserError, list_convs, list_models
-from dwsep_zoo.config import check_overrides, compose_config, config_dir
+from dwsep_zoo.config import check_overrides, compose_config, config_dir, expand_resume
 
 
 def compose(*overrides):
@@ -80,6 +83,7 @@ def test_the_recipe_is_outside_the_model():
         ("+recipe.lrr=3", "unknown key of recipe 'lrr'; did you mean 'lr'"),
         ("seed.x=3", "unknown key 'seed.x': seed has no parts"),
         ("seed", "cannot read 'seed': expected key=value"),
+        ("data.root=~/pictures", "quotes within the shell's: \"data.root='~/pictures'\""),
         ("paths.log_dir=/dev/null/logs", "cannot write to paths.log_dir=/dev/null/logs"),
     ],
 )
@@ -88,6 +92,32 @@ def test_messages(override, message):
         check_overrides([override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_value_that_was_refused_is_read_as_the_message_says():
+    check_overrides(["data=folder", "data.root='~/photos (1)'"])
+
+
+def test_a_folder_of_ones_own_yaml_files(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.write_text("# @package _global_\nseed: 7\n")
+    check_overrides(["experiment=mine"], str(tmp_path))
+    with pytest.raises(UserError, match="unknown experiment 'mine'"):
+        check_overrides(["experiment=mine"])
+    with pytest.raises(UserError, match="--config-dir nowhere: there is no such folder"):
+        check_overrides([], "nowhere")
+
+
+def test_a_run_of_an_experiment_that_is_a_sweep_is_resumed_alone(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("[experiment=cifar10_ablation, seed=1]")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    overrides = expand_resume([f"resume={tmp_path}"])
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = hydra_compose("train", overrides, return_hydra_config=True)
+    assert (cfg.hydra.mode, cfg.seed) == (RunMode.RUN, 1)
 
 
 def test_configs_are_found_beside_the_package_or_inside_it():

@@ -27,8 +27,8 @@ def check_profile(options: Mapping[str, Any]) -> None:
     for key in options:
         choose(key, KEYS, "key of profile")
     for key in ("runtimes", "precisions", "batch_sizes"):
-        if not isinstance(options[key], list):
-            raise UserError(f"profile.{key} must be a list, [{options[key]}]; got {options[key]!r}")
+        if not isinstance(options[key], list) or not options[key]:
+            raise UserError(f"profile.{key} must be a list of one or more; got {options[key]!r}")
     for runtime in options["runtimes"]:
         for precision in options["precisions"]:
             for batch_size in options["batch_sizes"]:

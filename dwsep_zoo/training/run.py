@@ -21,6 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dwsep_zoo.analysis.budget import Match
+from dwsep_zoo.data.options import at_least
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, create_model
 from dwsep_zoo.report.tensorboard import write_hparams
@@ -76,9 +77,12 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
             record.update(status="interrupted", error=str(stop), finished=now())
             log.info("%s; saved checkpoints/last.ckpt. Go on with: resume=%s", stop, folder)
             sys.exit(130)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # lightning exits when it is interrupted
             record.update(status="interrupted", error="stopped at once", finished=now())
-            raise
+            last = folder / "checkpoints" / "last.ckpt"
+            how = f"go on from the last checkpoint with resume={folder}"
+            log.info("stopped at once; %s", how if last.exists() else "nothing was saved yet")
+            sys.exit(130)
         except Exception as error:
             message = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, OSError):  # a full or vanished disk
@@ -102,6 +106,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     check_profile(cfg["profile"])
     if cfg["match"] == "latency" and cfg["trainer"]["strategy"] == "ddp":
         raise UserError("match=latency cannot run with trainer=ddp: each process would measure")
+    at_least("seed", cfg["seed"], 0)
     checkpoint = _checkpoint_to_load(cfg)
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
     setup = set_up(cfg, match=Match.from_dict(earlier["match"]) if earlier.get("match") else None)
@@ -259,7 +264,8 @@ def _trial(
     L.seed_everything(seed, workers=True, verbose=False)
     setup.data.seed = seed
     try:
-        module = _module(trial, setup, create_model(**setup.network))
+        model = create_model(**setup.network, pretrained=cfg["model"]["pretrained"])
+        module = _module(trial, setup, model)
         trainer = create_trainer(trial, folder, [], save=False)
         trainer.fit(module, datamodule=setup.data)
     finally:
@@ -355,8 +361,9 @@ def _say_result(cfg: dict[str, Any], folder: Path, result: dict[str, Any]) -> No
 
 
 def _latency_line(latency: dict[str, Any]) -> str:
+    images = "one image" if latency["batch_size"] == 1 else f"{latency['batch_size']} images"
     return (
-        f"latency {latency['p50_ms']:.2f} ms for one image (median of {latency['runs']}; "
+        f"latency {latency['p50_ms']:.2f} ms for {images} (median of {latency['runs']}; "
         f"{latency['device_name']}, {latency['threads']} threads, {latency['precision']}, "
         f"{latency['memory_format']}, {latency['runtime']})"
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dwsep_zoo.analysis.budget import TOLERANCE, Match, check_match, match_width
 from dwsep_zoo.analysis.count import Count, count
+from dwsep_zoo.analysis.memory import state_dict_bytes
 from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, create_model
@@ -64,26 +63,19 @@ def set_up(cfg: dict[str, Any], *, match: Match | None = None) -> Setup:
     """
     network = dict(cfg["model"])
     check_match(cfg["match"], cfg["to"], network["pretrained"])
-    auto = network["output_stride"] == "auto"
     with torch.device("meta"):  # costs nothing
         sketch = {**network, "pretrained": None}
-        if auto:
+        if network["output_stride"] == "auto":
             sketch["output_stride"] = LARGEST_STRIDE
         check_freeze(create_model(conv=cfg["conv"], **sketch), cfg["recipe"])
     options = _data_options(cfg["data"], network["name"], network.get("pretrained"))
     data = create_data(seed=cfg["seed"], data_dir=cfg["paths"]["data_dir"], **options)
+    if options.get("image_size"):  # known before a download
+        _output_stride(cfg, options["image_size"])
     data.prepare_data()
     data.setup()
 
-    if auto:
-        network["output_stride"] = auto_output_stride(data.image_size)
-    stride = network["output_stride"]
-    if data.image_size < stride:
-        raise UserError(
-            f"images of {data.image_size} pixels are smaller than the network's output stride "
-            f"{stride}; use model.output_stride=auto or a larger data.image_size"
-        )
-    check_progressive(cfg["recipe"], data.image_size, stride)
+    network["output_stride"] = _output_stride(cfg, data.image_size)
     network.update(conv=dict(cfg["conv"]), num_classes=data.num_classes, in_chans=data.in_chans)
     input_size = (data.in_chans, data.image_size, data.image_size)
     if cfg["match"] and cfg["conv"]["name"] != cfg["to"]:
@@ -96,7 +88,7 @@ def set_up(cfg: dict[str, Any], *, match: Match | None = None) -> Setup:
         model=model,
         network=model.build_args,
         cost=count(model, input_size),
-        size_bytes=_size_bytes(model),
+        size_bytes=state_dict_bytes(model),
         match=match,
     )
 
@@ -178,8 +170,15 @@ def auto_output_stride(image_size: int) -> int:
     return stride
 
 
-def _size_bytes(model: nn.Module) -> int:
-    """Of the weights in a file."""
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    return buffer.tell()
+def _output_stride(cfg: dict[str, Any], image_size: int) -> int:
+    """The network's; raises UserError if images of this size are too small for it."""
+    stride = cfg["model"]["output_stride"]
+    if stride == "auto":
+        stride = auto_output_stride(image_size)
+    if image_size < stride:
+        raise UserError(
+            f"images of {image_size} pixels are smaller than the network's output stride "
+            f"{stride}; use model.output_stride=auto or a larger data.image_size"
+        )
+    check_progressive(cfg["recipe"], image_size, stride)
+    return stride

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dwsep_zoo import UserError
+from dwsep_zoo import UserError, create_model
 from dwsep_zoo.training.search import search_recipe
 from dwsep_zoo.training.trainer import create_trainer
 
@@ -114,3 +114,18 @@ def test_a_trial_leaves_nothing_behind(run, tmp_path, monkeypatch):
     assert own[0]
     names = {p.name.split("-")[0] for p in (tmp_path / "run").iterdir() if p.suffix == ".json"}
     assert names == {"result.json", "search"}
+
+
+def test_trials_begin_with_the_weights_that_the_run_begins_with(run, tmp_path, monkeypatch):
+    run("a")
+    seen = []
+
+    def spy(name, **options):
+        seen.append(options["pretrained"])
+        return create_model(name, **options)
+
+    monkeypatch.setattr("dwsep_zoo.training.run.create_model", spy)
+    trained = str(tmp_path / "a")
+    search = ("hparams_search=optuna", "hparams_search.trials=1", "trainer.max_epochs=1")
+    run("b", f"model.pretrained={trained}", *search)
+    assert seen == [trained]
