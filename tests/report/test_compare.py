@@ -32,7 +32,7 @@ def roofline(name: str, *, runs: int = 10) -> dict[str, Any]:
             memory_format="channels_last",
             runtime="eager",
             runs=runs,
-            peaks=Peaks(100.0, (Bandwidth(1 << 18, 20.0), Bandwidth(1 << 26, 5.0)), 0.01, 0.002),
+            peaks=Peaks(100.0, (Bandwidth(1 << 18, 20.0), Bandwidth(1 << 26, 5.0)), {}),
             networks=(NetworkTime(name, 1.5, 1.6, (layer,), (kind,)),),
         )
     )

@@ -71,7 +71,7 @@ def roofline(name: str, depthwise_ms: float = 0.5) -> dict:
             memory_format="channels_last",
             runtime="eager",
             runs=10,
-            peaks=Peaks(300.0, TRAFFIC, 0.01, 0.01),
+            peaks=Peaks(300.0, TRAFFIC, {}),
             networks=(NetworkTime(name, total, total, layers, units),),
         )
     )

@@ -37,7 +37,7 @@ def roofline(*names, layers=LAYERS, units=UNITS):
         memory_format="channels_last",
         runtime="eager",
         runs=10,
-        peaks=Peaks(300.0, (Bandwidth(2**18, 100.0), Bandwidth(2**28, 20.0)), 0.01, 0.01),
+        peaks=Peaks(300.0, (Bandwidth(2**18, 100.0), Bandwidth(2**28, 20.0)), {}),
         networks=tuple(NetworkTime(name, 3.0, 3.1, layers, units) for name in names),
     )
 
