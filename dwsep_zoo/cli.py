@@ -109,7 +109,7 @@ def explain(arguments: list[str]) -> None:
 def profile(arguments: list[str]) -> None:
     from rich.console import Console
 
-    from dwsep_zoo.analysis.profile import cost_table, latency_table, plan_profile
+    from dwsep_zoo.analysis.profile import cost_table, latency_table, measure, plan_profile
     from dwsep_zoo.ops.cuda import fallbacks
 
     arguments = ["roofline=true" if word == "--roofline" else word for word in arguments]
@@ -144,7 +144,8 @@ def profile(arguments: list[str]) -> None:
     console = stdout_console()
     console.print(cost_table(plan))
     with Console(stderr=True).status("") as status:
-        console.print(latency_table(plan, lambda what: status.update(f"measuring {what}")))
+        measured = measure(plan, lambda what: status.update(f"measuring {what}"))
+    console.print(latency_table(plan, measured))
     for reason, times in fallbacks.items():
         console.print(f"PyTorch's depthwise kernel was used {times:,} times: {reason}")
     if roofline:
@@ -154,7 +155,7 @@ def profile(arguments: list[str]) -> None:
         from dwsep_zoo.report.roofline import roofline_figure
 
         with Console(stderr=True).status("measuring each layer"):
-            measured = measure_roofline(
+            layers = measure_roofline(
                 plan.networks,
                 plan.input_size,
                 batch_size=plan.batch_sizes[0],
@@ -162,13 +163,16 @@ def profile(arguments: list[str]) -> None:
                 device=plan.device,
                 threads=plan.threads,
             )
-        for part in roofline_tables(measured):
+        for part in roofline_tables(layers):
             console.print(part)
+        same = ("eager", layers.precision, layers.batch_size)
+        eager = [m for m in measured if (m.runtime, m.precision, m.batch_size) == same]
         for name in plan.networks:
             if name != plan.reference:
-                console.print(sentence(measured, plan.reference, name))
+                speed = eager[0].speed(plan.reference, name) if eager else None
+                console.print(sentence(layers, plan.reference, name, speed))
         with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
-            roofline_figure(measured).savefig(figure)
+            roofline_figure(layers).savefig(figure)
         console.print(f"wrote {figure}")
 
 
