@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -163,8 +162,9 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
     def attempt(read: Callable[[Path], T], file: Path) -> T | None:
         try:
             return read(file)
-        # not readable; not UTF-8, not JSON, not ours; not what numpy writes
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        # Damaged files make every library on the way (json, csv, zipfile, zlib, numpy) raise errors
+        # of its own, and not only those that it documents.
+        except Exception as error:
             problems.append(Problem(file, _one_line(error) or type(error).__name__))
             return None
 
@@ -293,7 +293,7 @@ def _match(record: Mapping[str, Any]) -> Match | None:
 
 
 def _setting(record: Mapping[str, Any]) -> dict[str, str]:
-    groups = ("model", "recipe", "trainer", "ckpt_path")
+    groups = ("model", "recipe", "trainer", "ckpt_path", "train", "test")
     config = {key: _get(record, "config", key) for key in groups}
     config["callbacks"] = {"early_stopping": _get(record, "config", "callbacks", "early_stopping")}
     config["data"] = {key: _get(record, "data", key) for key in _DATA}

@@ -109,6 +109,8 @@ def test_standard_stands_first_of_its_model(write_run, tmp_path):
         ({"config__trainer__limit_train_batches": 2}, ("trainer.limit_train_batches", "2")),
         ({"config__model__drop_rate": 0.5}, ("model.drop_rate", "0.5")),
         ({"config__ckpt_path": "a.ckpt"}, ("ckpt_path", "a.ckpt")),
+        ({"config__train": False}, ("train", "false")),
+        ({"config__test": False}, ("test", "false")),
         ({"precision": "bf16-mixed"}, ("trainer.precision", "bf16-mixed")),
     ],
 )
@@ -144,6 +146,20 @@ def test_a_repetition_is_not_a_second_sample(write_run, tmp_path):
     (table,), (repeated,) = tables_of(tmp_path)
     assert table.rows[0].accuracy.values == (0.5,)
     assert repeated.name == "b"
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_run_without_training_or_test_is_no_repetition(write_run, tmp_path, part):
+    write_run("whole", config__train=True, config__test=True)
+    last = "2026-01-02T00:00:00+00:00"
+    others = {"config__train": True, "config__test": True, f"config__{part}": False}
+    write_run("without", finished=last, metrics={}, **others)
+    tables, repeated = tables_of(tmp_path)
+    assert repeated == []
+    assert {table.rows[0].first.name: table.rows[0].accuracy is None for table in tables} == {
+        "whole": False,
+        "without": True,
+    }
 
 
 def test_a_matched_row_stands_against_the_network_whose_budget_it_has(
