@@ -100,16 +100,22 @@ def profile_side_by_side(folder: Path) -> None:
     may have been doing other things.
 
     Args:
-        folder: of runs; those that have not finished are left as they are.
+        folder: of runs; those that have not finished and damaged records are left as they are.
     """
-    records = {file: json.loads(file.read_text()) for file in sorted(folder.glob("*/result.json"))}
+    records: dict[Path, dict[str, Any]] = {}
     groups: dict[str, dict[str, list[Path]]] = {}
-    for file, record in records.items():
-        if record["status"] == "finished":
+    for file in sorted(folder.glob("*/result.json")):
+        try:
+            record = json.loads(file.read_text())
+            if record["status"] != "finished":
+                continue
             batch_size = record["config"]["data"]["batch_size"]
             same = json.dumps([record["input_size"], record["config"]["profile"], batch_size])
-            networks = groups.setdefault(same, {})
-            networks.setdefault(json.dumps(record["network"]), []).append(file)
+            network = json.dumps(record["network"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the report names what is damaged
+        records[file] = record
+        groups.setdefault(same, {}).setdefault(network, []).append(file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for same, networks in groups.items():
         if len(networks) == 1:

@@ -102,6 +102,9 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     check_profile(cfg["profile"])
     if cfg["match"] == "latency" and cfg["trainer"]["strategy"] == "ddp":
         raise UserError("match=latency cannot run with trainer=ddp: each process would measure")
+    # Hydra writes multirun.yaml into the folder of a sweep.
+    if cfg["trainer"]["strategy"] == "ddp" and (folder.parent / "multirun.yaml").is_file():
+        raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
     checkpoint = _checkpoint_to_load(cfg)
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
     setup = set_up(cfg, match=Match.from_dict(earlier["match"]) if earlier.get("match") else None)
