@@ -100,6 +100,7 @@ class Run:
         accuracy: on the test set, 0-1.
         macs: multiply-adds for one image of ``input_size``.
         latency: for one batch, by the conditions.
+        turns: the same for networks whose latencies were measured in turns; ``None``: alone.
         train_s: seconds of training and validation.
         setting: what has to be equal for a fair comparison (data, input size, recipe, epochs, ...),
             as pairs of a name and a text.
@@ -128,6 +129,7 @@ class Run:
     macs: int | None
     input_size: tuple[int, ...]
     latency: Mapping[Conditions, Percentiles]
+    turns: str | None
     train_s: float | None
     images_per_second: float | None
     setting: tuple[tuple[str, str], ...]
@@ -205,9 +207,6 @@ def _read(file: Path) -> Run:
     for key in ("model", "conv"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"it names no {key}")
-    machine = [_get(record, "machine", key) for key in ("gpu", "cpu")]
-    threads = _integer(record, "machine", "threads")
-    machine.append(None if threads is None else _count(threads, "thread"))
     return Run(
         folder=file.parent,
         name=str(record.get("name") or file.parent.name),
@@ -231,10 +230,11 @@ def _read(file: Path) -> Run:
         macs=_integer(record, "macs"),
         input_size=tuple(_list(record, "input_size")),
         latency=dict(_latencies(record)),
+        turns=str(record["in_turns"]) if record.get("in_turns") else None,
         train_s=_number(record, "time", "train_s"),
         images_per_second=_number(record, "images_per_second"),
         setting=tuple(sorted(_setting(record).items())),
-        machine=", ".join(str(part) for part in machine if part is not None),
+        machine=_machine(record),
         finished=str(record.get("finished") or ""),
         record=record,
     )
@@ -314,6 +314,19 @@ def _setting(record: Mapping[str, Any]) -> dict[str, str]:
     if size := _list(record, "input_size"):
         setting["input_size"] = "x".join(map(str, size))
     return setting
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    """The device that trained, what feeds it, and whether the steps were compiled."""
+    gpu = None if record.get("device") == "cpu" else _get(record, "machine", "gpu")
+    threads = _integer(record, "machine", "threads")
+    parts = (
+        gpu,
+        _get(record, "machine", "cpu"),
+        None if threads is None else _count(threads, "thread"),
+        "compiled steps" if record.get("compiled") else None,
+    )
+    return ", ".join(str(part) for part in parts if part is not None)
 
 
 def _latencies(record: Mapping[str, Any]) -> Iterator[tuple[Conditions, Percentiles]]:

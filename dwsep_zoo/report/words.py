@@ -106,6 +106,17 @@ def warnings(table: Table) -> list[str]:
     for reason, labels in untested.items():
         which = "; ".join(f"{name}, seed {_listed(seeds)}" for name, seeds in labels.items())
         lines.append(f"no McNemar test ({reason}): {which}")
+    apart = [
+        row_label(table, row)
+        for row in table.rows
+        if not (row.is_reference or row.measured_in_turns)
+        and any(row.latency_ratio(conditions) for conditions in table.conditions)
+    ]
+    if apart:
+        lines.append(
+            "latency: measured at another time than the reference's, not in turns with it; the ratio "
+            f"holds what else the machine did: {', '.join(apart)}"
+        )
     for conditions in table.conditions:
         unsteady = [row_label(table, r) for r in table.rows if r.stable(conditions) is False]
         if unsteady:
@@ -135,9 +146,10 @@ def legend(table: Table) -> list[str]:
         + (f", for one {size} image" if size else "")
     )
     lines += _latency_legend(table)
-    machines = table.values(lambda row: row.machine)
+    machines = sorted({run.machine for row in table.rows for run in row.runs})
     if len(machines) > 1:
-        lines.append("train s: the machines differ; no ratio across machines")
+        names = "; ".join(name or "not recorded" for name in machines)
+        lines.append(f"train s: no mean and no ratio across what differs: {names}")
     elif machines[0]:
         lines.append(f"train s: training with validation; {machines[0]}")
     return lines

@@ -18,6 +18,7 @@ from dwsep_zoo.analysis.roofline import measure_roofline
 from dwsep_zoo.analysis.runtimes import RUNTIMES, check_conditions
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.models import create_model
+from dwsep_zoo.training.record import now
 
 KEYS = ("runtimes", "batch_sizes", "precisions", "roofline")
 
@@ -96,6 +97,8 @@ def profile(
 def profile_side_by_side(folder: Path) -> None:
     """Measure the networks of a sweep once more, in turns, and put that into their records.
 
+    There ``in_turns`` is the time, the same for all that were measured together.
+
     What was measured at the end of each run was measured minutes or hours apart, on a machine that
     may have been doing other things.
 
@@ -121,13 +124,14 @@ def profile_side_by_side(folder: Path) -> None:
         if len(networks) == 1:
             continue
         input_size, options, batch_size = json.loads(same)
+        begun = now()
         print(f"\nmeasuring the {len(networks)} networks in turns")
         models = {network: create_model(**json.loads(network)).eval() for network in networks}
         costs = profile(models, input_size, options, device, train_batch_size=batch_size)
         for files, cost in zip(networks.values(), costs, strict=True):
             for file in files:
                 record = records[file]
-                record.update(latency=cost["latency"], roofline=cost["roofline"])
+                record.update(latency=cost["latency"], roofline=cost["roofline"], in_turns=begun)
                 new = file.with_suffix(".new")
                 new.write_text(json.dumps(record, indent=2) + "\n")
                 os.replace(new, file)

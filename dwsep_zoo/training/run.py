@@ -193,6 +193,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
         time={"train_s": table.seconds(), "total_s": time.perf_counter() - begin},
         epochs=trainer.current_epoch,
         precision=str(trainer.precision),
+        device=device.type,
         compiled=compiling.choice.compiled if compiling.choice else None,
         finished=now(),
     )

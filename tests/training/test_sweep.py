@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from dwsep_zoo import UserError
 from dwsep_zoo.config import ComparisonCallback, _task, compose_config
 from dwsep_zoo.report import load_results
-from dwsep_zoo.training.profile import profile_side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +37,7 @@ def test_damaged_records_are_named_and_the_other_networks_measured(run, tmp_path
     sweep = tmp_path / "sweep"
     for number, conv in enumerate(("standard", "depthwise_separable")):
         run(f"sweep/{number}", f"conv={conv}", "trainer.max_epochs=1")
+    assert [found.turns for found in load_results([sweep])[0]] == [None, None]
     damaged = {"a": "{", "b": "{}", "c": "[]", "d": b"\xff"}
     for name, text in damaged.items():
         (sweep / name).mkdir()
@@ -56,6 +56,9 @@ def test_damaged_records_are_named_and_the_other_networks_measured(run, tmp_path
         assert f"{sweep / name / 'result.json'}: " in text
     assert "e: unknown" in text
     assert ComparisonCallback.failed == 5
+    together = [found.turns for found in load_results([sweep / "0", sweep / "1"])[0]]
+    assert together[0] == together[1]
+    assert together[0]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("two\nlines"), UserError("no"), KeyError("status")])
@@ -95,12 +98,3 @@ def test_ddp_inside_a_sweep_is_a_recorded_failure(run, tmp_path):
     assert found.status == "failed"
     assert "cannot run inside -m" in found.error
 
-
-def test_networks_measured_in_turns_are_known_as_such(run, tmp_path):
-    for number, conv in enumerate(("standard", "depthwise_separable")):
-        run(f"sweep/{number}", f"conv={conv}", "trainer.max_epochs=1")
-    apart, _ = load_results([tmp_path])
-    assert [found.turns for found in apart] == [None, None]
-    profile_side_by_side(tmp_path / "sweep")
-    together, _ = load_results([tmp_path])
-    assert together[0].turns == together[1].turns != None  # noqa: E711
