@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pickle
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.failures import is_out_of_memory, out_of_memory
 from dwsep_zoo.training.malloc import keep_memory
 from dwsep_zoo.training.optim import check_recipe
+from dwsep_zoo.training.peak import PeakMemory
 from dwsep_zoo.training.profile import check_profile, profile
 from dwsep_zoo.training.record import Record, now, provenance
 from dwsep_zoo.training.search import check_search, search_recipe
@@ -142,6 +142,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     compiling = Compile(cfg["trainer"]["compile"], setup.cost.input_size, setup.data.batch_size)
     callbacks = [table, Predictions(folder / "predictions.npz"), compiling]
     trainer = create_trainer(cfg, folder, callbacks, first_step=first_step)
+    peak = PeakMemory(trainer.strategy.root_device)
     _log_hparams(trainer, cfg, setup, {})
     if cfg["train"]:
         try:
@@ -175,7 +176,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
         return
 
     device = trainer.strategy.root_device
-    memory = {"peak_mb": _peak_mb(device)}
+    memory = {"peak_mb": peak.megabytes()}
     (cost,) = profile(
         {folder.name: setup.model},
         setup.cost.input_size,
@@ -364,14 +365,6 @@ def _latency_line(latency: dict[str, Any]) -> str:
         f"{latency['device_name']}, {latency['threads']} threads, {latency['precision']}, "
         f"{latency['memory_format']}, {latency['runtime']})"
     )
-
-
-def _peak_mb(device: torch.device) -> float:
-    """Of the device's memory; on the CPU the process's largest resident size so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 @contextmanager

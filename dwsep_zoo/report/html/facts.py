@@ -101,7 +101,7 @@ def size_columns(table: Table) -> list[Column]:
         ("file MB", lambda r: r["size_bytes"] / 1e6 if r.get("size_bytes") else None),
         ("inference MB", lambda r: (r.get("memory") or {}).get("inference_mb")),
         ("training MB", lambda r: (r.get("memory") or {}).get("training_mb")),
-        ("peak of the process MB", lambda r: (r.get("memory") or {}).get("peak_mb")),
+        ("peak of the run MB", lambda r: (r.get("memory") or {}).get("peak_mb")),
     )
     found = [
         Column(name, decimals([of(row.first.record) for row in table.rows]))
