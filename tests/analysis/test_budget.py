@@ -67,12 +67,12 @@ def test_the_nearest_step_of_a_staircase(target):
 
 def test_latency_is_matched_in_turns_with_the_reference(monkeypatch):
     """With a clock for which time is parameters, the answer is that for parameters."""
-    calls: list[list[str]] = []
+    calls: list[dict[str, float]] = []
 
     def clock(models, input_size, **options):
-        calls.append(list(models))
-        drift = 1 + 0.5 * len(calls)  # of the machine: both networks are slower alike
+        drift = 1.5 + 0.5 * len(calls)  # of the machine: both networks are slower alike
         times = {k: drift * sum(p.numel() for p in m.parameters()) for k, m in models.items()}
+        calls.append(times)
         conditions = ("cpu", "", 1, 1, "fp32", "channels_last", "eager")
         return {k: Latency(t, t, t, 1, True, *conditions) for k, t in times.items()}
 
@@ -83,7 +83,9 @@ def test_latency_is_matched_in_turns_with_the_reference(monkeypatch):
     assert abs(match.residual) < 0.1
     assert match.width_mult == pytest.approx(exact.width_mult, rel=0.1)
     assert len(calls) <= 16
-    assert {tuple(names) for names in calls} == {("reference", "candidate")}
+    assert {tuple(times) for times in calls} == {("reference", "candidate")}
+    # What is recorded was measured after the choice: the machine was slower then than ever before.
+    assert (match.target, match.achieved) == tuple(calls[-1].values())
 
 
 def test_a_match_is_plain_data():
