@@ -1,12 +1,13 @@
 """Widths of equal cost."""
 
 import math
+import time
 
 import pytest
 import torch
 from helpers import REPRESENTATIVES
 
-from dwsep_zoo import UserError, count, create_model, list_convs
+from dwsep_zoo import UserError, count, create_model, list_convs, list_models
 from dwsep_zoo.analysis import budget
 from dwsep_zoo.analysis.budget import TOLERANCE, Match, check_match, match_width, nearest_width
 from dwsep_zoo.analysis.latency import Latency
@@ -37,9 +38,26 @@ def test_the_match_is_what_a_count_says(name, quantity):
 def test_every_conv_type_is_matched_and_no_neighbour_is_nearer(conv):
     network = {"name": "mobilenet_v2", "conv": conv}
     match = match_width("macs", "standard", SIZE, **network)
-    for factor in (0.97, 0.985, 1.015, 1.03):
-        other = cost("macs", **network, width_mult=match.width_mult * factor)
-        assert abs(other / match.target - 1) >= abs(match.residual)
+    assert nearest(match, "macs", **network)
+
+
+def nearest(match, quantity, **network):
+    """Whether no width near that of the match has a cost nearer to the target."""
+    others = (0.97, 0.985, 1.015, 1.03)
+    costs = [cost(quantity, **network, width_mult=match.width_mult * f) for f in others]
+    return all(abs(c / match.target - 1) >= abs(match.residual) for c in costs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("quantity", ["macs", "params"])
+@pytest.mark.parametrize("conv", ["depthwise_separable", "standard"])
+def test_every_model_is_matched_in_seconds(name, quantity, conv):
+    to = {"depthwise_separable": "standard", "standard": "depthwise_separable"}[conv]
+    begin = time.perf_counter()
+    match = match_width(quantity, to, SIZE, name=name, conv=conv)
+    assert time.perf_counter() - begin < 10
+    assert abs(match.residual) < TOLERANCE or nearest(match, quantity, name=name, conv=conv)
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
