@@ -62,10 +62,12 @@ def compare(arguments: list[str]) -> None:
     )
     if not paths:
         raise UserError("compare: name the folders of the runs, for example: dwsep compare logs")
+    # match=null is a value too
+    named = [argument.split("=", 1)[0] for argument in arguments if "=" in argument]
     options = Options(
         by=_listed(given["by"]),
         reference=str(given["reference"]),
-        where={name: _listed(given[name]) for name in FIELDS if given[name] is not None},
+        where={name: _listed(given[name]) for name in FIELDS if name in named},
     )
     out = given["out"]
     compare_runs([Path(path) for path in paths], Path(out) if out else None, options=options)
@@ -216,9 +218,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def _listed(value: Any) -> tuple[str, ...]:
-    """The parts of ``a,b``, or of a YAML list."""
-    parts = value if isinstance(value, list) else str(value).split(",")
-    return tuple(str(part).strip() for part in parts)
+    """The parts of ``a,b``, or of a YAML list; YAML's nothing as a user writes it, ``null``."""
+    text = "null" if value is None else str(value)
+    parts = value if isinstance(value, list) else text.split(",")
+    return tuple("null" if part is None else str(part).strip() for part in parts)
 
 
 def _read(arguments: list[str], **defaults: Any) -> tuple[list[str], dict[str, Any]]:

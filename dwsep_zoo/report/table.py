@@ -282,7 +282,9 @@ def select(runs: Iterable[Run], where: Mapping[str, Sequence[str]]) -> list[Run]
 
 
 def _normal(text: str) -> str:
-    """``1.0`` is ``1``."""
+    """``1.0`` is ``1``, and ``null``, as it stands in a command line, is ``none``."""
+    if text == "null":
+        return NONE
     try:
         return f"{float(text):g}"
     except ValueError:

@@ -354,6 +354,8 @@ def test_tags_part_rows_only_where_they_are_asked_for(write_run, tmp_path):
         ({"width_mult": ("1.00",)}, "sgx"),
         ({"tags": ("a",), "conv": ("standard",)}, "s"),
         ({"match": ("macs",)}, "m"),
+        ({"match": ("null",)}, "sgx"),
+        ({"match": ("null", "macs")}, "sgxm"),
         (
             {"match": ("none",), "output_stride": ("16",), "seed": ("0",), "data": ("digits",)},
             "sgx",
