@@ -345,6 +345,17 @@ def test_points_stand_at_accuracy_and_cost(whole):
                     assert plot.y.end - 0.01 <= y <= plot.y.start + 0.01
 
 
+def test_a_solved_width_is_hollow(whole):
+    for table in whole.tables:
+        chart = pareto(table, 1)
+        solved = [row.match is not None for row in table.rows]
+        for plot in chart.plots:
+            assert ["hollow" in point.style.split() for point in plot.points] == solved
+        keys = [key.text for key in chart.legend if "hollow" in key.style]
+        assert keys == ["width solved for an equal budget"] * any(solved)
+    assert sum(row.match is not None for table in whole.tables for row in table.rows) == 1
+
+
 def test_front_has_the_rows_that_none_beats(write_run, tmp_path):
     networks = {"a": (10, 0.5), "b": (20, 0.4), "c": (30, 0.8), "d": (40, 0.8), "e": (5, 0.1)}
     for name, (macs, accuracy) in networks.items():
