@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dwsep_zoo.report.columns import (
     PLUS_MINUS,
+    QUANTITIES,
     conditions_name,
     general,
     match_text,
@@ -73,7 +74,8 @@ def verdicts(table: Table) -> list[str]:
         other = row_label(table, reference, model=not same)
         if len(models) == 1:  # which labels then leave out
             label = f"{models[0]} {label}"
-        lines.append(f"{label} against {other}: {pair.words}{_mcnemar_words(pair)}")
+        said = f"{pair.words}{_residual_words(row)}{_mcnemar_words(pair)}"
+        lines.append(f"{label} against {other}: {said}")
     return lines
 
 
@@ -132,8 +134,8 @@ def legend(table: Table) -> list[str]:
     lines = [_accuracy_legend(table), *_reference_legend(table)]
     if any(row.match for row in table.rows):
         lines.append(
-            "matched: the width was solved so that the network costs what its reference costs; "
-            "with the residual"
+            "matched: the width was solved to come as near to the cost of the reference as widths in "
+            "steps of 8 channels can; what is achieved beyond it, in percent"
         )
     lines += _recipe_legend(table) + _kept_apart(table)
     if REFERENCE in convs:
@@ -201,14 +203,27 @@ def size_text(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
+def _residual_words(row: Row) -> str:
+    """Such as ``, with 15 % more MACs``, where a budget that was to be equal is not."""
+    if row.match is None or abs(row.match.residual) <= RESIDUAL:
+        return ""
+    quantity, residual = row.match.quantity, row.match.residual
+    fewer = "less" if quantity == "latency" else "fewer"
+    how = "more" if residual > 0 else fewer
+    return f", with {100 * abs(residual):.0f} % {how} {QUANTITIES.get(quantity, quantity)}"
+
+
 def _mcnemar_words(paired: Paired) -> str:
     tests = paired.mcnemar
     if not tests:
         return ""
-    found = sum(test.p_value < SIGNIFICANT for test in tests)
     if len(tests) == 1:
         return f"; McNemar p={tests[0].p_value:.2g} for this pair of networks"
-    return f"; McNemar p<{SIGNIFICANT} in {found} of {len(tests)} seeds"
+    found = [test.only_other > test.only_reference for test in tests if test.p_value < SIGNIFICANT]
+    ways = {"for": found.count(True), "against": found.count(False)}
+    told = ", ".join(f"{number} {way}" for way, number in ways.items() if number)
+    text = f"; McNemar p<{SIGNIFICANT} in {len(found)} of {len(tests)} seeds"
+    return f"{text} ({told})" if told else text
 
 
 def _accuracy_legend(table: Table) -> str:

@@ -196,8 +196,32 @@ def test_a_large_residual_is_a_warning(write_run, tmp_path, as_matched):
     write_run("a")
     match = as_matched["match"] | {"residual": 0.034}
     write_run("b", **as_matched | {"match": match})
-    (first, *_) = words.warnings(tables_of(tmp_path)[0])
+    (table,) = tables_of(tmp_path)
+    (first, *_) = words.warnings(table)
     assert "the budgets are not equal: MACs +3.4% of standard's" in first
+    (verdict,) = words.verdicts(table)
+    assert verdict.endswith("one seed, no interval, with 3 % more MACs")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "residual", "text"),
+    [
+        ("macs", 0.149, ", with 15 % more MACs"),
+        ("params", -0.05, ", with 5 % fewer params"),
+        ("latency", -0.1, ", with 10 % less latency"),
+        ("macs", -0.01, ""),
+    ],
+)
+def test_a_verdict_on_unequal_budgets_has_the_residual(
+    write_run, tmp_path, as_matched, quantity, residual, text
+):
+    match = as_matched["match"] | {"quantity": quantity, "residual": residual}
+    for seed, accuracy in enumerate((0.90, 0.91)):
+        write_run(f"a{seed}", seed=seed, **{"metrics__test/acc": accuracy})
+        better = {"metrics__test/acc": accuracy + 0.02 + 0.0001 * seed}
+        write_run(f"b{seed}", seed=seed, **as_matched | {"match": match} | better)
+    (verdict,) = words.verdicts(tables_of(tmp_path)[0])
+    assert verdict.endswith(f": better{text}")
 
 
 def test_a_matched_row_without_its_reference_says_what_it_needs(write_run, tmp_path, as_matched):
@@ -240,6 +264,14 @@ def test_statistics_of_each_pair(write_run, tmp_path, as_separable):
         "mobilenet_v1 depthwise_separable against standard: n=3: difference +0.00 points, 95 % "
         "interval [-4.97, +4.97]: not distinguishable; McNemar p<0.05 in 0 of 3 seeds"
     )
+
+
+def test_seeds_that_contradict_each_other_are_told(write_run, tmp_path, as_separable):
+    for seed, right in enumerate((range(2, 50), range(20), range(15))):
+        write_run(f"a{seed}", seed=seed, right=range(30))
+        write_run(f"b{seed}", seed=seed, right=right, **as_separable)
+    (verdict,) = words.verdicts(tables_of(tmp_path)[0])
+    assert verdict.endswith("; McNemar p<0.05 in 3 of 3 seeds (1 for, 2 against)")
 
 
 def test_a_single_seed_says_so(write_run, tmp_path, as_separable):
