@@ -31,10 +31,10 @@ def rich_table(table: Table, *, dense: bool = False) -> RichTable:
 
 
 def rich_latencies(table: Table) -> RichTable | None:
-    """The latencies under all conditions; ``None`` if there is only one."""
-    parts = latency_columns(table)
-    if not parts:
+    """The latencies under all conditions; ``None`` if there is only one, which the table has."""
+    if len(table.conditions) < 2:
         return None
+    parts = latency_columns(table)
     conditions = [c.cells for c in parts[: [c.heading for c in parts].index("network")]]
     lines = list(zip(*conditions, strict=True))
     ends = [a != b for a, b in zip(lines, [*lines[1:], lines[-1]], strict=True)]

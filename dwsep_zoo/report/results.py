@@ -98,6 +98,9 @@ class Run:
         match: ``None`` if the width is as given.
         searched: values of the recipe that were found by a search for this variant.
         accuracy: on the test set, 0-1.
+        best_epoch: best in validation, whose state was tested; counted from 1.
+        last_epoch: with which the training ended.
+        splits: number of images of each part of the data.
         macs: multiply-adds for one image of ``input_size``.
         latency: for one batch, by the conditions.
         turns: the same for networks whose latencies were measured in turns; ``None``: alone.
@@ -125,6 +128,9 @@ class Run:
     tags: tuple[str, ...]
     seed: int | None
     accuracy: float | None
+    best_epoch: int | None
+    last_epoch: int | None
+    splits: tuple[tuple[str, int], ...]
     params: int | None
     macs: int | None
     input_size: tuple[int, ...]
@@ -226,6 +232,13 @@ def _read(file: Path) -> Run:
         tags=tuple(map(str, _list(record, "tags"))),
         seed=_integer(record, "seed"),
         accuracy=_number(record, "metrics", "test/acc"),
+        best_epoch=_integer(record, "best_epoch"),
+        last_epoch=_integer(record, "epochs"),
+        splits=tuple(
+            (name, number)
+            for name in _object(record, "data", "splits")
+            if (number := _integer(record, "data", "splits", name)) is not None
+        ),
         params=_integer(record, "params"),
         macs=_integer(record, "macs"),
         input_size=tuple(_list(record, "input_size")),

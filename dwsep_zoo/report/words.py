@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from dwsep_zoo.report.columns import (
     PLUS_MINUS,
@@ -32,7 +33,7 @@ def heading(table: Table) -> str:
     batch = setting.get("data.batch_size")
     factors, steps, numbers = widths(table), strides(table), seed_numbers(table)
     parts = [
-        setting.get("data.name", "unknown data"),
+        data_name(table.rows[0].first),
         f"input {size_text(size)}" if size else None,
         f"{epochs} epochs" if epochs else None,
         f"batch {batch}" if batch else None,
@@ -41,6 +42,13 @@ def heading(table: Table) -> str:
         _seeds(numbers[0]) if len(numbers) == 1 else None,
     ]
     return ", ".join(part for part in parts if part)
+
+
+def data_name(run: Run) -> str:
+    """Of the data set; ``data=folder`` can be anything, so that the folder is named too."""
+    name = dict(run.setting).get("data.name", "unknown data")
+    root = ((run.record.get("config") or {}).get("data") or {}).get("root")
+    return f"{name} {Path(str(root)).name}" if name == "folder" and root else name
 
 
 def scope(options: Options) -> str:
@@ -131,7 +139,8 @@ def legend(table: Table) -> list[str]:
     """Sentences without which the numbers can be misread."""
     size = size_text(table.rows[0].first.input_size)
     convs = table.values(lambda row: row.first.conv)
-    lines = [_accuracy_legend(table), *_reference_legend(table)]
+    lines = _data_legend(table)
+    lines += [_accuracy_legend(table), *_checkpoint_legend(table), *_reference_legend(table)]
     if any(row.match for row in table.rows):
         lines.append(
             "matched: the width was solved to come as near to the cost of the reference as widths in "
@@ -239,6 +248,37 @@ def _accuracy_legend(table: Table) -> str:
     return line + ("; n=1 gives no interval" if min(numbers) < 2 else "")
 
 
+def _data_legend(table: Table) -> list[str]:
+    run = table.rows[0].first
+    if not run.splits:
+        return []
+    images = ", ".join(f"{number:,} {name}" for name, number in run.splits)
+    subset = " of a subset" if (run.record.get("data") or {}).get("subset") else ""
+    return [f"data: {data_name(run)}, {images} images{subset}"]
+
+
+def _checkpoint_legend(table: Table) -> list[str]:
+    """Which state of the networks was tested, and whether they were still learning at the end."""
+    runs = [run for row in table.rows for run in row.runs if run.accuracy is not None]
+    trained = [run for run in runs if run.last_epoch]
+    ends = [
+        (epoch, last)
+        for run in trained
+        if (epoch := run.best_epoch) and (last := run.last_epoch)
+    ]
+    if not ends:
+        return ["tested: the state after the last epoch; there was no validation"] if trained else []
+    best = sorted({epoch for epoch, _ in ends})
+    epochs = f"epoch {best[0]}" if len(best) == 1 else f"epochs {best[0]} to {best[-1]}"
+    line = f"tested: the checkpoint that was best in validation, of {epochs}"
+    if late := sum(epoch == last for epoch, last in ends):
+        line += (
+            f"; in {late} of {len(ends)} runs the last epoch was the best one: accuracy was still "
+            "rising, and more epochs may change the order"
+        )
+    return [line]
+
+
 def _reference_legend(table: Table) -> list[str]:
     alone = [row for row in table.rows if row.reference is None and not row.ambiguous]
     reference = table.options.reference
@@ -311,7 +351,7 @@ def _latency_legend(table: Table) -> list[str]:
     if len(table.conditions) > 1:
         lines.append("latencies under different conditions have no ratio to each other")
     steady = [row.stable(c) for row in table.rows for c in table.conditions]
-    if False in steady or (True in steady and len(table.conditions) > 1):
+    if any(entry is not None for entry in steady):
         lines.append(
             "steady: the median moved by less than 5 % while measuring, and p10 and p90 are less "
             "than 30 % apart"

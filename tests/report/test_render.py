@@ -47,6 +47,13 @@ GOLDEN = """\
 - depthwise_separable: diff is without seed 2, which only one has
 - no McNemar test (no predictions.npz of the reference and the network): depthwise_separable, seed 0, 1
 
+### Latency of one batch
+
+| network             | p50 ms |  p10 |  p90 | ratio | steady |
+| ------------------- | -----: | ---: | ---: | ----: | ------ |
+| standard            |   4.00 | 3.90 | 4.20 |    1x | yes    |
+| depthwise_separable |   3.00 | 3.90 | 4.20 | 0.75x | yes    |
+
 ### Statistics of the accuracy, in points
 
 | network             | against  | seeds | diff by seed |  mean |         95 % t | 95 % bootstrap | only ref : only this | McNemar p |
@@ -63,6 +70,7 @@ GOLDEN = """\
 - standard: one dense k x k convolution replaces depthwise + pointwise; the norm and activation between the two disappear; a squeeze-and-excite gate acts on its input
 - 1 MAC = one multiply-add = 2 FLOPs; convolutions and linear layers are counted, for one 1x32x32 image
 - p50: median time of one batch; cpu Test CPU, 2 threads, batch 1, fp32, channels_last, eager
+- steady: the median moved by less than 5 % while measuring, and p10 and p90 are less than 30 % apart
 - train s: training with validation; Test CPU, 2 threads
 """  # noqa: E501
 
@@ -174,8 +182,21 @@ def test_every_latency_has_a_line_of_its_own(write_run, tmp_path, latency, as_se
     assert [column.heading for column in columns(table)].count("p50 ms") == 1
 
 
-def test_one_latency_needs_no_table(pair):
-    assert latency_columns(tables_of(pair)[0]) == []
+def test_one_latency_has_its_percentiles_too(pair):
+    (table,) = tables_of(pair)
+    assert cells_of(latency_columns(table)) == {
+        "network": ("standard", "depthwise_separable"),
+        "p50 ms": ("4.00", "3.00"),
+        "p10": ("3.90", "3.90"),
+        "p90": ("4.20", "4.20"),
+        "steady": ("yes", "yes"),
+    }
+    assert render.rich_latencies(table) is None  # the terminal has p50 in the table itself
+
+
+def test_no_latency_needs_no_table(write_run, tmp_path):
+    write_run("a", latency=[])
+    assert latency_columns(tables_of(tmp_path)[0]) == []
 
 
 def test_a_matched_row_shows_its_width_and_residual(write_run, tmp_path, as_matched):
@@ -228,6 +249,37 @@ def test_a_matched_row_without_its_reference_says_what_it_needs(write_run, tmp_p
     write_run("b", **as_matched, config__model__width_mult=0.5)
     (line,) = (line for line in words.legend(tables_of(tmp_path)[0]) if "no diff" in line)
     assert "mobilenet_v1 (needs conv=standard, width 0.5, output stride 16)" in line
+
+
+def test_the_folder_and_the_number_of_images_are_named(write_run, tmp_path):
+    splits = {"train": 45_000, "val": 5_000, "test": 10_000}
+    data = {"name": "folder", "fingerprint": "f" * 64, "splits": splits, "subset": None}
+    write_run("a", data=data, config__data__root="pictures/flowers/")
+    (table,) = tables_of(tmp_path)
+    assert words.heading(table).startswith("folder flowers, input 1x32x32")
+    line = "data: folder flowers, 45,000 train, 5,000 val, 10,000 test images"
+    assert line in words.legend(table)
+    assert f"\n- {line}\n" in render.markdown([table])
+
+
+def test_which_checkpoint_was_tested_is_said(write_run, tmp_path, as_separable):
+    def tested():
+        (table,) = tables_of(tmp_path)
+        return [line for line in words.legend(table) if line.startswith("tested: ")]
+
+    write_run("a", epochs=20, best_epoch=17)
+    assert tested() == ["tested: the checkpoint that was best in validation, of epoch 17"]
+    write_run("b", epochs=20, best_epoch=20, **as_separable)
+    assert tested() == [
+        "tested: the checkpoint that was best in validation, of epochs 17 to 20; in 1 of 2 runs the "
+        "last epoch was the best one: accuracy was still rising, and more epochs may change the order"
+    ]
+
+
+def test_without_validation_the_last_state_was_tested(write_run, tmp_path):
+    write_run("a", epochs=20)
+    legend = words.legend(tables_of(tmp_path)[0])
+    assert "tested: the state after the last epoch; there was no validation" in legend
 
 
 def test_which_recipes_were_used_is_said(write_run, tmp_path, search):

@@ -171,10 +171,9 @@ def _pairs(values: Any) -> str:
 
 def _data(run: Run) -> str:
     data = run.record.get("data") or {}
-    splits = data.get("splits") or {}
     parts = [
         str(data.get("name") or "unnamed"),
-        *(f"{number:,} {name}" for name, number in splits.items()),
+        *(f"{number:,} {name}" for name, number in run.splits),
         f"subset {json.dumps(data['subset'])}" if data.get("subset") else "",
         f"fingerprint {data['fingerprint']}" if data.get("fingerprint") else "no fingerprint",
     ]
