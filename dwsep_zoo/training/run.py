@@ -98,7 +98,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     keep_memory()
     check_recipe(cfg["recipe"])
     check_trainer(cfg["trainer"])
-    check_search(cfg.get("hparams_search"), cfg["trainer"]["strategy"])
+    check_search(cfg.get("hparams_search"), cfg["recipe"], cfg["trainer"]["strategy"])
     check_profile(cfg["profile"])
     if cfg["match"] == "latency" and cfg["trainer"]["strategy"] == "ddp":
         raise UserError("match=latency cannot run with trainer=ddp: each process would measure")
