@@ -485,8 +485,8 @@ def _kinds_table(networks: Sequence[NetworkTime], roofline: Roofline) -> Table:
         f"image, ms for the batch; bound: what takes longest at this device's ceilings, measured "
         f"{peaks.gflop_s:.0f} GFLOP/s, {peaks.bandwidth(large):.0f} (memory) to "
         f"{peaks.bandwidth(small):.0f} GB/s (cache), us to call an operator: {calls}; peak: the "
-        "time at the arithmetic or memory ceiling over the time measured; sum: of the units, without "
-        "what the hooks that time them cost"
+        "time at the arithmetic or memory ceiling over the time measured; sum: of the units, "
+        "without what the hooks that time them cost"
     )
     grid.add_row(names, *(_kinds_of(network, kinds) for network in networks))
     return grid

@@ -124,8 +124,8 @@ def warnings(table: Table) -> list[str]:
     ]
     if apart:
         lines.append(
-            "latency: measured at another time than the reference's, not in turns with it; the ratio "
-            f"holds what else the machine did: {', '.join(apart)}"
+            "latency: measured at another time than the reference's, not in turns with it; the "
+            f"ratio holds what else the machine did: {', '.join(apart)}"
         )
     for conditions in table.conditions:
         unsteady = [row_label(table, r) for r in table.rows if r.stable(conditions) is False]
@@ -143,8 +143,8 @@ def legend(table: Table) -> list[str]:
     lines += [_accuracy_legend(table), *_checkpoint_legend(table), *_reference_legend(table)]
     if any(row.match for row in table.rows):
         lines.append(
-            "matched: the width was solved to come as near to the cost of the reference as widths in "
-            "steps of 8 channels can; what is achieved beyond it, in percent"
+            "matched: the width was solved to come as near to the cost of the reference as widths "
+            "in steps of 8 channels can; what is achieved beyond it, in percent"
         )
     lines += _recipe_legend(table) + _kept_apart(table)
     if REFERENCE in convs:
@@ -266,8 +266,10 @@ def _checkpoint_legend(table: Table) -> list[str]:
         for run in trained
         if (epoch := run.best_epoch) and (last := run.last_epoch)
     ]
+    if not trained:
+        return []
     if not ends:
-        return ["tested: the state after the last epoch; there was no validation"] if trained else []
+        return ["tested: the state after the last epoch; there was no validation"]
     best = sorted({epoch for epoch, _ in ends})
     epochs = f"epoch {best[0]}" if len(best) == 1 else f"epochs {best[0]} to {best[-1]}"
     line = f"tested: the checkpoint that was best in validation, of {epochs}"

@@ -48,8 +48,8 @@ def check_search(
                 )
         elif not (isinstance(ends, list) and len(ends) == 2 and 0 < ends[0] <= ends[1] < math.inf):
             raise UserError(
-                f"hparams_search.{key} must be [lowest, highest], both greater than 0, or null; got "
-                f"{ends!r}"
+                f"hparams_search.{key} must be [lowest, highest], both greater than 0, or null; "
+                f"got {ends!r}"
             )
     if strategy == "ddp":
         raise UserError("hparams_search cannot run with trainer=ddp; search on one device first")

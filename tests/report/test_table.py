@@ -98,7 +98,7 @@ def test_training_time_is_of_the_device_that_was_used(write_run, tmp_path, as_se
     rows = {row.first.name: row for row in table.rows}
     assert rows["b"].train_ratio == 1
     assert rows["c"].train_ratio is rows["d"].train_ratio is None
-    assert rows["c"].machine == rows["d"].machine  # the same processor, beside which a GPU lies idle
+    assert rows["c"].machine == rows["d"].machine  # a GPU that lies idle is no part of it
     (line,) = (line for line in words.legend(table) if "train s" in line)
     assert "Test GPU, Test CPU, 2 threads" in line
 
