@@ -275,7 +275,7 @@ def _checkpoint_legend(table: Table) -> list[str]:
     line = f"tested: the checkpoint that was best in validation, of {epochs}"
     if late := sum(epoch == last for epoch, last in ends):
         line += (
-            f"; in {late} of {len(ends)} runs the last epoch was the best one: accuracy was still "
+            f"; in {late} of {len(ends)} runs that was the last epoch: accuracy may still have been "
             "rising, and more epochs may change the order"
         )
     return [line]
@@ -292,7 +292,7 @@ def _reference_legend(table: Table) -> list[str]:
             f"against conv={reference}{whose}"
         )
     if any(row.reference and row.match for row in table.rows):
-        lines.append("diff and ratio of a matched row: against the network whose cost it matches")
+        lines.append("diff and ratio of a matched row: against the network whose budget it was given")
     if alone:
         names = ", ".join(dict.fromkeys(_needs(row, reference) for row in alone))
         lines.append(f"no diff and no ratio for {names}: no such run has finished with this recipe")
