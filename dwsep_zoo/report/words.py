@@ -262,9 +262,7 @@ def _checkpoint_legend(table: Table) -> list[str]:
     runs = [run for row in table.rows for run in row.runs if run.accuracy is not None]
     trained = [run for run in runs if run.last_epoch]
     ends = [
-        (epoch, last)
-        for run in trained
-        if (epoch := run.best_epoch) and (last := run.last_epoch)
+        (epoch, last) for run in trained if (epoch := run.best_epoch) and (last := run.last_epoch)
     ]
     if not trained:
         return []
@@ -275,8 +273,8 @@ def _checkpoint_legend(table: Table) -> list[str]:
     line = f"tested: the checkpoint that was best in validation, of {epochs}"
     if late := sum(epoch == last for epoch, last in ends):
         line += (
-            f"; in {late} of {len(ends)} runs that was the last epoch: accuracy may still have been "
-            "rising, and more epochs may change the order"
+            f"; in {late} of {len(ends)} runs that was the last epoch: accuracy may still have "
+            "been rising, and more epochs may change the order"
         )
     return [line]
 
@@ -292,7 +290,9 @@ def _reference_legend(table: Table) -> list[str]:
             f"against conv={reference}{whose}"
         )
     if any(row.reference and row.match for row in table.rows):
-        lines.append("diff and ratio of a matched row: against the network whose budget it was given")
+        lines.append(
+            "diff and ratio of a matched row: against the network whose budget it was given"
+        )
     if alone:
         names = ", ".join(dict.fromkeys(_needs(row, reference) for row in alone))
         lines.append(f"no diff and no ratio for {names}: no such run has finished with this recipe")

@@ -63,9 +63,7 @@ def check_search(
 
 def space(options: dict[str, Any], recipe: dict[str, Any]) -> dict[str, list[float]]:
     """Both ends of what is searched, by key: as given, or around the recipe's own value."""
-    found = {
-        key: options[key] or [recipe[key] / AROUND, recipe[key] * AROUND] for key in TUNED
-    }
+    found = {key: options[key] or [recipe[key] / AROUND, recipe[key] * AROUND] for key in TUNED}
     return {key: [float(f"{end:.6g}") for end in ends] for key, ends in found.items()}
 
 

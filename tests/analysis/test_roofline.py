@@ -151,7 +151,6 @@ def test_limits_by_hand():
     )
 
 
-
 def test_each_operator_is_charged_its_own_call(monkeypatch):
     """With a clock that only the operators move on, each by a time of its own."""
     fake = FakeTime()

@@ -65,9 +65,7 @@ def test_damaged_records_are_named_and_the_other_networks_measured(run, tmp_path
 @pytest.mark.parametrize(
     "step", ["dwsep_zoo.report.compare", "dwsep_zoo.training.profile.profile_side_by_side"]
 )
-def test_a_report_that_fails_is_one_line_and_a_failure(
-    tmp_path, monkeypatch, capsys, error, step
-):
+def test_a_report_that_fails_is_one_line_and_a_failure(tmp_path, monkeypatch, capsys, error, step):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "result.json").write_text('{"model": "m", "conv": "standard", "status": "finished"}')
@@ -98,4 +96,3 @@ def test_ddp_inside_a_sweep_is_a_recorded_failure(run, tmp_path):
     ((found,), _) = load_results([tmp_path])
     assert found.status == "failed"
     assert "cannot run inside -m" in found.error
-
