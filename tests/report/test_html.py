@@ -572,4 +572,4 @@ def test_a_browser_sorts_and_explains(whole, tmp_path):
     assert found["macs m"][0] == ["50.0", "396.0", "400.0"]
     assert found["matched"][2][1:] == ["-", "-"]  # what is missing stays below
     assert found["matched"][0][1:] == ["-", "-"]
-    assert found["tip"].startswith("standard width 1: 86.00 %, 95 % interval [")
+    assert found["tip"].startswith("standard: 86.00 %, 95 % interval [")
