@@ -62,10 +62,12 @@ def compare(arguments: list[str]) -> None:
     )
     if not paths:
         raise UserError("compare: name the folders of the runs, for example: dwsep compare logs")
+    # match=null is a value too
+    named = [argument.split("=", 1)[0] for argument in arguments if "=" in argument]
     options = Options(
         by=_listed(given["by"]),
         reference=str(given["reference"]),
-        where={name: _listed(given[name]) for name in FIELDS if given[name] is not None},
+        where={name: _listed(given[name]) for name in FIELDS if name in named},
     )
     out = given["out"]
     compare_runs([Path(path) for path in paths], Path(out) if out else None, options=options)
@@ -109,7 +111,7 @@ def explain(arguments: list[str]) -> None:
 def profile(arguments: list[str]) -> None:
     from rich.console import Console
 
-    from dwsep_zoo.analysis.profile import cost_table, latency_table, plan_profile
+    from dwsep_zoo.analysis.profile import cost_table, latency_table, measure, plan_profile
     from dwsep_zoo.ops.cuda import fallbacks
 
     arguments = ["roofline=true" if word == "--roofline" else word for word in arguments]
@@ -144,7 +146,8 @@ def profile(arguments: list[str]) -> None:
     console = stdout_console()
     console.print(cost_table(plan))
     with Console(stderr=True).status("") as status:
-        console.print(latency_table(plan, lambda what: status.update(f"measuring {what}")))
+        measured = measure(plan, lambda what: status.update(f"measuring {what}"))
+    console.print(latency_table(plan, measured))
     for reason, times in fallbacks.items():
         console.print(f"PyTorch's depthwise kernel was used {times:,} times: {reason}")
     if roofline:
@@ -154,7 +157,7 @@ def profile(arguments: list[str]) -> None:
         from dwsep_zoo.report.roofline import roofline_figure
 
         with Console(stderr=True).status("measuring each layer"):
-            measured = measure_roofline(
+            layers = measure_roofline(
                 plan.networks,
                 plan.input_size,
                 batch_size=plan.batch_sizes[0],
@@ -162,13 +165,16 @@ def profile(arguments: list[str]) -> None:
                 device=plan.device,
                 threads=plan.threads,
             )
-        for part in roofline_tables(measured):
+        for part in roofline_tables(layers):
             console.print(part)
+        same = ("eager", layers.precision, layers.batch_size)
+        eager = [m for m in measured if (m.runtime, m.precision, m.batch_size) == same]
         for name in plan.networks:
             if name != plan.reference:
-                console.print(sentence(measured, plan.reference, name))
+                speed = eager[0].speed(plan.reference, name) if eager else None
+                console.print(sentence(layers, plan.reference, name, speed))
         with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
-            roofline_figure(measured).savefig(figure)
+            roofline_figure(layers).savefig(figure)
         console.print(f"wrote {figure}")
 
 
@@ -212,9 +218,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def _listed(value: Any) -> tuple[str, ...]:
-    """The parts of ``a,b``, or of a YAML list."""
-    parts = value if isinstance(value, list) else str(value).split(",")
-    return tuple(str(part).strip() for part in parts)
+    """The parts of ``a,b``, or of a YAML list; YAML's nothing as a user writes it, ``null``."""
+    text = "null" if value is None else str(value)
+    parts = value if isinstance(value, list) else text.split(",")
+    return tuple("null" if part is None else str(part).strip() for part in parts)
 
 
 def _read(arguments: list[str], **defaults: Any) -> tuple[list[str], dict[str, Any]]:

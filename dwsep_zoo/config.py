@@ -148,8 +148,15 @@ def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) 
 
 def fail(error: Exception) -> None:
     """Say what is wrong in one line and end the program with code 2."""
-    print(f"error: {error}", file=sys.stderr)
+    _say(error)
     sys.exit(2)
+
+
+def _say(error: Exception, where: str = "") -> None:
+    text = " ".join(str(error).split())
+    if not isinstance(error, UserError):
+        text = f"{where}{type(error).__name__}: {text}"
+    print(f"error: {text}", file=sys.stderr)
 
 
 def _task(cfg: DictConfig) -> None:
@@ -162,17 +169,17 @@ def _task(cfg: DictConfig) -> None:
         print(f"\n{own} would be the same run as {Path(twin).name}: not made again")
         return
     try:
-        if multirun and cfg.trainer.strategy == "ddp":
-            raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
         train(config)
-    except UserError as error:
+    except Exception as error:
         if not multirun:
-            fail(error)
-        print(f"error: {error}", file=sys.stderr)
-    except Exception:
-        if not multirun:
+            if isinstance(error, UserError):
+                fail(error)
             raise
-        # train() has recorded what went wrong; the other runs of the sweep go on.
+        # train() has logged and recorded what went wrong; the other runs of the sweep go on.
+        recorded = (Path(config["paths"]["output_dir"]) / "result.json").is_file()
+        if isinstance(error, UserError) or not recorded:
+            _say(error)
+        ComparisonCallback.failed += not recorded  # else the comparison counts it
 
 
 _made: dict[str, str] = {}  # runs of this sweep, by all that they depend on
@@ -197,14 +204,19 @@ class ComparisonCallback(Callback):
         from dwsep_zoo.training.profile import profile_side_by_side
 
         folder = Path(config.hydra.sweep.dir)
+        # Hydra makes a warning of what a callback raises, and a success of the sweep.
         try:
             profile_side_by_side(folder)
+        except Exception as error:
+            ComparisonCallback.failed += 1
+            _say(error, "measuring the networks in turns: ")
+        try:
             comparison = compare([folder], folder)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            ComparisonCallback.failed = 1
+        except Exception as error:
+            ComparisonCallback.failed += 1
+            _say(error, f"the report (dwsep compare {folder} makes it again): ")
         else:
-            ComparisonCallback.failed = len(comparison.unfinished) + len(comparison.problems)
+            ComparisonCallback.failed += len(comparison.unfinished) + len(comparison.problems)
 
 
 def _container(cfg: DictConfig) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
 
 from dwsep_zoo.analysis.count import count
 from dwsep_zoo.analysis.latency import measure_latencies
@@ -20,6 +19,7 @@ QUANTITIES = ("params", "macs", "latency")
 TOLERANCE = 0.02  # of the target; a larger residual is worth a warning
 WIDEST = 64.0  # factor on the width that is given
 LATENCY_STEPS = 8  # halvings of the bracket: each is a measurement
+TRY_S, CONFIRM_S = 0.2, 1.0  # of measuring a width: on trial, and the one that is taken
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def match_width(
     nearest is taken.
 
     Args:
-        quantity: ``params``, ``macs`` or ``latency`` (eager, one image, both networks in turns).
+        quantity: ``params``, ``macs`` or ``latency`` (eager, one image, both networks in turns; the
+            width that was found is measured once more).
         to: conv type of the network that gives the target, with ``width_mult``.
         input_size: ``(C, H, W)`` of an image.
         width_mult: of the network that gives the target.
@@ -80,11 +81,7 @@ def match_width(
     choose(quantity, QUANTITIES, "match")
     name = to if isinstance(to, str) else str(to["name"])
     if quantity == "latency":
-        reference = create_model(**{**network, "conv": to, "width_mult": width_mult})
-        cost = _LatencyAgainst(reference, input_size, network)
-        width, ratio = nearest_width(cost, 1.0, width_mult, steps=LATENCY_STEPS)
-        target = cost.targets[width]
-        return Match(quantity, name, target, target * ratio, width)
+        return _match_latency(name, {**network, "conv": to}, input_size, width_mult, network)
 
     def counted(width: float, **changes: Any) -> float:
         with torch.device("meta"):
@@ -97,6 +94,33 @@ def match_width(
     target = counted(width_mult, conv=to)
     width, achieved = nearest_width(counted, target, width_mult)
     return Match(quantity, name, target, achieved, width)
+
+
+def _match_latency(
+    to: str,
+    target: Mapping[str, Any],
+    input_size: Sequence[int],
+    width_mult: float,
+    network: Mapping[str, Any],
+) -> Match:
+    reference = create_model(**{**target, "width_mult": width_mult})
+
+    def timed(width: float, seconds: float) -> tuple[float, float]:
+        """Milliseconds of the reference and of the network, measured in turns."""
+        models = {
+            "reference": reference,
+            "candidate": create_model(**{**network, "width_mult": width}),
+        }
+        times = measure_latencies(models, input_size, min_run_time=seconds)
+        return times["reference"].p50_ms, times["candidate"].p50_ms
+
+    def ratio(width: float) -> float:
+        reference_ms, own_ms = timed(width, TRY_S)
+        return own_ms / reference_ms
+
+    width, _ = nearest_width(ratio, 1.0, width_mult, steps=LATENCY_STEPS)
+    # The nearest of many noisy measurements is near by chance too; what is recorded is another one.
+    return Match("latency", to, *timed(width, CONFIRM_S), width)
 
 
 def nearest_width(
@@ -142,24 +166,6 @@ def _short(width: float, low: float, high: float) -> float:
         if low < rounded < high:
             return rounded
     return width
-
-
-class _LatencyAgainst:
-    """Of a width: its latency relative to a reference that is measured in turns with it."""
-
-    def __init__(self, reference: nn.Module, input_size: Sequence[int], network: dict[str, Any]):
-        self.reference, self.input_size, self.network = reference, input_size, network
-        self.targets: dict[float, float] = {}  # milliseconds of the reference, by width
-
-    def __call__(self, width: float) -> float:
-        candidate = create_model(**{**self.network, "width_mult": width})
-        times = measure_latencies(
-            {"reference": self.reference, "candidate": candidate},
-            self.input_size,
-            min_run_time=0.2,
-        )
-        self.targets[width] = times["reference"].p50_ms
-        return times["candidate"].p50_ms / times["reference"].p50_ms
 
 
 def check_match(quantity: str | None, to: str, pretrained: Any = None) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
     }
     channels, height, width = input_size
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _ShapesOnly():
             dtype = next(model.parameters()).dtype
             no_images = torch.empty(0, channels, height, width, device="cpu", dtype=dtype)
             torch.func.functional_call(model, weightless, (no_images,))
@@ -81,6 +84,22 @@ def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
         input_size=(channels, height, width),
         layers=tuple(layers),
     )
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Convolutions of no images give their shape at once; PyTorch would first copy the weights."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not F.conv2d or kwargs or len(args) < 7:  # not as nn.Conv2d calls it
+            return func(*args, **(kwargs or {}))
+        x, weight, _, stride, padding, dilation, groups = args
+        if x.shape[1] != groups * weight.shape[1]:
+            return func(*args)  # says so
+        # One filter over one channel, which goes where all of them go.
+        one = func(x[:, :1], weight[:1, :1], None, stride, padding, dilation)
+        return x.new_empty(len(x), len(weight), *one.shape[2:])
 
 
 def _recorder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dwsep_zoo.analysis.stopwatch import Clock, HookCost, time_units
-from dwsep_zoo.analysis.units import NORM_ACT, Work, units
+from dwsep_zoo.analysis.units import Work, operator, units
 
 TRAFFIC = tuple(2**power for power in range(18, 30, 2))  # bytes: from a cache's size to memory's
 LEAST_GEMM, LARGEST_GEMM = 512, 8192  # rows and columns
@@ -41,14 +41,13 @@ class Peaks:
     Attributes:
         gflop_s: of the fastest large matrix product or 1 x 1 convolution (1 MAC = 2 FLOPs).
         bandwidths: by traffic, ascending; the fastest of copying, scaling in place and summing.
-        conv_ms: a convolution on one pixel: the fixed cost of calling one.
-        other_ms: likewise another operator.
+        call_ms: on one pixel, the fixed cost of calling an operator, by the name that
+            :func:`~dwsep_zoo.analysis.units.operator` gives it.
     """
 
     gflop_s: float
     bandwidths: tuple[Bandwidth, ...]
-    conv_ms: float
-    other_ms: float
+    call_ms: Mapping[str, float]
 
     def bandwidth(self, traffic: float) -> float:
         """GB/s for so many bytes: on a line between the measured ones, in the traffic's logarithm.
@@ -71,7 +70,7 @@ class Peaks:
         return {
             "compute": 2 * work.macs * batch_size / self.gflop_s / 1e6,
             "memory": traffic / self.bandwidth(traffic) / 1e6,
-            "overhead": work.convs * self.conv_ms + work.others * self.other_ms,
+            "overhead": sum(self.call_ms[name] for name in work.calls),
         }
 
 
@@ -82,12 +81,10 @@ def traffic_of(work: Work, batch_size: int, itemsize: int) -> int:
 
 def measure_peaks(device: torch.device, dtype: torch.dtype, clock: Clock, cost: HookCost) -> Peaks:
     """Measure for a second or two; ``cost`` is that of the hooks."""
-    convs, others = _call_costs(device, dtype, clock, cost)
     return Peaks(
         gflop_s=_gflop_s(device, dtype, clock),
         bandwidths=tuple(Bandwidth(t, _gb_s(t, device, clock)) for t in TRAFFIC),
-        conv_ms=convs,
-        other_ms=others,
+        call_ms=_call_ms(device, dtype, clock, cost),
     )
 
 
@@ -117,26 +114,35 @@ def _gb_s(traffic: int, device: torch.device, clock: Clock) -> float:
     return max(traffic / _least_ms(way, clock) / 1e6 for way in ways)
 
 
-def _call_costs(
+def _call_ms(
     device: torch.device, dtype: torch.dtype, clock: Clock, cost: HookCost
-) -> tuple[float, float]:
-    """A convolution's and another operator's, timed as the units of a network are."""
+) -> dict[str, float]:
+    """What each kind of operator takes on one pixel, timed as the units of a network are."""
+    chans = TINY_CHANS
     model = nn.Sequential()
     for _ in range(TINY_REPEATS):
-        # With groups, as PyTorch has a shorter way for small dense convolutions on a CPU.
-        model.append(nn.Conv2d(TINY_CHANS, TINY_CHANS, 3, padding=1, groups=TINY_CHANS, bias=False))
-        model.append(nn.BatchNorm2d(TINY_CHANS))
+        model.extend(
+            (
+                nn.Conv2d(chans, chans, 3, padding=1, bias=False),
+                nn.Conv2d(chans, chans, 1, bias=False),
+                # Groups are another library's on a CPU, which takes longer to call.
+                nn.Conv2d(chans, chans, 3, padding=1, groups=chans // 2, bias=False),
+                nn.Conv2d(chans, chans, 3, padding=1, groups=chans, bias=False),
+                nn.BatchNorm2d(chans),
+                nn.ReLU(inplace=True),  # the least that another operator can do
+            )
+        )
+    model.append(nn.Flatten())
+    model.extend(nn.Linear(chans, chans) for _ in range(TINY_REPEATS))
     model.eval().to(device, dtype)
     parts = list(units(model))
-    x = torch.zeros(1, TINY_CHANS, 1, 1, device=device, dtype=dtype)
+    x = torch.zeros(1, chans, 1, 1, device=device, dtype=dtype)
     x = x.to(memory_format=torch.channels_last)
     passes = [time_units(model, parts, x, clock, cost).units_ms for _ in range(TINY_REPEATS)]
-    least = [min(times) for times in zip(*passes, strict=True)]
-    norm = [unit.kind == NORM_ACT for unit in parts]
-    return (
-        statistics.median(ms for ms, other in zip(least, norm, strict=True) if not other),
-        statistics.median(ms for ms, other in zip(least, norm, strict=True) if other),
-    )
+    least: dict[str, list[float]] = {}
+    for unit, times in zip(parts, zip(*passes, strict=True), strict=True):
+        least.setdefault(operator(unit.module), []).append(min(times))
+    return {name: statistics.median(times) for name, times in least.items()}
 
 
 def _least_ms(run: Callable[[], Any], clock: Clock) -> float:

@@ -56,6 +56,21 @@ class Profile:
         return "standard" if "standard" in self.networks else next(iter(self.networks))
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The networks of a profile, timed in turns under one condition; ``timings`` by conv type."""
+
+    runtime: str
+    precision: str
+    batch_size: int
+    timings: Mapping[str, Timing]
+
+    def speed(self, reference: str, other: str) -> float:
+        """How many times as fast as ``reference`` the ``other`` is."""
+        a, b = self.timings[reference], self.timings[other]
+        return 1 / compare_turns(a.turns, b.turns).ratio
+
+
 def plan_profile(
     model: str,
     *,
@@ -169,25 +184,18 @@ def cost_table(profile: Profile) -> Table:
     return table
 
 
-def latency_table(profile: Profile, say: Callable[[str], None], **options: Any) -> Table:
-    """Measure, and show the latency of each variant under each condition.
+def measure(profile: Profile, say: Callable[[str], None], **options: Any) -> list[Measured]:
+    """Measure latency under every condition.
 
     Args:
         profile: what to measure.
         say: is told what is being measured.
         options: further arguments of ``time_models``.
     """
-    table = Table(title=f"latency of {profile.name} at {_by(profile.input_size)}, milliseconds")
-    table.add_column("", no_wrap=True)
-    for heading in ("p50", r"\[p10, p90]"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(r"ratio \[99 %]")
-    table.add_column("verdict")
-    timings: list[Timing] = []
+    found = []
     for where, batch in product(profile.conditions, profile.batch_sizes):
-        heading = f"{where['runtime']} {where['precision']}, batch {batch}"
-        say(heading)
-        measured = time_models(
+        say(f"{where['runtime']} {where['precision']}, batch {batch}")
+        timings = time_models(
             profile.networks,
             profile.input_size,
             batch_size=batch,
@@ -196,10 +204,22 @@ def latency_table(profile: Profile, say: Callable[[str], None], **options: Any) 
             **where,
             **options,
         )
-        timings += measured.values()
-        reference = measured[profile.reference]
-        table.add_row(f"[bold]{heading}")
-        for name, timing in measured.items():
+        found.append(Measured(**where, batch_size=batch, timings=timings))
+    return found
+
+
+def latency_table(profile: Profile, measured: Sequence[Measured]) -> Table:
+    """The latency of each variant under each condition."""
+    table = Table(title=f"latency of {profile.name} at {_by(profile.input_size)}, milliseconds")
+    table.add_column("", no_wrap=True)
+    for heading in ("p50", r"\[p10, p90]"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column(r"ratio \[99 %]")
+    table.add_column("verdict")
+    for one in measured:
+        reference = one.timings[profile.reference]
+        table.add_row(f"[bold]{one.runtime} {one.precision}, batch {one.batch_size}")
+        for name, timing in one.timings.items():
             latency = timing.latency
             table.add_row(
                 f"  {name}",
@@ -210,6 +230,7 @@ def latency_table(profile: Profile, say: Callable[[str], None], **options: Any) 
                 ),
             )
         table.add_section()
+    timings = [timing for one in measured for timing in one.timings.values()]
     table.caption = _legend(timings, profile)
     table.caption_justify = "left"
     return table

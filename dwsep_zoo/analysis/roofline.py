@@ -190,7 +190,7 @@ def side_by_side(rooflines: Mapping[str, Roofline]) -> Roofline:
 
 
 def _conditions(roofline: Roofline) -> Roofline:
-    return replace(roofline, runs=0, peaks=Peaks(0.0, (), 0.0, 0.0), networks=())
+    return replace(roofline, runs=0, peaks=Peaks(0.0, (), {}), networks=())
 
 
 def conditions(roofline: Roofline) -> str:
@@ -298,6 +298,7 @@ class _Timer:
         self.hooked: list[Pass] = []
 
     def run(self, x: Tensor) -> None:
+        self.model(x)  # not timed: the caches are those of the network before
         self.plain.append(time_plain(self.model, x, self.clock))
         self.hooked.append(time_units(self.model, self.parts, x, self.clock, self.cost))
 
@@ -371,14 +372,21 @@ def attained(layers: Sequence[LayerTime]) -> float:
     return sum(layer.attained * layer.time_ms for layer in layers) / time_ms if time_ms else 0.0
 
 
-def sentence(roofline: Roofline, reference: str, other: str) -> str:
+def sentence(roofline: Roofline, reference: str, other: str, speed: float | None = None) -> str:
     """What ``other`` saves against ``reference``, and what its time is made of.
+
+    Args:
+        roofline: of both.
+        reference: name of the network that ``other`` is compared with.
+        other: name of the network that is explained.
+        speed: how many times as fast it is, where their latency was measured by itself; ``None``:
+            by their passes without hooks.
 
     Raises:
         UserError: if one of them was not measured.
     """
     a, b = roofline.network(reference), roofline.network(other)
-    macs, speed = a.macs / b.macs, a.total_ms / b.total_ms
+    macs, speed = a.macs / b.macs, speed or a.total_ms / b.total_ms
     yet = "yet " if macs > 1 + SAME_MACS and speed < 1 + SAME_TIME else ""
     compared = _compared(macs, SAME_MACS, "fewer MACs", "more MACs", "as many MACs")
     timed = _compared(speed, SAME_TIME, "faster", "slower", "about as fast")
@@ -434,6 +442,16 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %"
 
 
+def gaps(roofline: Roofline) -> list[str]:
+    """A line for each network whose units do not add up to its time."""
+    return [
+        f"{network.name}: its units add up to {_percent(network.sum_ms / network.total_ms)} of "
+        "its time; the machine may have been busy: measure again"
+        for network in roofline.networks
+        if abs(network.sum_ms / network.total_ms - 1) > CLOSES
+    ]
+
+
 def roofline_tables(roofline: Roofline) -> list[RenderableType]:
     """For a terminal of 100 columns: time by kind of unit, two networks a table; slowest layers.
 
@@ -443,12 +461,7 @@ def roofline_tables(roofline: Roofline) -> list[RenderableType]:
     return [
         *(_kinds_table(pair, roofline) for pair in pairs),
         *(_slowest_table(network) for network in roofline.networks),
-        *(
-            f"{network.name}: its units add up to {_percent(network.sum_ms / network.total_ms)} of "
-            "its time; the machine may have been busy: measure again"
-            for network in roofline.networks
-            if abs(network.sum_ms / network.total_ms - 1) > CLOSES
-        ),
+        *gaps(roofline),
     ]
 
 
@@ -464,16 +477,16 @@ def _kinds_table(networks: Sequence[NetworkTime], roofline: Roofline) -> Table:
     names.add_row("without hooks")
     peaks = roofline.peaks
     small, large = peaks.bandwidths[0].traffic, peaks.bandwidths[-1].traffic
+    calls = ", ".join(f"{name} {1e3 * ms:.0f}" for name, ms in peaks.call_ms.items())
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.title = "Time by kind of unit"
     grid.caption = (
         f"median of {roofline.runs} runs on {conditions(roofline)}; 1 MAC = 2 FLOPs; MACs of one "
         f"image, ms for the batch; bound: what takes longest at this device's ceilings, measured "
         f"{peaks.gflop_s:.0f} GFLOP/s, {peaks.bandwidth(large):.0f} (memory) to "
-        f"{peaks.bandwidth(small):.0f} GB/s (cache), {1e3 * peaks.conv_ms:.0f} us to call a "
-        f"convolution and {1e3 * peaks.other_ms:.0f} us another operator; peak: the time at the "
-        "arithmetic or memory ceiling over the time measured; sum: of the units, without what the "
-        "hooks that time them cost"
+        f"{peaks.bandwidth(small):.0f} GB/s (cache), us to call an operator: {calls}; peak: the "
+        "time at the arithmetic or memory ceiling over the time measured; sum: of the units, "
+        "without what the hooks that time them cost"
     )
     grid.add_row(names, *(_kinds_of(network, kinds) for network in networks))
     return grid

@@ -23,6 +23,7 @@ SQUEEZE_EXCITE, DEPTHWISE, NORM_ACT, SHORTCUT, POOLING = (
     "shortcut",
     "pooling",
 )
+NORM, OTHER = "norm", "other"  # operators, besides the kinds of convolution
 REST = "rest"  # of the time: Python between the units, and modules that do nothing at inference
 KINDS = (
     "stem",
@@ -70,8 +71,7 @@ class Work:
         macs: multiply-adds of convolutions and linear layers.
         activations: numbers read and written.
         weights: numbers that are read once for a whole batch.
-        convs: convolutions and linear layers that are called.
-        others: other operators that are called.
+        calls: the operators that are called, as :func:`operator` names them.
     """
 
     name: str
@@ -79,8 +79,7 @@ class Work:
     macs: int
     activations: int
     weights: int
-    convs: int
-    others: int
+    calls: tuple[str, ...]
 
 
 Start = Callable[[Unit], None]
@@ -131,6 +130,17 @@ def _function(module: nn.Module, name: str, parts: set[str]) -> str | None:
     return None
 
 
+def operator(module: nn.Module) -> str:
+    """The operator that a module without children calls.
+
+    It is a kind of convolution (:func:`~dwsep_zoo.analysis.count.conv_kind`), ``norm`` or, for all
+    else, ``other``.
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        return conv_kind(module)
+    return NORM if isinstance(module, _NORMS) else OTHER
+
+
 def attach(parts: Iterable[Unit], start: Start, stop: Stop) -> list[RemovableHandle]:
     """Have ``start`` called before and ``stop`` behind each unit; a shortcut has no ``start``."""
 
@@ -174,9 +184,8 @@ def _work(unit: Unit, activations: int, layers: list[LayerCount]) -> Work:
     while layers and own and (layers[0].name + ".").startswith(unit.name + "."):
         macs += layers.pop(0).macs
     leaves = [module for module in own if not list(module.children())]
-    convs = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in leaves)
     # A unit with children has an operator of its own: the gate's product, the mixture's cat.
-    own_operator = 0 if unit.module in leaves else 1
+    of_itself = () if unit.module in leaves else (OTHER,)
     return Work(
         name=unit.name,
         kind=unit.kind,
@@ -188,6 +197,5 @@ def _work(unit: Unit, activations: int, layers: list[LayerCount]) -> Work:
             for tensor in (*module.parameters(), *module.buffers())
             if tensor.is_floating_point()  # a norm's number of batches is not read
         ),
-        convs=convs,
-        others=len(leaves) - convs + own_operator,
+        calls=(*map(operator, leaves), *of_itself),
     )

@@ -67,10 +67,10 @@ def columns(table: Table, *, dense: bool = False) -> list[Column]:
 
 
 def latency_columns(table: Table) -> list[Column]:
-    """Every latency, a line for each condition and row; nothing for fewer than two conditions."""
-    if len(table.conditions) < 2:
-        return []
+    """Every latency, a line for each condition and row; nothing if none was measured."""
     lines = [(c, row) for c in table.conditions for row in table.rows if row.latency(c) is not None]
+    if not lines:
+        return []
     varying = _varying(table)
 
     def texts(of: Callable[[Conditions, Row], str]) -> tuple[str, ...]:

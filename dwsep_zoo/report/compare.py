@@ -120,6 +120,7 @@ def _write(comparison: Comparison) -> list[Path]:
 
     text = render.markdown(
         comparison.tables,
+        profiles=comparison.profiles,
         options=comparison.options,
         unfinished=comparison.unfinished,
         repeated=comparison.repeated,

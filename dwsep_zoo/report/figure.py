@@ -29,6 +29,7 @@ MORE_MARKERS = ("X", "p", "*", "<", ">", "h", "d")  # for conv types not above, 
 MOST_RATIOS, MOST_LABELS = 12, 8  # rows in the panel of ratios; more are no longer legible
 MOST_LATENCIES = 6  # panels; the tables have all
 GREY = "#666666"
+SOLVED = "width solved for an equal budget"  # drawn hollow
 FRONT: dict[str, Any] = {"color": "#bbbbbb", "lw": 4, "alpha": 0.5, "zorder": 1}
 Value = Callable[[Row], "float | None"]
 
@@ -180,7 +181,7 @@ def _legend(table: Table) -> list[Any]:
         for name, m in _markers(table).items()
     ]
     hollow = Line2D([], [], color=GREY, marker="o", mfc="white", ls="none", ms=7)
-    hollow.set_label("width solved for an equal budget")
+    hollow.set_label(SOLVED)
     front = Line2D([], [], **FRONT, label="Pareto front")
     return [*models, *convs, *([hollow] if any(row.match for row in table.rows) else []), front]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from dwsep_zoo.report.columns import row_label
-from dwsep_zoo.report.results import Problem
+from dwsep_zoo.report.results import Conditions, Problem
 from dwsep_zoo.report.table import Table
 
 if TYPE_CHECKING:
@@ -22,17 +22,19 @@ class Profile:
         roofline: of all of them, named as the rows of the table are.
         rows: for each network, its index in the table.
         sentences: what separates a network from its reference.
+        warnings: where the parts do not add up to the whole.
     """
 
     conditions: str
     roofline: Roofline
     rows: tuple[int, ...]
     sentences: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
     """The profiles of a table's rows, and the rooflines that cannot be read."""
-    from dwsep_zoo.analysis.roofline import Roofline, conditions  # they need torch
+    from dwsep_zoo.analysis.roofline import Roofline, conditions, gaps  # they need torch
 
     together: dict[str, dict[int, Roofline]] = {}
     problems = []
@@ -58,13 +60,15 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
             networks=tuple(one for found in members.values() for one in found.networks),
         )
         sentences = tuple(_sentences(table, joined, tuple(members)))
-        result.append(Profile(conditions(joined), joined, tuple(members), sentences))
+        warnings = tuple(gaps(joined))
+        result.append(Profile(conditions(joined), joined, tuple(members), sentences, warnings))
     return result, problems
 
 
 def _sentences(table: Table, roofline: Roofline, indices: Sequence[int]) -> Iterator[str]:
     from dwsep_zoo.analysis.roofline import sentence
 
+    measured_under = Conditions(**{f.name: getattr(roofline, f.name) for f in fields(Conditions)})
     names = {
         id(table.rows[i].first): n.name for i, n in zip(indices, roofline.networks, strict=True)
     }
@@ -73,4 +77,6 @@ def _sentences(table: Table, roofline: Roofline, indices: Sequence[int]) -> Iter
         reference = names.get(id(row.reference.first)) if row.reference else None
         if reference and not row.is_reference:
             own = names[id(row.first)]
-            yield f"{own} against {reference}: {sentence(roofline, reference, own)}"
+            ratio = row.latency_ratio(measured_under)  # else the passes of the roofline say it
+            speed = 1 / ratio if ratio else None
+            yield f"{own} against {reference}: {sentence(roofline, reference, own, speed)}"

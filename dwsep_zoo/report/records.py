@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from dwsep_zoo.report.compare import Comparison
 
 SCHEMA = 1
-_KEPT = ("started", "finished", "command", "versions", "git_commit", "machine", "data", "memory")
+_KEPT = (
+    *("started", "finished", "command", "versions", "git_commit", "machine", "data", "memory"),
+    *("best_epoch", "epochs", "device", "compiled", "in_turns"),
+)
 
 
 def csv_text(tables: tuple[Table, ...] | list[Table]) -> str:

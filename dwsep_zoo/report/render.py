@@ -19,6 +19,8 @@ from dwsep_zoo.report.table import Options, Table
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+    from dwsep_zoo.report.profiles import Profile
+
 
 def rich_table(table: Table, *, dense: bool = False) -> RichTable:
     """For the terminal: about 140 characters wide for the usual names, ``dense`` about 100."""
@@ -29,10 +31,10 @@ def rich_table(table: Table, *, dense: bool = False) -> RichTable:
 
 
 def rich_latencies(table: Table) -> RichTable | None:
-    """The latencies under all conditions; ``None`` if there is only one."""
-    parts = latency_columns(table)
-    if not parts:
+    """The latencies under all conditions; ``None`` if there is only one, which the table has."""
+    if len(table.conditions) < 2:
         return None
+    parts = latency_columns(table)
     conditions = [c.cells for c in parts[: [c.heading for c in parts].index("network")]]
     lines = list(zip(*conditions, strict=True))
     ends = [a != b for a, b in zip(lines, [*lines[1:], lines[-1]], strict=True)]
@@ -58,6 +60,7 @@ def _rich(parts: Sequence[Column], ends: Sequence[bool], gap: int) -> RichTable:
 def markdown(
     tables: Sequence[Table],
     *,
+    profiles: Sequence[Sequence[Profile]] = (),
     options: Options | None = None,
     unfinished: Sequence[Run] = (),
     repeated: Sequence[Run] = (),
@@ -67,13 +70,15 @@ def markdown(
     blocks = ["# Comparison", words.scope(options or Options())]
     if not tables:
         blocks.append("No run has finished.")
-    for table in tables:
+    for table, measured in zip(tables, profiles or [()] * len(tables), strict=True):
         blocks += [f"## {words.heading(table)}", words.distinction(table)]
         blocks += [markdown_table(columns(table)), _list(words.verdicts(table))]
         if warnings := words.warnings(table):
             blocks += ["**Mind:**", _list(warnings)]
         if latencies := latency_columns(table):
             blocks += ["### Latency of one batch", markdown_table(latencies)]
+        if lines := [line for profile in measured for line in _time_lines(profile)]:
+            blocks += ["### Where the time goes", _list(lines)]
         if statistics := statistics_columns(table):
             blocks += ["### Statistics of the accuracy, in points", markdown_table(statistics)]
             blocks.append(_list(words.statistics_legend(table)))
@@ -81,6 +86,11 @@ def markdown(
     for title, lines in words.remarks(unfinished, repeated, problems):
         blocks += [f"## {title}", _list(lines)]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _time_lines(profile: Profile) -> list[str]:
+    lines = [*profile.sentences, *profile.warnings]
+    return [*lines, f"layer by layer, one batch, on {profile.conditions}"] if lines else []
 
 
 def markdown_table(parts: Sequence[Column]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -99,8 +98,12 @@ class Run:
         match: ``None`` if the width is as given.
         searched: values of the recipe that were found by a search for this variant.
         accuracy: on the test set, 0-1.
+        best_epoch: best in validation, whose state was tested; counted from 1.
+        last_epoch: with which the training ended.
+        splits: number of images of each part of the data.
         macs: multiply-adds for one image of ``input_size``.
         latency: for one batch, by the conditions.
+        turns: the same for networks whose latencies were measured in turns; ``None``: alone.
         train_s: seconds of training and validation.
         setting: what has to be equal for a fair comparison (data, input size, recipe, epochs, ...),
             as pairs of a name and a text.
@@ -125,10 +128,14 @@ class Run:
     tags: tuple[str, ...]
     seed: int | None
     accuracy: float | None
+    best_epoch: int | None
+    last_epoch: int | None
+    splits: tuple[tuple[str, int], ...]
     params: int | None
     macs: int | None
     input_size: tuple[int, ...]
     latency: Mapping[Conditions, Percentiles]
+    turns: str | None
     train_s: float | None
     images_per_second: float | None
     setting: tuple[tuple[str, str], ...]
@@ -163,8 +170,9 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
     def attempt(read: Callable[[Path], T], file: Path) -> T | None:
         try:
             return read(file)
-        # not readable; not UTF-8, not JSON, not ours; not what numpy writes
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        # Damaged files make every library on the way (json, csv, zipfile, zlib, numpy) raise errors
+        # of its own, and not only those that it documents.
+        except Exception as error:
             problems.append(Problem(file, _one_line(error) or type(error).__name__))
             return None
 
@@ -205,9 +213,6 @@ def _read(file: Path) -> Run:
     for key in ("model", "conv"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"it names no {key}")
-    machine = [_get(record, "machine", key) for key in ("gpu", "cpu")]
-    threads = _integer(record, "machine", "threads")
-    machine.append(None if threads is None else _count(threads, "thread"))
     return Run(
         folder=file.parent,
         name=str(record.get("name") or file.parent.name),
@@ -227,14 +232,22 @@ def _read(file: Path) -> Run:
         tags=tuple(map(str, _list(record, "tags"))),
         seed=_integer(record, "seed"),
         accuracy=_number(record, "metrics", "test/acc"),
+        best_epoch=_integer(record, "best_epoch"),
+        last_epoch=_integer(record, "epochs"),
+        splits=tuple(
+            (name, number)
+            for name in _object(record, "data", "splits")
+            if (number := _integer(record, "data", "splits", name)) is not None
+        ),
         params=_integer(record, "params"),
         macs=_integer(record, "macs"),
         input_size=tuple(_list(record, "input_size")),
         latency=dict(_latencies(record)),
+        turns=str(record["in_turns"]) if record.get("in_turns") else None,
         train_s=_number(record, "time", "train_s"),
         images_per_second=_number(record, "images_per_second"),
         setting=tuple(sorted(_setting(record).items())),
-        machine=", ".join(str(part) for part in machine if part is not None),
+        machine=_machine(record),
         finished=str(record.get("finished") or ""),
         record=record,
     )
@@ -293,7 +306,7 @@ def _match(record: Mapping[str, Any]) -> Match | None:
 
 
 def _setting(record: Mapping[str, Any]) -> dict[str, str]:
-    groups = ("model", "recipe", "trainer", "ckpt_path")
+    groups = ("model", "recipe", "trainer", "ckpt_path", "train", "test")
     config = {key: _get(record, "config", key) for key in groups}
     config["callbacks"] = {"early_stopping": _get(record, "config", "callbacks", "early_stopping")}
     config["data"] = {key: _get(record, "data", key) for key in _DATA}
@@ -314,6 +327,19 @@ def _setting(record: Mapping[str, Any]) -> dict[str, str]:
     if size := _list(record, "input_size"):
         setting["input_size"] = "x".join(map(str, size))
     return setting
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    """The device that trained, what feeds it, and whether the steps were compiled."""
+    gpu = None if record.get("device") == "cpu" else _get(record, "machine", "gpu")
+    threads = _integer(record, "machine", "threads")
+    parts = (
+        gpu,
+        _get(record, "machine", "cpu"),
+        None if threads is None else _count(threads, "thread"),
+        "compiled steps" if record.get("compiled") else None,
+    )
+    return ", ".join(str(part) for part in parts if part is not None)
 
 
 def _latencies(record: Mapping[str, Any]) -> Iterator[tuple[Conditions, Percentiles]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +32,12 @@ KIND_COLOURS = {
     REST: "#CCCCCC",
 }
 LARGEST, SMALLEST = 180.0, 14.0  # areas of markers, points squared
-BAR = 0.75  # of the distance between bars
-LEAST_LABEL = 0.045  # of the longest bar: a shorter part has no number
+BAR = 0.5  # of the distance between bars, which have a line of text above
+LETTER = 0.0105  # of the longest bar: a part too short for its words has none
 
 
 def roofline_figure(roofline: Roofline) -> Figure:
-    """FLOP/s against FLOP/byte of each layer under the ceilings, and the time by kind of unit.
+    """FLOP/s against FLOP/byte of each layer under the ceilings; below, the time by kind of unit.
 
     A colour is a kind of unit, a marker a network, the area of a marker its layer's time. Layers
     without multiply-adds are in the bars alone. Drawn without pyplot: no state, no display.
@@ -46,9 +45,10 @@ def roofline_figure(roofline: Roofline) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(12.5, 5.2), dpi=120, layout="constrained")
+    heights = (5.0, 0.9 + 0.6 * len(roofline.networks))  # inches
+    picture = Figure(figsize=(12.5, sum(heights) + 0.6), dpi=120, layout="constrained")
     FigureCanvasAgg(picture)
-    layers, bars = picture.subplots(1, 2, width_ratios=(1.5, 1))
+    layers, bars = picture.subplots(2, 1, height_ratios=heights)
     markers = _markers(roofline.networks)
     _layers_panel(layers, roofline, markers)
     _bars_panel(bars, roofline)
@@ -139,39 +139,33 @@ def _ceilings(axes: Axes, roofline: Roofline, low: float, high: float) -> None:
 
 def _bars_panel(axes: Axes, roofline: Roofline) -> None:
     networks = roofline.networks
-    longest = max(network.sum_ms for network in networks)
+    longest = max(network.sum_ms for network in networks) or 1.0
     for number, network in enumerate(networks):
-        below = 0.0
+        start = 0.0
         units = {unit.kind: unit for unit in network.units}
         for kind in (kind for kind in KINDS if kind in units):
-            unit = units[kind]
-            axes.bar(
-                number,
-                unit.time_ms,
-                BAR,
-                below,
-                color=KIND_COLOURS[kind],
-                edgecolor="white",
-                lw=0.5,
-            )
-            if unit.time_ms > LEAST_LABEL * longest:
+            length = units[kind].time_ms
+            colour = KIND_COLOURS[kind]
+            axes.barh(number, length, BAR, start, color=colour, edgecolor="white", lw=0.5)
+            share = f"{100 * length / (network.sum_ms or 1):.0f} %"
+            fitting = (t for t in (f"{kind} {share}", share) if len(t) * LETTER * longest < length)
+            if text := next(fitting, ""):
                 axes.text(
+                    start + length / 2,
                     number,
-                    below + unit.time_ms / 2,
-                    f"{kind} {100 * unit.time_ms / network.sum_ms:.0f} %",
+                    text,
                     ha="center",
                     va="center",
                     fontsize=8,
-                    color=_ink(KIND_COLOURS[kind]),
+                    color=_ink(colour),
                 )
-            below += unit.time_ms
-        axes.text(number, below, f"{below:.3g} ms", ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(networks)), [_fold(n.name, len(networks)) for n in networks])
-    axes.set_xlim(-0.6, len(networks) - 0.4)
-    axes.margins(y=0.08)
-    axes.tick_params(axis="x", length=0, labelsize=9)
-    axes.set_ylabel("time of one batch, ms")
-    axes.grid(visible=True, axis="y", color="#dddddd", lw=0.6)
+            start += length
+        name = f"{network.name}: {start:.3g} ms"
+        axes.text(0, number - BAR / 2, name, ha="left", va="bottom", fontsize=9)
+    axes.set_yticks([])
+    axes.set_ylim(len(networks) - 0.6, -0.75)  # the first one on top, with its name
+    axes.set_xlabel("time of one batch, ms")
+    axes.grid(visible=True, axis="x", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -181,10 +175,7 @@ def _legend(roofline: Roofline, markers: Mapping[str, str]) -> list[Any]:
     from matplotlib.patches import Patch
 
     used = {unit.kind for network in roofline.networks for unit in network.units}
-    # From top to bottom as the bars are stacked.
-    kinds = [
-        Patch(color=KIND_COLOURS[kind], label=kind) for kind in reversed(KINDS) if kind in used
-    ]
+    kinds = [Patch(color=KIND_COLOURS[kind], label=kind) for kind in KINDS if kind in used]
     networks = [
         Line2D([], [], color=GREY, marker=marker, ls="none", ms=7, label=name)
         for name, marker in markers.items()
@@ -204,12 +195,6 @@ def _ink(colour: str) -> str:
     """Black or white, whichever is read more easily on this colour."""
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
-
-
-def _fold(name: str, networks: int) -> str:
-    return "\n".join(textwrap.wrap(name.replace("_", "_ "), max(8, 44 // networks))).replace(
-        "_ ", "_"
-    )
 
 
 def _bytes(size: int) -> str:

@@ -105,7 +105,7 @@ class Row:
 
     @cached_property
     def train_s(self) -> Sample | None:
-        """Seconds of training; ``None`` also if the runs come from different machines."""
+        """Seconds of training; ``None`` also if not all runs have the same ``machine``."""
         return self._sample(lambda run: run.train_s) if self.machine is not None else None
 
     @cached_property
@@ -114,7 +114,7 @@ class Row:
 
     @property
     def machine(self) -> str | None:
-        """What trained all of the runs; ``None`` if there were several."""
+        """What trained all of the runs, and how; ``None`` if they differ."""
         machines = {run.machine for run in self.runs}
         return machines.pop() if len(machines) == 1 else None
 
@@ -132,6 +132,13 @@ class Row:
         """Whether the times of all runs were steady; ``None`` if that was not recorded."""
         found = [run.latency[conditions].stable for run in self.runs if conditions in run.latency]
         return None if not found or None in found else all(found)
+
+    @property
+    def measured_in_turns(self) -> bool:
+        """Whether all latencies of this row and of its reference were."""
+        rows = (self, self.reference or self)
+        turns = {run.turns for row in rows for run in row.runs if run.latency}
+        return len(turns) == 1 and None not in turns
 
     @cached_property
     def paired(self) -> Paired | None:
@@ -165,7 +172,7 @@ class Row:
 
     @property
     def train_ratio(self) -> float | None:
-        """``None`` also if the reference was trained on another machine."""
+        """``None`` also if the reference was trained by another ``machine``."""
         if self.reference is None or self.reference.machine != self.machine:
             return None
         return self._against(lambda row: _mean(row.train_s), _divide)
@@ -275,7 +282,9 @@ def select(runs: Iterable[Run], where: Mapping[str, Sequence[str]]) -> list[Run]
 
 
 def _normal(text: str) -> str:
-    """``1.0`` is ``1``."""
+    """``1.0`` is ``1``, and ``null``, as it stands in a command line, is ``none``."""
+    if text == "null":
+        return NONE
     try:
         return f"{float(text):g}"
     except ValueError:

@@ -1,4 +1,4 @@
-r"""A comparison as LaTeX, to be read with ``\input``; needs ``\usepackage{booktabs}`` alone."""
+r"""A comparison as LaTeX, to be read with ``\input``; needs ``booktabs`` and ``graphicx``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ _ESCAPED = {
     PLUS_MINUS: r"$\pm$",
     "\n": " ",
 }
+# Smaller where it is wider than the text, never larger.
+_FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
 
 
 def tex_text(tables: Sequence[Table]) -> str:
@@ -45,7 +47,7 @@ def tex_text(tables: Sequence[Table]) -> str:
         if statistics := statistics_columns(table):
             title = f"statistics of the accuracy, in points: {heading}"
             floats.append(_float(statistics, title, words.statistics_legend(table)))
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(floats)
+    return "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(floats)
 
 
 def escape(text: str) -> str:
@@ -72,13 +74,13 @@ def _float(
             r"\centering",
             rf"\caption{{{escape(title)}}}",
             r"\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{tabular}}{{{''.join('r' if c.is_number else 'l' for c in parts)}}}",
+            rf"{_FIT}{{\begin{{tabular}}{{{''.join('r' if c.is_number else 'l' for c in parts)}}}",
             r"\toprule",
             line([column.heading for column in parts]),
             r"\midrule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             *([r"\par\medskip\raggedright", *sentences] if sentences else []),
             r"\end{table}",
             "",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from dwsep_zoo.report.columns import (
     PLUS_MINUS,
+    QUANTITIES,
     conditions_name,
     general,
     match_text,
@@ -31,7 +33,7 @@ def heading(table: Table) -> str:
     batch = setting.get("data.batch_size")
     factors, steps, numbers = widths(table), strides(table), seed_numbers(table)
     parts = [
-        setting.get("data.name", "unknown data"),
+        data_name(table.rows[0].first),
         f"input {size_text(size)}" if size else None,
         f"{epochs} epochs" if epochs else None,
         f"batch {batch}" if batch else None,
@@ -40,6 +42,13 @@ def heading(table: Table) -> str:
         _seeds(numbers[0]) if len(numbers) == 1 else None,
     ]
     return ", ".join(part for part in parts if part)
+
+
+def data_name(run: Run) -> str:
+    """Of the data set; ``data=folder`` can be anything, so that the folder is named too."""
+    name = dict(run.setting).get("data.name", "unknown data")
+    root = ((run.record.get("config") or {}).get("data") or {}).get("root")
+    return f"{name} {Path(str(root)).name}" if name == "folder" and root else name
 
 
 def scope(options: Options) -> str:
@@ -73,7 +82,8 @@ def verdicts(table: Table) -> list[str]:
         other = row_label(table, reference, model=not same)
         if len(models) == 1:  # which labels then leave out
             label = f"{models[0]} {label}"
-        lines.append(f"{label} against {other}: {pair.words}{_mcnemar_words(pair)}")
+        said = f"{pair.words}{_residual_words(row)}{_mcnemar_words(pair)}"
+        lines.append(f"{label} against {other}: {said}")
     return lines
 
 
@@ -106,6 +116,17 @@ def warnings(table: Table) -> list[str]:
     for reason, labels in untested.items():
         which = "; ".join(f"{name}, seed {_listed(seeds)}" for name, seeds in labels.items())
         lines.append(f"no McNemar test ({reason}): {which}")
+    apart = [
+        row_label(table, row)
+        for row in table.rows
+        if not (row.is_reference or row.measured_in_turns)
+        and any(row.latency_ratio(conditions) for conditions in table.conditions)
+    ]
+    if apart:
+        lines.append(
+            "latency: measured at another time than the reference's, not in turns with it; the "
+            f"ratio holds what else the machine did: {', '.join(apart)}"
+        )
     for conditions in table.conditions:
         unsteady = [row_label(table, r) for r in table.rows if r.stable(conditions) is False]
         if unsteady:
@@ -118,11 +139,12 @@ def legend(table: Table) -> list[str]:
     """Sentences without which the numbers can be misread."""
     size = size_text(table.rows[0].first.input_size)
     convs = table.values(lambda row: row.first.conv)
-    lines = [_accuracy_legend(table), *_reference_legend(table)]
+    lines = _data_legend(table)
+    lines += [_accuracy_legend(table), *_checkpoint_legend(table), *_reference_legend(table)]
     if any(row.match for row in table.rows):
         lines.append(
-            "matched: the width was solved so that the network costs what its reference costs; "
-            "with the residual"
+            "matched: the width was solved to come as near to the cost of the reference as widths "
+            "in steps of 8 channels can; what is achieved beyond it, in percent"
         )
     lines += _recipe_legend(table) + _kept_apart(table)
     if REFERENCE in convs:
@@ -135,9 +157,10 @@ def legend(table: Table) -> list[str]:
         + (f", for one {size} image" if size else "")
     )
     lines += _latency_legend(table)
-    machines = table.values(lambda row: row.machine)
+    machines = sorted({run.machine for row in table.rows for run in row.runs})
     if len(machines) > 1:
-        lines.append("train s: the machines differ; no ratio across machines")
+        names = "; ".join(name or "not recorded" for name in machines)
+        lines.append(f"train s: no mean and no ratio across what differs: {names}")
     elif machines[0]:
         lines.append(f"train s: training with validation; {machines[0]}")
     return lines
@@ -189,14 +212,27 @@ def size_text(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
+def _residual_words(row: Row) -> str:
+    """Such as ``, with 15 % more MACs``, where a budget that was to be equal is not."""
+    if row.match is None or abs(row.match.residual) <= RESIDUAL:
+        return ""
+    quantity, residual = row.match.quantity, row.match.residual
+    fewer = "less" if quantity == "latency" else "fewer"
+    how = "more" if residual > 0 else fewer
+    return f", with {100 * abs(residual):.0f} % {how} {QUANTITIES.get(quantity, quantity)}"
+
+
 def _mcnemar_words(paired: Paired) -> str:
     tests = paired.mcnemar
     if not tests:
         return ""
-    found = sum(test.p_value < SIGNIFICANT for test in tests)
     if len(tests) == 1:
         return f"; McNemar p={tests[0].p_value:.2g} for this pair of networks"
-    return f"; McNemar p<{SIGNIFICANT} in {found} of {len(tests)} seeds"
+    found = [test.only_other > test.only_reference for test in tests if test.p_value < SIGNIFICANT]
+    ways = {"for": found.count(True), "against": found.count(False)}
+    told = ", ".join(f"{number} {way}" for way, number in ways.items() if number)
+    text = f"; McNemar p<{SIGNIFICANT} in {len(found)} of {len(tests)} seeds"
+    return f"{text} ({told})" if told else text
 
 
 def _accuracy_legend(table: Table) -> str:
@@ -212,6 +248,37 @@ def _accuracy_legend(table: Table) -> str:
     return line + ("; n=1 gives no interval" if min(numbers) < 2 else "")
 
 
+def _data_legend(table: Table) -> list[str]:
+    run = table.rows[0].first
+    if not run.splits:
+        return []
+    images = ", ".join(f"{number:,} {name}" for name, number in run.splits)
+    subset = " of a subset" if (run.record.get("data") or {}).get("subset") else ""
+    return [f"data: {data_name(run)}, {images} images{subset}"]
+
+
+def _checkpoint_legend(table: Table) -> list[str]:
+    """Which state of the networks was tested, and whether they were still learning at the end."""
+    runs = [run for row in table.rows for run in row.runs if run.accuracy is not None]
+    trained = [run for run in runs if run.last_epoch]
+    ends = [
+        (epoch, last) for run in trained if (epoch := run.best_epoch) and (last := run.last_epoch)
+    ]
+    if not trained:
+        return []
+    if not ends:
+        return ["tested: the state after the last epoch; there was no validation"]
+    best = sorted({epoch for epoch, _ in ends})
+    epochs = f"epoch {best[0]}" if len(best) == 1 else f"epochs {best[0]} to {best[-1]}"
+    line = f"tested: the checkpoint that was best in validation, of {epochs}"
+    if late := sum(epoch == last for epoch, last in ends):
+        line += (
+            f"; in {late} of {len(ends)} runs that was the last epoch: accuracy may still have "
+            "been rising, and more epochs may change the order"
+        )
+    return [line]
+
+
 def _reference_legend(table: Table) -> list[str]:
     alone = [row for row in table.rows if row.reference is None and not row.ambiguous]
     reference = table.options.reference
@@ -223,7 +290,9 @@ def _reference_legend(table: Table) -> list[str]:
             f"against conv={reference}{whose}"
         )
     if any(row.reference and row.match for row in table.rows):
-        lines.append("diff and ratio of a matched row: against the network whose cost it matches")
+        lines.append(
+            "diff and ratio of a matched row: against the network whose budget it was given"
+        )
     if alone:
         names = ", ".join(dict.fromkeys(_needs(row, reference) for row in alone))
         lines.append(f"no diff and no ratio for {names}: no such run has finished with this recipe")
@@ -284,7 +353,7 @@ def _latency_legend(table: Table) -> list[str]:
     if len(table.conditions) > 1:
         lines.append("latencies under different conditions have no ratio to each other")
     steady = [row.stable(c) for row in table.rows for c in table.conditions]
-    if False in steady or (True in steady and len(table.conditions) > 1):
+    if any(entry is not None for entry in steady):
         lines.append(
             "steady: the median moved by less than 5 % while measuring, and p10 and p90 are less "
             "than 30 % apart"

@@ -18,6 +18,7 @@ from dwsep_zoo.analysis.roofline import measure_roofline
 from dwsep_zoo.analysis.runtimes import RUNTIMES, check_conditions
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.models import create_model
+from dwsep_zoo.training.record import now
 
 KEYS = ("runtimes", "batch_sizes", "precisions", "roofline")
 
@@ -96,32 +97,41 @@ def profile(
 def profile_side_by_side(folder: Path) -> None:
     """Measure the networks of a sweep once more, in turns, and put that into their records.
 
+    There ``in_turns`` is the time, the same for all that were measured together.
+
     What was measured at the end of each run was measured minutes or hours apart, on a machine that
     may have been doing other things.
 
     Args:
-        folder: of runs; those that have not finished are left as they are.
+        folder: of runs; those that have not finished and damaged records are left as they are.
     """
-    records = {file: json.loads(file.read_text()) for file in sorted(folder.glob("*/result.json"))}
+    records: dict[Path, dict[str, Any]] = {}
     groups: dict[str, dict[str, list[Path]]] = {}
-    for file, record in records.items():
-        if record["status"] == "finished":
+    for file in sorted(folder.glob("*/result.json")):
+        try:
+            record = json.loads(file.read_text())
+            if record["status"] != "finished":
+                continue
             batch_size = record["config"]["data"]["batch_size"]
             same = json.dumps([record["input_size"], record["config"]["profile"], batch_size])
-            networks = groups.setdefault(same, {})
-            networks.setdefault(json.dumps(record["network"]), []).append(file)
+            network = json.dumps(record["network"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the report names what is damaged
+        records[file] = record
+        groups.setdefault(same, {}).setdefault(network, []).append(file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for same, networks in groups.items():
         if len(networks) == 1:
             continue
         input_size, options, batch_size = json.loads(same)
+        begun = now()
         print(f"\nmeasuring the {len(networks)} networks in turns")
         models = {network: create_model(**json.loads(network)).eval() for network in networks}
         costs = profile(models, input_size, options, device, train_batch_size=batch_size)
         for files, cost in zip(networks.values(), costs, strict=True):
             for file in files:
                 record = records[file]
-                record.update(latency=cost["latency"], roofline=cost["roofline"])
+                record.update(latency=cost["latency"], roofline=cost["roofline"], in_turns=begun)
                 new = file.with_suffix(".new")
                 new.write_text(json.dumps(record, indent=2) + "\n")
                 os.replace(new, file)

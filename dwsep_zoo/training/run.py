@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pickle
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.failures import is_out_of_memory, out_of_memory
 from dwsep_zoo.training.malloc import keep_memory
 from dwsep_zoo.training.optim import check_recipe
+from dwsep_zoo.training.peak import PeakMemory
 from dwsep_zoo.training.profile import check_profile, profile
 from dwsep_zoo.training.record import Record, now, provenance
 from dwsep_zoo.training.search import check_search, search_recipe
@@ -102,11 +102,14 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     keep_memory()
     check_recipe(cfg["recipe"])
     check_trainer(cfg["trainer"])
-    check_search(cfg.get("hparams_search"), cfg["trainer"]["strategy"])
+    check_search(cfg.get("hparams_search"), cfg["recipe"], cfg["trainer"]["strategy"])
     check_profile(cfg["profile"])
     if cfg["match"] == "latency" and cfg["trainer"]["strategy"] == "ddp":
         raise UserError("match=latency cannot run with trainer=ddp: each process would measure")
     at_least("seed", cfg["seed"], 0)
+    # Hydra writes multirun.yaml into the folder of a sweep.
+    if cfg["trainer"]["strategy"] == "ddp" and (folder.parent / "multirun.yaml").is_file():
+        raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
     checkpoint = _checkpoint_to_load(cfg)
     L.seed_everything(cfg["seed"], workers=True, verbose=False)
     setup = set_up(cfg, match=Match.from_dict(earlier["match"]) if earlier.get("match") else None)
@@ -144,6 +147,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     compiling = Compile(cfg["trainer"]["compile"], setup.cost.input_size, setup.data.batch_size)
     callbacks = [table, Predictions(folder / "predictions.npz"), compiling]
     trainer = create_trainer(cfg, folder, callbacks, first_step=first_step)
+    peak = PeakMemory(trainer.strategy.root_device)
     _log_hparams(trainer, cfg, setup, {})
     if cfg["train"]:
         try:
@@ -177,7 +181,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
         return
 
     device = trainer.strategy.root_device
-    memory = {"peak_mb": _peak_mb(device)}
+    memory = {"peak_mb": peak.megabytes()}
     (cost,) = profile(
         {folder.name: setup.model},
         setup.cost.input_size,
@@ -195,6 +199,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
         time={"train_s": table.seconds(), "total_s": time.perf_counter() - begin},
         epochs=trainer.current_epoch,
         precision=str(trainer.precision),
+        device=device.type,
         compiled=compiling.choice.compiled if compiling.choice else None,
         finished=now(),
     )
@@ -367,14 +372,6 @@ def _latency_line(latency: dict[str, Any]) -> str:
         f"{latency['device_name']}, {latency['threads']} threads, {latency['precision']}, "
         f"{latency['memory_format']}, {latency['runtime']})"
     )
-
-
-def _peak_mb(device: torch.device) -> float:
-    """Of the device's memory; on the CPU the process's largest resident size so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 @contextmanager

@@ -15,13 +15,16 @@ from dwsep_zoo.training.shared import shared
 log = logging.getLogger("dwsep_zoo")
 
 TUNED = ("lr", "weight_decay")  # keys of the recipe
+AROUND = 10  # times smaller and larger than the recipe's own, where no ends are given
 KEYS = ("trials", "epochs", "seed", *TUNED)
 
 Trial = Callable[[dict[str, float], int], float]
 """Trains with these values of the recipe, as the trial of this number; validation accuracy."""
 
 
-def check_search(options: dict[str, Any] | None, strategy: str = "auto") -> None:
+def check_search(
+    options: dict[str, Any] | None, recipe: dict[str, Any], strategy: str = "auto"
+) -> None:
     """Raises UserError for options that cannot work, before anything is loaded."""
     if options is None:
         return
@@ -37,9 +40,16 @@ def check_search(options: dict[str, Any] | None, strategy: str = "auto") -> None
             )
     for key in TUNED:
         ends = options[key]
-        if not (isinstance(ends, list) and len(ends) == 2 and 0 < ends[0] <= ends[1] < math.inf):
+        if ends is None:
+            if not recipe[key] > 0:
+                raise UserError(
+                    f"hparams_search.{key}=null searches around recipe.{key}, which is "
+                    f"{recipe[key]!r}; set hparams_search.{key}=[lowest, highest]"
+                )
+        elif not (isinstance(ends, list) and len(ends) == 2 and 0 < ends[0] <= ends[1] < math.inf):
             raise UserError(
-                f"hparams_search.{key} must be [lowest, highest], both greater than 0; got {ends!r}"
+                f"hparams_search.{key} must be [lowest, highest], both greater than 0, or null; "
+                f"got {ends!r}"
             )
     if strategy == "ddp":
         raise UserError("hparams_search cannot run with trainer=ddp; search on one device first")
@@ -49,6 +59,12 @@ def check_search(options: dict[str, Any] | None, strategy: str = "auto") -> None
         raise UserError(
             "hparams_search needs Optuna, which is not installed: pip install 'dwsep-zoo[search]'"
         ) from error
+
+
+def space(options: dict[str, Any], recipe: dict[str, Any]) -> dict[str, list[float]]:
+    """Both ends of what is searched, by key: as given, or around the recipe's own value."""
+    found = {key: options[key] or [recipe[key] / AROUND, recipe[key] * AROUND] for key in TUNED}
+    return {key: [float(f"{end:.6g}") for end in ends] for key, ends in found.items()}
 
 
 def search_recipe(cfg: dict[str, Any], folder: Path, run: Trial) -> dict[str, Any]:
@@ -65,25 +81,30 @@ def search_recipe(cfg: dict[str, Any], folder: Path, run: Trial) -> dict[str, An
         What ``result.json`` has under ``search``: number of trials, space, best values and their
         validation accuracy, all trials.
     """
-    found, new = shared("search", cfg, folder, lambda: _search(cfg["hparams_search"], run))
+
+    def make() -> dict[str, Any]:
+        return _search(cfg["hparams_search"], cfg["recipe"], run)
+
+    found, new = shared("search", cfg, folder, make)
     if not new:
         log.info("recipe as searched for this variant: %s", _say(found["best"]))
     return found
 
 
-def _search(options: dict[str, Any], run: Trial) -> dict[str, Any]:
+def _search(options: dict[str, Any], recipe: dict[str, Any], run: Trial) -> dict[str, Any]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space: dict[str, Any] = {}
-    for key in TUNED:
-        low, high = options[key]
-        space[key] = optuna.distributions.FloatDistribution(float(low), float(high), log=True)
+    ends = space(options, recipe)
+    distributions: dict[str, Any] = {
+        key: optuna.distributions.FloatDistribution(low, high, log=True)
+        for key, (low, high) in ends.items()
+    }
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=options["seed"])
     )
     for number in range(options["trials"]):
-        trial = study.ask(space)
+        trial = study.ask(distributions)
         # As many digits as one would type.
         values = {key: float(f"{trial.params[key]:.3g}") for key in TUNED}
         begin = time.perf_counter()
@@ -100,7 +121,7 @@ def _search(options: dict[str, Any], run: Trial) -> dict[str, Any]:
     best = study.best_trial
     return {
         "trials": len(study.trials),
-        "space": {key: list(map(float, options[key])) for key in TUNED},
+        "space": ends,
         "best": {key: float(f"{best.params[key]:.3g}") for key in TUNED},
         "best_val_acc": best.value,
         "per": "variant",

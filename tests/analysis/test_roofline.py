@@ -14,7 +14,7 @@ from torch import nn
 
 from dwsep_zoo import count, create_model, list_convs, list_models
 from dwsep_zoo.analysis import peaks as peaks_module
-from dwsep_zoo.analysis.peaks import Bandwidth, Peaks, traffic_of
+from dwsep_zoo.analysis.peaks import Bandwidth, Peaks, measure_peaks, traffic_of
 from dwsep_zoo.analysis.roofline import (
     KindTime,
     LayerTime,
@@ -26,15 +26,17 @@ from dwsep_zoo.analysis.roofline import (
     sentence,
     side_by_side,
 )
-from dwsep_zoo.analysis.stopwatch import Clock
-from dwsep_zoo.analysis.units import KINDS, NORM_ACT, SHORTCUT, Work, units, works
+from dwsep_zoo.analysis.stopwatch import Clock, HookCost
+from dwsep_zoo.analysis.units import KINDS, NORM_ACT, SHORTCUT, Work, operator, units, works
 from dwsep_zoo.errors import UserError
 
 PEAKS = Peaks(
     gflop_s=100.0,
     bandwidths=(Bandwidth(2**20, 200.0), Bandwidth(2**28, 20.0)),
-    conv_ms=0.03,
-    other_ms=0.01,
+    call_ms={
+        **dict.fromkeys(("dense", "pointwise", "grouped", "depthwise", "linear"), 0.03),
+        **{"norm": 0.008, "other": 0.002},
+    },
 )
 FAMILIES = ("mobilenet_v1", "mobilenet_v3_small", "mobilenet_v4_conv_small", "xception")
 VARIANTS = [(name, "depthwise_separable") for name in ("mobilenet_v2", "efficientnet_b0")]
@@ -69,7 +71,7 @@ def test_every_layer_is_in_one_unit_and_every_mac_is_counted(name, conv):
     assert {w.kind for w in work} <= set(KINDS)
     assert sorted(w.name for w in work) == sorted(u.name for u in parts)
     norms_and_acts = [w for w in work if w.kind == NORM_ACT]
-    assert all(w.macs == 0 and w.others == 1 for w in norms_and_acts)
+    assert all(w.macs == 0 and w.calls in (("norm",), ("other",)) for w in norms_and_acts)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +113,17 @@ def test_work_by_hand():
     depthwise = work["stages.1.0.conv.depthwise"]  # 96 channels, 112 -> 56 pixels
     assert depthwise.macs == 9 * 96 * 56 * 56
     assert depthwise.activations == 96 * (112 * 112 + 56 * 56)
-    assert (depthwise.weights, depthwise.convs, depthwise.others) == (9 * 96, 1, 0)
+    assert (depthwise.weights, depthwise.calls) == (9 * 96, ("depthwise",))
     assert work["stages.1.0.conv.mid.0"].weights == 4 * 96  # mean, variance, scale, shift
+    assert work["stages.1.1"].calls == ("other",)
     assert work["stages.1.1"].activations == 3 * 24 * 56 * 56  # two read, one written
     assert traffic_of(depthwise, 4, 2) == 2 * (4 * depthwise.activations + depthwise.weights)
 
 
 def test_a_gate_counts_the_operators_in_it():
     gate = next(w for w in works(meta("mobilenet_v3_small"), (3, 224, 224)) if "gate" in w.name)
-    assert (gate.convs, gate.others) == (2, 4)  # pool, activation, gate, product
+    # pool, reduce, activation, expand, gate, product
+    assert gate.calls == ("other", "pointwise", "other", "pointwise", "other", "other")
 
 
 # --- ceilings
@@ -141,10 +145,32 @@ def test_bandwidth_never_rises_with_the_traffic():
 
 
 def test_limits_by_hand():
-    limits = PEAKS.limits(Work("", "dense", 10**9, 2**26, 0, 1, 2), 2, 2)
+    limits = PEAKS.limits(Work("", "dense", 10**9, 2**26, 0, ("dense", "norm", "other")), 2, 2)
     assert limits == pytest.approx(
-        {"compute": 2 * 2 * 10**9 / 100e9 * 1e3, "memory": 2**28 / 20e9 * 1e3, "overhead": 0.05}
+        {"compute": 2 * 2 * 10**9 / 100e9 * 1e3, "memory": 2**28 / 20e9 * 1e3, "overhead": 0.04}
     )
+
+
+def test_each_operator_is_charged_its_own_call(monkeypatch):
+    """With a clock that only the operators move on, each by a time of its own."""
+    fake = FakeTime()
+    times = {"dense": 7.0, "pointwise": 5.0, "grouped": 11.0, "depthwise": 13.0, "linear": 3.0}
+    times |= {"norm": 2.0, "other": 1.0}
+
+    def taking(forward):
+        def timed(self, x):
+            fake.ms += times[operator(self)]
+            return forward(self, x)
+
+        return timed
+
+    for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.ReLU):
+        monkeypatch.setattr(kind, "forward", taking(kind.forward))
+    monkeypatch.setattr(peaks_module, "TRAFFIC", ())
+    monkeypatch.setattr(peaks_module, "_gflop_s", lambda *_: 1.0)
+    cpu, none = torch.device("cpu"), HookCost(0.0, 0.0)
+    found = measure_peaks(cpu, torch.float32, fake.clock(), none)
+    assert found.call_ms == times
 
 
 # --- time
@@ -215,8 +241,8 @@ def test_networks_take_turns():
     for name, model in models.items():
         model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
     measure_roofline(models, (1, 8, 8), peaks=PEAKS, clock=fake.clock(), min_run_time=0)
-    rounds = "".join(order)[-40:]
-    assert rounds == "aabb" * 10  # each without hooks and with them
+    rounds = "".join(order)[-60:]
+    assert rounds == "aaabbb" * 10  # each untimed, without hooks and with them
 
 
 def test_bounds_and_attained_fraction():
@@ -254,7 +280,9 @@ def test_identities_of_a_real_measurement(measured):
     models, _, roofline = measured
     assert (roofline.batch_size, roofline.threads, roofline.input_size) == (2, 1, (3, 32, 32))
     assert roofline.peaks.gflop_s > 0
-    assert min(roofline.peaks.conv_ms, roofline.peaks.other_ms) > 0
+    calls = {"dense", "pointwise", "grouped", "depthwise", "linear", "norm", "other"}
+    assert set(roofline.peaks.call_ms) == calls
+    assert min(roofline.peaks.call_ms.values()) > 0
     for name, network in zip(models, roofline.networks, strict=True):
         assert network.name == name
         assert network.macs == count(models[name], (3, 32, 32)).macs
@@ -383,6 +411,13 @@ MEMORY = [
 )
 def test_sentence(other, words):
     assert sentence(roofline_of(STANDARD, other), "standard", other.name) == words
+
+
+def test_a_latency_measured_by_itself_is_the_one_that_is_stated():
+    twice = network("separable", 9.5, MEMORY, rest_ms=0.9)
+    assert "2.0x faster" in sentence(roofline_of(STANDARD, twice), "standard", "separable")
+    stated = sentence(roofline_of(STANDARD, twice), "standard", "separable", speed=1 / 1.5)
+    assert stated.startswith("8.6x fewer MACs, yet 1.5x slower: ")
 
 
 def test_sentence_of_a_network_that_was_not_measured():

@@ -41,6 +41,7 @@ RECORD: dict[str, Any] = {
     "macs": 400_000_000,
     "input_size": [1, 32, 32],
     "latency": [LATENCY],
+    "in_turns": "2026-01-01T01:00:00+00:00",
     "images_per_second": 500.0,
     "time": {"train_s": 100.0, "total_s": 110.0},
     "config": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import asdict
 from typing import Any
@@ -32,7 +33,7 @@ def roofline(name: str, *, runs: int = 10) -> dict[str, Any]:
             memory_format="channels_last",
             runtime="eager",
             runs=runs,
-            peaks=Peaks(100.0, (Bandwidth(1 << 18, 20.0), Bandwidth(1 << 26, 5.0)), 0.01, 0.002),
+            peaks=Peaks(100.0, (Bandwidth(1 << 18, 20.0), Bandwidth(1 << 26, 5.0)), {}),
             networks=(NetworkTime(name, 1.5, 1.6, (layer,), (kind,)),),
         )
     )
@@ -173,6 +174,16 @@ def test_command_line(pair, tmp_path, capsys):
     main(["compare", str(pair), f"out={tmp_path / 'out'}", "conv=standard", "by=conv,width_mult"])
     assert "only runs with conv=standard" in capsys.readouterr().out
     assert (tmp_path / "out" / "comparison.tex").is_file()
+
+
+@pytest.mark.parametrize("argument", ["match=null", "match=none", "match=[null]"])
+def test_runs_without_a_match(write_run, as_matched, tmp_path, capsys, argument):
+    write_run("a")
+    write_run("b", **as_matched)
+    main(["compare", str(tmp_path / "runs"), f"out={tmp_path / 'out'}", argument])
+    (table,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["tables"]
+    assert [row["label"] for row in table["rows"]] == ["standard"]
+    assert "only runs with match=n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 
 from dwsep_zoo.analysis.peaks import Bandwidth, Peaks
 from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline, sentence
-from dwsep_zoo.report import words
+from dwsep_zoo.report import render, words
 from dwsep_zoo.report.columns import columns, latency_columns, statistics_columns
 from dwsep_zoo.report.compare import Comparison, collect
 from dwsep_zoo.report.html import facts, html_report
@@ -71,7 +71,7 @@ def roofline(name: str, depthwise_ms: float = 0.5) -> dict:
             memory_format="channels_last",
             runtime="eager",
             runs=10,
-            peaks=Peaks(300.0, TRAFFIC, 0.01, 0.01),
+            peaks=Peaks(300.0, TRAFFIC, {}),
             networks=(NetworkTime(name, total, total, layers, units),),
         )
     )
@@ -151,12 +151,13 @@ def whole(write_run, as_separable, as_matched, search, latency, tmp_path) -> Com
     """Everything that a report can have: budgets, searches, curves, rooflines, failures."""
     slow = latency | {"p50_ms": 9.0, "batch_size": 8, "runtime": "onnxruntime", "stable": False}
     kinds = {"standard": {}, "separable": as_separable, "matched": as_matched}
+    quick = {"standard": 4.0, "separable": 3.0, "matched": 5.0}
     for (name, changes), seed in itertools.product(kinds.items(), range(3)):
         folder = write_run(
             f"{name}-s{seed}",
             seed=seed,
             right=range(seed, 40 + 2 * seed + len(name) % 3),
-            latency=[latency, slow | {"p50_ms": 9.0 + seed}],
+            latency=[latency | {"p50_ms": quick[name]}, slow | {"p50_ms": 9.0 + seed}],
             search=search | {"best": {"lr": 0.1 * len(name), "weight_decay": 1e-4}},
             roofline=roofline(name, 0.5 + len(name)),
             memory={"peak_mb": 100.0, "inference_mb": 3.5, "training_mb": 9.5},
@@ -344,6 +345,17 @@ def test_points_stand_at_accuracy_and_cost(whole):
                     assert plot.y.end - 0.01 <= y <= plot.y.start + 0.01
 
 
+def test_a_solved_width_is_hollow(whole):
+    for table in whole.tables:
+        chart = pareto(table, 1)
+        solved = [row.match is not None for row in table.rows]
+        for plot in chart.plots:
+            assert ["hollow" in point.style.split() for point in plot.points] == solved
+        keys = [key.text for key in chart.legend if "hollow" in key.style]
+        assert keys == ["width solved for an equal budget"] * any(solved)
+    assert sum(row.match is not None for table in whole.tables for row in table.rows) == 1
+
+
 def test_front_has_the_rows_that_none_beats(write_run, tmp_path):
     networks = {"a": (10, 0.5), "b": (20, 0.4), "c": (30, 0.8), "d": (40, 0.8), "e": (5, 0.1)}
     for name, (macs, accuracy) in networks.items():
@@ -416,8 +428,26 @@ def test_rooflines_measured_in_turns_are_side_by_side(whole, write_run, tmp_path
     assert not problems
     assert profile.rows == (0, 1, 2)
     names = [network.name for network in profile.roofline.networks]
-    assert profile.sentences[0].endswith(sentence(profile.roofline, names[0], names[1]))
-    assert all(line in words_of(page(whole)) for line in profile.sentences)
+    (eager,) = [c for c in searched.conditions if c.runtime == "eager"]
+    speed = 1 / searched.rows[1].latency_ratio(eager)  # the one of the table
+    said = sentence(profile.roofline, names[0], names[1], speed)
+    assert profile.sentences[0].endswith(said)
+    assert said != sentence(profile.roofline, names[0], names[1])
+    markdown = render.markdown(whole.tables, profiles=whole.profiles)
+    for line in profile.sentences:
+        assert line in words_of(page(whole))
+        assert f"\n- {line}\n" in markdown
+
+
+def test_parts_that_are_not_the_whole_are_said(write_run, tmp_path):
+    record = roofline("a")
+    record["networks"][0]["total_ms"] *= 2
+    write_run("run", roofline=record)
+    comparison = compared(tmp_path / "runs")
+    (line,) = comparison.profiles[0][0].warnings
+    assert line.startswith("standard: its units add up to 50 % of its time")
+    assert line in words_of(page(comparison))
+    assert line in render.markdown(comparison.tables, profiles=comparison.profiles)
 
 
 @pytest.mark.parametrize("damage", [{"device": "cpu"}, {"networks": []}, [1]])
@@ -542,4 +572,4 @@ def test_a_browser_sorts_and_explains(whole, tmp_path):
     assert found["macs m"][0] == ["50.0", "396.0", "400.0"]
     assert found["matched"][2][1:] == ["-", "-"]  # what is missing stays below
     assert found["matched"][0][1:] == ["-", "-"]
-    assert found["tip"].startswith("standard width 1: 86.00 %, 95 % interval [")
+    assert found["tip"].startswith("standard: 86.00 %, 95 % interval [")

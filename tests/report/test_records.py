@@ -62,8 +62,8 @@ def test_what_was_not_measured_is_empty(write_run, tmp_path):
 def test_json_has_everything(write_run, tmp_path, latency, as_separable, as_matched):
     write_run("a0", right=range(40), latency=[latency, latency | {"batch_size": 8}])
     write_run("a1", right=range(41), seed=1)
-    write_run("b0", right=range(4, 45), **as_separable)
-    write_run("b1", right=range(4, 42), seed=1, tags=["x"], **as_separable)
+    write_run("b0", right=range(4, 45), best_epoch=2, **as_separable)
+    write_run("b1", right=range(4, 42), seed=1, tags=["x"], best_epoch=3, **as_separable)
     write_run("c", **as_matched)
     write_run("bad", status="failed", error="no memory")
     (write_run("damaged") / "result.json").write_text("{")
@@ -87,6 +87,7 @@ def test_json_has_everything(write_run, tmp_path, latency, as_separable, as_matc
     assert [test["only_other"] for test in separable["paired"]["mcnemar"]] == [5, 1]
     assert separable["test_acc"]["values"] == [0.82, 0.76]
     assert [run["seed"] for run in separable["runs"]] == [0, 1]
+    assert [run["best_epoch"] for run in separable["runs"]] == [2, 3]
     assert separable["runs"][1]["tags"] == ["x"]
     assert matched["match"]["quantity"] == "macs"
     assert [entry["batch_size"] for entry in standard["latency"]] == [1, 8]

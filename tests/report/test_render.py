@@ -47,6 +47,13 @@ GOLDEN = """\
 - depthwise_separable: diff is without seed 2, which only one has
 - no McNemar test (no predictions.npz of the reference and the network): depthwise_separable, seed 0, 1
 
+### Latency of one batch
+
+| network             | p50 ms |  p10 |  p90 | ratio | steady |
+| ------------------- | -----: | ---: | ---: | ----: | ------ |
+| standard            |   4.00 | 3.90 | 4.20 |    1x | yes    |
+| depthwise_separable |   3.00 | 3.90 | 4.20 | 0.75x | yes    |
+
 ### Statistics of the accuracy, in points
 
 | network             | against  | seeds | diff by seed |  mean |         95 % t | 95 % bootstrap | only ref : only this | McNemar p |
@@ -63,6 +70,7 @@ GOLDEN = """\
 - standard: one dense k x k convolution replaces depthwise + pointwise; the norm and activation between the two disappear; a squeeze-and-excite gate acts on its input
 - 1 MAC = one multiply-add = 2 FLOPs; convolutions and linear layers are counted, for one 1x32x32 image
 - p50: median time of one batch; cpu Test CPU, 2 threads, batch 1, fp32, channels_last, eager
+- steady: the median moved by less than 5 % while measuring, and p10 and p90 are less than 30 % apart
 - train s: training with validation; Test CPU, 2 threads
 """  # noqa: E501
 
@@ -174,8 +182,21 @@ def test_every_latency_has_a_line_of_its_own(write_run, tmp_path, latency, as_se
     assert [column.heading for column in columns(table)].count("p50 ms") == 1
 
 
-def test_one_latency_needs_no_table(pair):
-    assert latency_columns(tables_of(pair)[0]) == []
+def test_one_latency_has_its_percentiles_too(pair):
+    (table,) = tables_of(pair)
+    assert cells_of(latency_columns(table)) == {
+        "network": ("standard", "depthwise_separable"),
+        "p50 ms": ("4.00", "3.00"),
+        "p10": ("3.90", "3.90"),
+        "p90": ("4.20", "4.20"),
+        "steady": ("yes", "yes"),
+    }
+    assert render.rich_latencies(table) is None  # the terminal has p50 in the table itself
+
+
+def test_no_latency_needs_no_table(write_run, tmp_path):
+    write_run("a", latency=[])
+    assert latency_columns(tables_of(tmp_path)[0]) == []
 
 
 def test_a_matched_row_shows_its_width_and_residual(write_run, tmp_path, as_matched):
@@ -196,14 +217,70 @@ def test_a_large_residual_is_a_warning(write_run, tmp_path, as_matched):
     write_run("a")
     match = as_matched["match"] | {"residual": 0.034}
     write_run("b", **as_matched | {"match": match})
-    (first, *_) = words.warnings(tables_of(tmp_path)[0])
+    (table,) = tables_of(tmp_path)
+    (first, *_) = words.warnings(table)
     assert "the budgets are not equal: MACs +3.4% of standard's" in first
+    (verdict,) = words.verdicts(table)
+    assert verdict.endswith("one seed, no interval, with 3 % more MACs")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "residual", "text"),
+    [
+        ("macs", 0.149, ", with 15 % more MACs"),
+        ("params", -0.05, ", with 5 % fewer params"),
+        ("latency", -0.1, ", with 10 % less latency"),
+        ("macs", -0.01, ""),
+    ],
+)
+def test_a_verdict_on_unequal_budgets_has_the_residual(
+    write_run, tmp_path, as_matched, quantity, residual, text
+):
+    match = as_matched["match"] | {"quantity": quantity, "residual": residual}
+    for seed, accuracy in enumerate((0.90, 0.91)):
+        write_run(f"a{seed}", seed=seed, **{"metrics__test/acc": accuracy})
+        better = {"metrics__test/acc": accuracy + 0.02 + 0.0001 * seed}
+        write_run(f"b{seed}", seed=seed, **as_matched | {"match": match} | better)
+    (verdict,) = words.verdicts(tables_of(tmp_path)[0])
+    assert verdict.endswith(f": better{text}")
 
 
 def test_a_matched_row_without_its_reference_says_what_it_needs(write_run, tmp_path, as_matched):
     write_run("b", **as_matched, config__model__width_mult=0.5)
     (line,) = (line for line in words.legend(tables_of(tmp_path)[0]) if "no diff" in line)
     assert "mobilenet_v1 (needs conv=standard, width 0.5, output stride 16)" in line
+
+
+def test_the_folder_and_the_number_of_images_are_named(write_run, tmp_path):
+    splits = {"train": 45_000, "val": 5_000, "test": 10_000}
+    data = {"name": "folder", "fingerprint": "f" * 64, "splits": splits, "subset": None}
+    write_run("a", data=data, config__data__root="pictures/flowers/")
+    (table,) = tables_of(tmp_path)
+    assert words.heading(table).startswith("folder flowers, input 1x32x32")
+    line = "data: folder flowers, 45,000 train, 5,000 val, 10,000 test images"
+    assert line in words.legend(table)
+    assert f"\n- {line}\n" in render.markdown([table])
+
+
+def test_which_checkpoint_was_tested_is_said(write_run, tmp_path, as_separable):
+    def tested():
+        (table,) = tables_of(tmp_path)
+        return [line for line in words.legend(table) if line.startswith("tested: ")]
+
+    write_run("a", epochs=20, best_epoch=17)
+    assert tested() == ["tested: the checkpoint that was best in validation, of epoch 17"]
+    write_run("b", epochs=20, best_epoch=20, **as_separable)
+    assert tested() == [
+        "tested: the checkpoint that was best in validation, of epochs 17 to 20; in 1 of 2 runs "
+        "that was the last epoch: accuracy may still have been rising, and more epochs may change "
+        "the order"
+    ]
+
+
+def test_without_validation_the_last_state_was_tested(write_run, tmp_path):
+    write_run("a", epochs=20)
+    legend = words.legend(tables_of(tmp_path)[0])
+    assert "tested: the state after the last epoch; there was no validation" in legend
 
 
 def test_which_recipes_were_used_is_said(write_run, tmp_path, search):
@@ -240,6 +317,14 @@ def test_statistics_of_each_pair(write_run, tmp_path, as_separable):
         "mobilenet_v1 depthwise_separable against standard: n=3: difference +0.00 points, 95 % "
         "interval [-4.97, +4.97]: not distinguishable; McNemar p<0.05 in 0 of 3 seeds"
     )
+
+
+def test_seeds_that_contradict_each_other_are_told(write_run, tmp_path, as_separable):
+    for seed, right in enumerate((range(2, 50), range(20), range(15))):
+        write_run(f"a{seed}", seed=seed, right=range(30))
+        write_run(f"b{seed}", seed=seed, right=right, **as_separable)
+    (verdict,) = words.verdicts(tables_of(tmp_path)[0])
+    assert verdict.endswith("; McNemar p<0.05 in 3 of 3 seeds (1 for, 2 against)")
 
 
 def test_a_single_seed_says_so(write_run, tmp_path, as_separable):

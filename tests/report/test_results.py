@@ -138,6 +138,7 @@ def test_predictions(write_run, tmp_path):
         ("epoch,val/acc\n1,high\n", "could not convert"),
         ("epoch,val/acc\n1,0.5,7\n", "more values"),
         ("0.5,0.7\n0.5,0.7\n", "names no epoch"),
+        ('epoch,val/acc\n1,"0.5\n', "unexpected end of data"),
         (b"\xff\xfe", "utf-8"),
     ],
 )
@@ -193,3 +194,21 @@ def test_a_file_cut_off_in_the_middle(write_run, tmp_path):
     (run,), (problem,) = load_results([tmp_path])
     assert run.predictions is None
     assert problem.path == file
+
+
+def test_a_changed_byte_is_named_or_changes_nothing(write_run, tmp_path):
+    write_run("good")
+    file = write_run("a", right=range(40)) / "predictions.npz"
+    whole = file.read_bytes()
+    expected = load_results([file.parent])[0][0].predictions.predicted.tolist()
+    damaged = 0
+    for place in range(0, len(whole), 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        runs, problems = load_results([tmp_path])
+        assert [run.name for run in runs] == ["a", "good"]
+        if found := runs[0].predictions:
+            assert found.predicted.tolist() == expected
+        else:
+            assert [problem.path for problem in problems] == [file]
+            damaged += 1
+    assert damaged > 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import matplotlib as mpl
 import pytest
@@ -37,7 +38,7 @@ def roofline(*names, layers=LAYERS, units=UNITS):
         memory_format="channels_last",
         runtime="eager",
         runs=10,
-        peaks=Peaks(300.0, (Bandwidth(2**18, 100.0), Bandwidth(2**28, 20.0)), 0.01, 0.01),
+        peaks=Peaks(300.0, (Bandwidth(2**18, 100.0), Bandwidth(2**28, 20.0)), {}),
         networks=tuple(NetworkTime(name, 3.0, 3.1, layers, units) for name in names),
     )
 
@@ -67,11 +68,23 @@ def test_ceilings_are_the_measured_ones():
 
 def test_bars_are_the_time_by_kind():
     _, bars = roofline_figure(roofline("standard", "mixed")).axes
-    heights = [patch.get_height() for patch in bars.patches]
-    assert heights == pytest.approx(2 * [0.5, 2.0, 0.2, 0.3])
-    tops = [patch.get_y() + patch.get_height() for patch in bars.patches]
-    assert max(tops) == pytest.approx(3.0)
-    assert [t.get_text() for t in bars.texts].count("3 ms") == 2
+    lengths = [patch.get_width() for patch in bars.patches]
+    assert lengths == pytest.approx(2 * [0.5, 2.0, 0.2, 0.3])
+    ends = [patch.get_x() + patch.get_width() for patch in bars.patches]
+    assert max(ends) == pytest.approx(3.0)
+    texts = [text.get_text() for text in bars.texts]
+    assert {"standard: 3 ms", "mixed: 3 ms", "pointwise 67 %"} <= set(texts)
+
+
+def test_no_words_overlap_however_many_networks():
+    names = [f"mobilenet_v{n} depthwise_separable width 0.0156 (matched MACs)" for n in range(9)]
+    picture = roofline_figure(roofline(*names))
+    picture.canvas.draw()
+    _, bars = picture.axes
+    boxes = [text.get_window_extent() for text in bars.texts]
+    assert len(boxes) > 2 * len(names)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(bars.bbox.x0 - 1 <= box.x0 and box.x1 <= picture.bbox.x1 for box in boxes)
 
 
 @pytest.mark.parametrize("number", [1, 2, 9])

@@ -72,6 +72,47 @@ def test_no_latency_ratio_across_conditions(write_run, tmp_path, latency, as_sep
     assert [table.rows[1].latency(c) for c in table.conditions] == [None, 4.0]
 
 
+def test_latencies_that_were_not_measured_in_turns_say_so(write_run, tmp_path, as_separable):
+    write_run("a0")
+    write_run("a1", seed=1)
+    write_run("b0", **as_separable)
+    assert not any("in turns" in line for line in words.warnings(only_table(tmp_path)))
+    write_run("b1", seed=1, in_turns="2026-01-02T01:00:00+00:00", **as_separable)
+    (line,) = (line for line in words.warnings(only_table(tmp_path)) if "in turns" in line)
+    assert line.endswith(": depthwise_separable")
+    for alone in ("c0", "c1"):
+        write_run(alone, model="xception", seed=int(alone[1]), in_turns=None)
+    assert [line for line in words.warnings(only_table(tmp_path)) if "xception" in line] == []
+    write_run("d0", model="xception", in_turns=None, **as_separable)
+    (line,) = (line for line in words.warnings(only_table(tmp_path)) if "in turns" in line)
+    assert line.endswith(": mobilenet_v1 depthwise_separable, xception depthwise_separable")
+
+
+def test_training_time_is_of_the_device_that_was_used(write_run, tmp_path, as_separable):
+    machine = {"cpu": "Test CPU", "threads": 2, "gpu": "Test GPU"}
+    write_run("a", machine=machine, device="cuda")
+    write_run("b", machine=machine, device="cuda", **as_separable)
+    write_run("c", machine=machine, device="cpu", conv="mixed")
+    write_run("d", device="cpu", conv="grouped")
+    table = only_table(tmp_path)
+    rows = {row.first.name: row for row in table.rows}
+    assert rows["b"].train_ratio == 1
+    assert rows["c"].train_ratio is rows["d"].train_ratio is None
+    assert rows["c"].machine == rows["d"].machine  # a GPU that lies idle is no part of it
+    (line,) = (line for line in words.legend(table) if "train s" in line)
+    assert "Test GPU, Test CPU, 2 threads" in line
+
+
+def test_no_time_ratio_of_compiled_and_eager_steps(write_run, tmp_path, as_separable):
+    write_run("a", compiled=False)
+    write_run("b", compiled=True, **as_separable)
+    write_run("c", compiled=None, conv="mixed")
+    table = only_table(tmp_path)
+    ratios = {row.first.name: row.train_ratio for row in table.rows}
+    assert ratios == {"a": 1, "b": None, "c": 1}
+    assert any("compiled steps" in line for line in words.legend(table))
+
+
 def test_no_time_ratio_across_machines(write_run, tmp_path, as_separable):
     write_run("standard")
     write_run("separable", machine={"cpu": "Other", "threads": 2}, **as_separable)
@@ -109,6 +150,8 @@ def test_standard_stands_first_of_its_model(write_run, tmp_path):
         ({"config__trainer__limit_train_batches": 2}, ("trainer.limit_train_batches", "2")),
         ({"config__model__drop_rate": 0.5}, ("model.drop_rate", "0.5")),
         ({"config__ckpt_path": "a.ckpt"}, ("ckpt_path", "a.ckpt")),
+        ({"config__train": False}, ("train", "false")),
+        ({"config__test": False}, ("test", "false")),
         ({"precision": "bf16-mixed"}, ("trainer.precision", "bf16-mixed")),
     ],
 )
@@ -144,6 +187,20 @@ def test_a_repetition_is_not_a_second_sample(write_run, tmp_path):
     (table,), (repeated,) = tables_of(tmp_path)
     assert table.rows[0].accuracy.values == (0.5,)
     assert repeated.name == "b"
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_run_without_training_or_test_is_no_repetition(write_run, tmp_path, part):
+    write_run("whole", config__train=True, config__test=True)
+    last = "2026-01-02T00:00:00+00:00"
+    others = {"config__train": True, "config__test": True, f"config__{part}": False}
+    write_run("without", finished=last, metrics={}, **others)
+    tables, repeated = tables_of(tmp_path)
+    assert repeated == []
+    assert {table.rows[0].first.name: table.rows[0].accuracy is None for table in tables} == {
+        "whole": False,
+        "without": True,
+    }
 
 
 def test_a_matched_row_stands_against_the_network_whose_budget_it_has(
@@ -297,6 +354,8 @@ def test_tags_part_rows_only_where_they_are_asked_for(write_run, tmp_path):
         ({"width_mult": ("1.00",)}, "sgx"),
         ({"tags": ("a",), "conv": ("standard",)}, "s"),
         ({"match": ("macs",)}, "m"),
+        ({"match": ("null",)}, "sgx"),
+        ({"match": ("null", "macs")}, "sgxm"),
         (
             {"match": ("none",), "output_stride": ("16",), "seed": ("0",), "data": ("digits",)},
             "sgx",

@@ -47,6 +47,10 @@ def test_tables_are_whole(write_run, tmp_path, latency, as_separable):
     assert depth == []
     tabulars = re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", text, re.DOTALL)
     assert len(tabulars) == 3  # rows, latencies, statistics
+    # Each is scaled down to the width of the text if it is wider.
+    fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}"
+    assert text.count(fit) == text.count(r"\end{tabular}}") == 3
+    assert text.startswith("% needs \\usepackage{booktabs,graphicx}\n")
     for columns, body in tabulars:
         lines = [line for line in body.strip().splitlines() if not line.startswith("\\")]
         assert all(line.endswith(r" \\") for line in lines)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from dwsep_zoo import UserError, create_model
-from dwsep_zoo.training.search import search_recipe
+from dwsep_zoo.config import compose_config, config_dir
+from dwsep_zoo.training.search import check_search, search_recipe, space
 from dwsep_zoo.training.trainer import create_trainer
 
 optuna = pytest.importorskip("optuna")
@@ -78,12 +79,24 @@ def test_a_run_uses_what_was_found(run, tmp_path):
     assert plain.get("search") is None
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in (config_dir() / "recipe").glob("*.yaml")))
+def test_what_is_searched_lies_around_the_recipes_own_values(name):
+    cfg = compose_config(["hparams_search=optuna", f"recipe={name}", "paths.output_dir=unused"])
+    check_search(cfg["hparams_search"], cfg["recipe"])
+    for key, (low, high) in space(cfg["hparams_search"], cfg["recipe"]).items():
+        assert low == pytest.approx(cfg["recipe"][key] / 10)
+        assert high == pytest.approx(cfg["recipe"][key] * 10)
+    given = {**cfg["hparams_search"], "lr": [0.2, 0.3]}
+    assert space(given, cfg["recipe"])["lr"] == [0.2, 0.3]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("hparams_search.trials=0", "hparams_search.trials must be a whole number from 1 up"),
         ("hparams_search.lr=[1,0.1]", "hparams_search.lr must be .lowest, highest."),
         ("hparams_search.lr=0.1", "hparams_search.lr must be .lowest, highest."),
+        ("recipe.weight_decay=0", "searches around recipe.weight_decay, which is 0; set hparams_"),
         ("trainer.strategy=ddp", "one device"),
         ("+hparams_search.trails=3", "did you mean 'trials'"),
     ],

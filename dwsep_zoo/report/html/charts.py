@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from dwsep_zoo.report.columns import conditions_name, conv_label, number_of_seeds, row_label
-from dwsep_zoo.report.figure import COLOURS, MARKERS, MORE_MARKERS, pareto_front
+from dwsep_zoo.report.figure import COLOURS, MARKERS, MORE_MARKERS, SOLVED, pareto_front
 from dwsep_zoo.report.html.plot import (
     BOTTOM,
     LEFT,
@@ -73,7 +73,10 @@ def markers(table: Table) -> dict[str, str]:
 
 
 def pareto(table: Table, number: int) -> Chart:
-    """Test accuracy against every cost; a colour is a model, a marker a conv type."""
+    """Test accuracy against every cost.
+
+    A colour is a model, a marker a conv type, hollow if its width was solved for.
+    """
     shapes = markers(table)
     models = table.values(lambda row: row.first.model)
     costs = [
@@ -92,6 +95,7 @@ def pareto(table: Table, number: int) -> Chart:
         (
             *(Key(colour_class(index), model) for index, model in enumerate(models)),
             *(Key("ink", f"conv={label}", marker=shape) for label, shape in shapes.items()),
+            *((Key("hollow ink", SOLVED, marker="o"),) if any(r.match for r in table.rows) else ()),
             Key("front", "not beaten in both accuracy and cost", line=True),
             Key("link ink", "variants of one network", line=True),
         ),
@@ -137,7 +141,8 @@ def _pareto(
             lines += _whiskers(place[0], y.at(y.clip(low)), y.at(y.clip(high)), style)
             text += f", 95 % interval [{low:.2f}, {high:.2f}]"
         text += f", n={number_of_seeds(row)}; {label}: {cost:,.4g}"
-        marks.append(Point(*place, marker, style, text, row_id(number, index)))
+        fill = f"hollow {style}" if row.match else style
+        marks.append(Point(*place, marker, fill, text, row_id(number, index)))
     front = pareto_front([(cost, _accuracy(row)[1]) for _, row, cost in rows])
     corners = [(marks[i].x, marks[i].y) for i in front]
     steps = corners[:1]

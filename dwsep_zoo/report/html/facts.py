@@ -101,7 +101,7 @@ def size_columns(table: Table) -> list[Column]:
         ("file MB", lambda r: r["size_bytes"] / 1e6 if r.get("size_bytes") else None),
         ("inference MB", lambda r: (r.get("memory") or {}).get("inference_mb")),
         ("training MB", lambda r: (r.get("memory") or {}).get("training_mb")),
-        ("peak of the process MB", lambda r: (r.get("memory") or {}).get("peak_mb")),
+        ("peak of the run MB", lambda r: (r.get("memory") or {}).get("peak_mb")),
     )
     found = [
         Column(name, decimals([of(row.first.record) for row in table.rows]))
@@ -171,10 +171,9 @@ def _pairs(values: Any) -> str:
 
 def _data(run: Run) -> str:
     data = run.record.get("data") or {}
-    splits = data.get("splits") or {}
     parts = [
         str(data.get("name") or "unnamed"),
-        *(f"{number:,} {name}" for name, number in splits.items()),
+        *(f"{number:,} {name}" for name, number in run.splits),
         f"subset {json.dumps(data['subset'])}" if data.get("subset") else "",
         f"fingerprint {data['fingerprint']}" if data.get("fingerprint") else "no fingerprint",
     ]
