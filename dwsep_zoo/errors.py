@@ -25,3 +25,9 @@ def choose(value: str, choices: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     raise UserError(f"unknown {what} {value!r}{hint} choices: {', '.join(names)}")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says: its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
