@@ -152,12 +152,13 @@ class Gpu:
         )
 
 
+@pytest.mark.parametrize("queued", [0.0, 1.0])
 @pytest.mark.parametrize("on_host", [1e-6, 60e-6])
 @pytest.mark.parametrize("on_gpu", [3e-6, 2e-3])
-def test_the_clock_is_that_of_the_gpu_and_not_of_the_host(monkeypatch, on_host, on_gpu):
+def test_the_clock_is_that_of_the_gpu_and_not_of_the_host(monkeypatch, on_host, on_gpu, queued):
     gpu = Gpu()
     gpu.install(monkeypatch)
-    gpu.call(0.0, 1.0)  # what was queued before
+    gpu.call(0.0, queued)
     assert cuda._seconds(lambda: gpu.call(on_host, on_gpu)) == pytest.approx(on_gpu, rel=1e-3)
 
 
