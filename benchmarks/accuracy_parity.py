@@ -18,7 +18,7 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
-from record import Ratio, Record, finish, machine, parser
+from record import Ratio, Record, finish, machine, parse, parser
 
 from dwsep_zoo.config import compose_config
 from dwsep_zoo.ops import plain_kernels
@@ -50,7 +50,7 @@ def main() -> None:
     arguments.add_argument("--root", default="data/cifar10", help="folder with train/ and test/")
     arguments.add_argument("--epochs", type=int, default=8)
     arguments.add_argument("--width-mult", type=float, default=0.25)
-    options = arguments.parse_args()
+    options = parse(arguments)
     if not Path(options.root).is_dir():
         arguments.error(f"--root: there is no folder {options.root}")
     found: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -73,7 +73,8 @@ def main() -> None:
         f"{', '.join(f'{d:+.2f}' for d in each)} points; the bar is {BAR} points. {machine()}"
     )
     claim = "Training: test error of the fast path against plain float32, the same seeds"
-    finish(Record("accuracy_parity", claim, conditions, [ratio]), check=options.check)
+    record = Record("accuracy_parity", claim, conditions, [ratio], options.arguments)
+    finish(record, check=options.check)
 
 
 if __name__ == "__main__":

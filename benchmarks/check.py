@@ -1,10 +1,11 @@
-"""Has a change cost speed? Measures again what is recorded, and exits with 1 where it is worse.
+"""Has a change cost speed? Measures again what is recorded, and exits with 1 where it differs.
 
     python benchmarks/check.py                       # all that are recorded
     python benchmarks/check.py train_speed inference
 
-Run it on a quiet machine like the one of the record: ratios carry over from one machine to another
-only in part.
+A ratio differs if it is worse by more than a tenth, is new or is missing. Each benchmark is called
+with the options of its record. Run it on a quiet machine like the one of the record: ratios carry
+over from one machine to another only in part.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from record import RESULTS, WORSE_CODE
+from record import DIFFERS_CODE, RESULTS
 
 FOLDER = Path(__file__).parent
 
@@ -29,12 +30,15 @@ def main() -> None:
             parser.error(f"nothing is recorded for {name!r}; recorded are {', '.join(recorded)}")
     commands = {name: [sys.executable, str(FOLDER / f"{name}.py"), "--check"] for name in names}
     codes = {name: subprocess.run(commands[name]).returncode for name in names}
-    failed = [name for name, code in codes.items() if code not in (0, WORSE_CODE)]
-    lost = [name for name, code in codes.items() if code == WORSE_CODE]
+    failed = [name for name, code in codes.items() if code not in (0, DIFFERS_CODE)]
+    differing = [name for name, code in codes.items() if code == DIFFERS_CODE]
     if failed:
         print(f"could not be measured: {', '.join(failed)}")
-    print(f"worse than recorded: {', '.join(lost)}" if lost else "nothing is worse than recorded")
-    sys.exit(bool(lost or failed))
+    if differing:
+        print(f"not as recorded: {', '.join(differing)}")
+    if not (failed or differing):
+        print("all as recorded")
+    sys.exit(bool(differing or failed))
 
 
 if __name__ == "__main__":

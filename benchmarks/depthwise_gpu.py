@@ -26,8 +26,8 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from dwsep_zoo import create_model
 from dwsep_zoo.nn.layers import DepthwiseConv2d
-from dwsep_zoo.ops import triton_depthwise
+from dwsep_zoo.ops import cpu, triton_depthwise
 from dwsep_zoo.ops.triton_depthwise import Prologue, Tile
 
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "efficientnet_b0")
@@ -109,76 +109,53 @@ class Tensors:
         return [x.contiguous() for x in self.x], [grad.contiguous() for grad in self.grad]
 
 
-def aten_backward(grad: Tensor, x: Tensor, weight: Tensor, layer: Layer) -> Any:
-    stride, padding = [layer.stride] * 2, [layer.padding] * 2
-    return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        None,
-        stride,
-        padding,
-        [1, 1],
-        False,
-        [0, 0],
-        layer.chans,
-        [True, True, False],
-    )
-
-
-def conv(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-    return F.conv2d(x, weight, None, layer.stride, layer.padding, 1, layer.chans)
-
-
 def forward_sides(t: Tensors) -> dict[str, Call]:
-    layer, count = t.layer, len(t.x)
+    shape, count = (t.layer.stride, t.layer.padding), len(t.x)
     nchw, _ = t.to_nchw()
 
     def native(i: int) -> Tensor:
         with torch.backends.cudnn.flags(enabled=False):
-            return conv(nchw[i % count], t.weight, layer)
+            return cpu.aten_forward(nchw[i % count], t.weight, *shape)
 
     return {
-        "ours": lambda i: triton_depthwise.forward(
-            t.x[i % count], t.weight, layer.stride, layer.padding
-        ),
-        "cudnn": lambda i: conv(t.x[i % count], t.weight, layer),
+        "ours": lambda i: triton_depthwise.forward(t.x[i % count], t.weight, *shape),
+        "cudnn": lambda i: cpu.aten_forward(t.x[i % count], t.weight, *shape),
         "native": native,
     }
 
 
 def backward_sides(t: Tensors) -> dict[str, Call]:
-    layer, count = t.layer, len(t.x)
+    shape, count = (t.layer.stride, t.layer.padding), len(t.x)
     nchw, nchw_grad = t.to_nchw()
+    stride, padding = shape
+    own = partial(cpu.aten_backward, stride=stride, padding=(padding, padding), mask=(True, True))
 
-    def native(i: int) -> Any:
+    def native(i: int) -> tuple[Tensor, Tensor]:
         with torch.backends.cudnn.flags(enabled=False):
-            return aten_backward(nchw_grad[i % count], nchw[i % count], t.weight, layer)
+            return own(nchw_grad[i % count], nchw[i % count], t.weight)
 
     return {
         "ours": lambda i: triton_depthwise.backward(
-            t.grad[i % count], t.x[i % count], t.weight, layer.stride, layer.padding
+            t.grad[i % count], t.x[i % count], t.weight, *shape
         )[:2],
-        "cudnn": lambda i: aten_backward(t.grad[i % count], t.x[i % count], t.weight, layer)[:2],
+        "cudnn": lambda i: own(t.grad[i % count], t.x[i % count], t.weight),
         "native": native,
     }
 
 
 def prologue_sides(t: Tensors) -> dict[str, Call]:
     """Forward with ``relu6(x * scale + shift)`` in front."""
-    layer, count = t.layer, len(t.x)
+    shape, count = (t.layer.stride, t.layer.padding), len(t.x)
     prologue = Prologue(t.scale, t.shift, "relu6")
     torch._dynamo.reset()  # each layer is compiled for its own shape
 
     @torch.compile(dynamic=False)
     def compiled(x: Tensor) -> Tensor:
         t_ = F.relu6(x * t.scale[:, None, None] + t.shift[:, None, None]).to(DTYPE)
-        return conv(t_, t.weight, layer)
+        return cpu.aten_forward(t_, t.weight, *shape)
 
     return {
-        "ours": lambda i: triton_depthwise.forward(
-            t.x[i % count], t.weight, layer.stride, layer.padding, prologue
-        ),
+        "ours": lambda i: triton_depthwise.forward(t.x[i % count], t.weight, *shape, prologue),
         "compiled": lambda i: compiled(t.x[i % count]),
     }
 

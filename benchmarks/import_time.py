@@ -1,6 +1,10 @@
 """Seconds that ``import dwsep_zoo`` takes, and what it must not load.
 
-python benchmarks/import_time.py            # prints and writes results/import_time.md
+Each time is that of a new process, its files cached. ``import dwsep_zoo`` alone loads nothing
+large, so a ratio of its few milliseconds would be noise; the first use of its names loads torch,
+which is what it is compared with.
+
+    python benchmarks/import_time.py        # prints a table and writes results/import_time.json
 """
 
 from __future__ import annotations
@@ -8,7 +12,8 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-from pathlib import Path
+
+from record import Ratio, Record, finish, machine, parse, parser
 
 CODE = """
 import sys, time
@@ -18,6 +23,9 @@ seconds = time.perf_counter() - begin
 assert not {{"lightning", "hydra"}} & set(sys.modules), "lightning or hydra was loaded"
 print(seconds)
 """
+OURS = "import dwsep_zoo"
+USE = "from dwsep_zoo import create_model"
+TORCH = "import torch"
 
 
 def seconds(code: str) -> float:
@@ -26,20 +34,22 @@ def seconds(code: str) -> float:
 
 
 def main() -> None:
-    times: dict[str, list[float]] = {
-        "import dwsep_zoo": [],
-        "from dwsep_zoo import create_model": [],
-        "import torch": [],
-    }
-    for _ in range(7):
-        for code, values in times.items():
-            values.append(seconds(code))
-    lines = ["# Import time", "", "| code | median s |", "|---|--:|"]
-    lines += [f"| `{code}` | {statistics.median(values):.2f} |" for code, values in times.items()]
-    lines += ["", "Medians of 7 processes in turns, files cached. `create_model` needs torch."]
-    text = "\n".join(lines) + "\n"
-    (Path(__file__).parent / "results" / "import_time.md").write_text(text)
-    print(text)
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=7)
+    options = parse(arguments)
+    rounds = [{code: seconds(code) for code in (OURS, USE, TORCH)} for _ in range(options.rounds)]
+    median = {code: statistics.median(row[code] for row in rounds) for code in rounds[0]}
+    ratio = Ratio(
+        f"{USE} / {TORCH}",
+        median[USE] / median[TORCH],
+        None,
+        {f"{code}, s": value for code, value in median.items()},
+        at_most=True,
+    )
+    conditions = f"Medians of {options.rounds} processes in turns, files cached. {machine()}"
+    claim = "Import: seconds of this package against those of torch"
+    record = Record("import_time", claim, conditions, [ratio], options.arguments)
+    finish(record, check=options.check)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import statistics
 
 import timm
 import torch
-from record import Ratio, Record, finish, machine, parser
+from record import Ratio, Record, finish, machine, parse, parser
 
 from dwsep_zoo import create_model, optimise
 from dwsep_zoo.analysis.latency import take_turns, wall_clock
@@ -50,7 +50,7 @@ def measure(name: str, theirs: str, precision: str, seconds: float) -> tuple[str
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seconds", type=float, default=5.0, help="of measuring a side")
-    options = arguments.parse_args()
+    options = parse(arguments)
     # bf16 is tried where the hardware is fast at it, as training does.
     precisions = ["fp32", "bf16"] if auto_precision("cpu") == "bf16-mixed" else ["fp32"]
     ratios = []
@@ -68,7 +68,8 @@ def main() -> None:
         f"float32, NCHW, eager; chosen: the fastest runtime in the precision named. {machine()}"
     )
     claim = "Inference: the time of one picture, timm's against what `optimise` chooses"
-    finish(Record("inference", claim, conditions, ratios), check=options.check)
+    record = Record("inference", claim, conditions, ratios, options.arguments)
+    finish(record, check=options.check)
 
 
 if __name__ == "__main__":

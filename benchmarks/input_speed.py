@@ -9,13 +9,12 @@ training batches of 224 pixels are made from them in turns:
 Both end with normalised float32 images on the device. Building the map is timed apart: it is done
 once. The map of the benchmark fits into the page cache, so no disk is measured.
 
-    python benchmarks/input_speed.py                # prints, and writes results/input_speed.md
+    python benchmarks/input_speed.py            # prints a table and writes results/input_speed.json
     python benchmarks/input_speed.py --device cuda
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import statistics
@@ -28,14 +27,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from record import Ratio, Record, finish, machine, parse, parser
 
-from dwsep_zoo.analysis.latency import device_name
 from dwsep_zoo.data import ImageData, create_data
 from dwsep_zoo.training.malloc import keep_memory
 
 SHAPE = (500, 375)
 AHEAD = 2  # batches that each worker makes before they are asked for
-RESULT = Path(__file__).parent / "results" / "input_speed.md"
 
 
 def generate(root: Path, count: int) -> float:
@@ -89,54 +87,50 @@ def speed(data: ImageData, device: torch.device, seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pictures", type=int, default=2_000)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each side in each round")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
-    device = torch.device(args.device)
+    arguments = parser(__doc__)
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--pictures", type=int, default=2_000)
+    arguments.add_argument("--batch-size", type=int, default=128)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--seconds", type=float, default=10.0, help="of each side in each round")
+    options = parse(arguments)
+    device = torch.device(options.device)
     keep_memory()  # as train.py does
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        num_bytes = generate(folder / "pictures", args.pictures)
+        num_bytes = generate(folder / "pictures", options.pictures)
         begin = time.perf_counter()
-        mapped = create(folder, args.batch_size, cache=True)
+        mapped = create(folder, options.batch_size, cache=True)
         build = time.perf_counter() - begin
         sides = {
-            "workers": create(folder, args.batch_size, cache=False),
+            "workers": create(folder, options.batch_size, cache=False),
             "map": mapped,
         }
         rounds = [
-            {side: speed(data, device, args.seconds) for side, data in sides.items()}
-            for _ in range(args.rounds)
+            {side: speed(data, device, options.seconds) for side, data in sides.items()}
+            for _ in range(options.rounds)
         ]
 
     median = {side: statistics.median(row[side] for row in rounds) for side in sides}
     ratios = [row["map"] / row["workers"] for row in rounds]
-    cores = os.cpu_count()
-    lines = [
-        "# Input alone, 224 pixels",
-        "",
-        "| input | images/s |",
-        "|---|--:|",
-        *(f"| {side} | {value:,.0f} |" for side, value in median.items()),
-        "",
-        f"map / workers: {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}). "
-        f"{args.rounds} rounds of {args.seconds:g} s a side in turns, batch {args.batch_size}, "
-        f"{cores} worker processes, {torch.get_num_threads()} threads, "
-        f"{device_name(device)}. {args.pictures} pictures of "
-        f"{SHAPE[0]} x {SHAPE[1]} pixels and {num_bytes / 1e3:.0f} kB; the map of 256 pixels was "
-        f"built in {build:.0f} s and lies in memory. A worker's batch is what "
-        "torchvision's and Pillow's functions make of the whole picture, the map's of its middle "
-        "square.",
-    ]
-    text = "\n".join(lines) + "\n"
-    args.out.write_text(text)
-    print(text)
+    ratio = Ratio(
+        f"224 pixels, {device.type}: map / workers",
+        statistics.median(ratios),
+        None,
+        {f"{side} images/s": value for side, value in median.items()},
+    )
+    conditions = (
+        f"Median ratio of {options.rounds} rounds ({min(ratios):.1f} to {max(ratios):.1f}) of "
+        f"{options.seconds:g} s a side, in turns; batch {options.batch_size}, {os.cpu_count()} "
+        f"worker processes; {options.pictures} pictures of {SHAPE[0]} x {SHAPE[1]} pixels and "
+        f"{num_bytes / 1e3:.0f} kB. The map of 256 pixels was built in {build:.0f} s and lies in "
+        "memory. A worker's batch is what torchvision's and Pillow's functions make of the whole "
+        f"picture, the map's of its middle square. {machine(options.device)}"
+    )
+    claim = "Input: images/s of a memory map against workers that decode files"
+    record = Record("input_speed", claim, conditions, [ratio], options.arguments)
+    finish(record, check=options.check)
 
 
 if __name__ == "__main__":

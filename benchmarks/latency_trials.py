@@ -7,20 +7,19 @@ Forty trials of `compare_latency`, in turns of the two kinds:
   14 x 14 pixels, ten times against eleven times; it is one block, so that the work is 1.10 times as
   much and the weights are the same. True is "slower".
 
-    python benchmarks/latency_trials.py     # prints a table and writes results/latency_trials.md
+    python benchmarks/latency_trials.py     # prints a table and writes results/latency_trials.json
 
-Run it on a quiet machine. It exits with 1 if a verdict is wrong.
+Run it on a quiet machine.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import statistics
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from record import Ratio, Record, finish, machine, parse, parser
 from torch import nn
 
 from dwsep_zoo import create_model
@@ -28,7 +27,6 @@ from dwsep_zoo.analysis.latency import (
     Latency,
     LatencyComparison,
     compare_latency,
-    device_name,
     measure_latency,
 )
 
@@ -48,7 +46,7 @@ class Kind:
 
 def kinds() -> list[Kind]:
     stage = create_model("mobilenet_v1").stages[3]  # 512 channels; its blocks 2 to 6 are equal
-    block = stage[1]
+    block = stage.get_submodule("1")
     fewer, more = (nn.Sequential(*[block] * n) for n in (BLOCKS, BLOCKS + 1))
     same = create_model("mobilenet_v2"), create_model("mobilenet_v2")
     return [
@@ -57,65 +55,55 @@ def kinds() -> list[Kind]:
     ]
 
 
+def share_of_right_verdicts(kind: Kind, trials: list[LatencyComparison], latency: Latency) -> Ratio:
+    """With how far the ratios that were found lie apart, and how often the true one is inside."""
+    ratios = [trial.ratio for trial in trials]
+    inside = sum(trial.low <= kind.ratio <= trial.high for trial in trials)
+    return Ratio(
+        f"{kind.title}: right verdicts / trials",
+        sum(trial.verdict == kind.verdict for trial in trials) / len(trials),
+        1.0,
+        {
+            "trials": len(trials),
+            "true ratio": kind.ratio,
+            "smallest found": min(ratios),
+            "largest found": max(ratios),
+            "width of the interval": statistics.median(t.high - t.low for t in trials),
+            "trials with the true ratio inside": inside,
+            "first network ms": latency.p50_ms,
+        },
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=20, help="of each kind")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runtime", default="eager")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
-    conditions = {"threads": options.threads, "runtime": options.runtime}
+    arguments = parser(__doc__)
+    arguments.add_argument("--trials", type=int, default=20, help="of each kind")
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument("--runtime", default="eager")
+    options = parse(arguments)
+    under: dict[str, Any] = {"threads": options.threads, "runtime": options.runtime}
     pairs = kinds()
     found: dict[str, list[LatencyComparison]] = {kind.title: [] for kind in pairs}
     for trial in range(options.trials):
         for kind in pairs:
-            comparison = compare_latency(*kind.networks, kind.input_size, **conditions)
+            comparison = compare_latency(*kind.networks, kind.input_size, **under)
             found[kind.title].append(comparison)
             print(f"trial {trial + 1}, {kind.title}: {comparison}", flush=True)
-    latencies = {k.title: measure_latency(k.networks[0], k.input_size, **conditions) for k in pairs}
-    text = report(pairs, found, latencies)
-    print(text)
-    (options.out / "latency_trials.md").write_text(text)
-    if any(c.verdict != kind.verdict for kind in pairs for c in found[kind.title]):
-        sys.exit(1)
-
-
-def report(
-    pairs: list[Kind],
-    found: dict[str, list[LatencyComparison]],
-    latencies: dict[str, Latency],
-) -> str:
-    lines = [
-        "# Trials of the latency comparison",
-        "",
-        "`python benchmarks/latency_trials.py`",
-        "",
-        "| networks | true ratio | verdict | right | ratio found, smallest to largest "
-        "| width of the 99 % interval, median | true ratio inside | first network, ms |",
-        "|---|---|---|---|---|---|---|---|",
+    latencies = [measure_latency(kind.networks[0], kind.input_size, **under) for kind in pairs]
+    ratios = [
+        share_of_right_verdicts(kind, found[kind.title], latency)
+        for kind, latency in zip(pairs, latencies, strict=True)
     ]
-    for kind in pairs:
-        trials = found[kind.title]
-        ratios = [c.ratio for c in trials]
-        right = sum(c.verdict == kind.verdict for c in trials)
-        inside = sum(c.low <= kind.ratio <= c.high for c in trials)
-        latency = latencies[kind.title]
-        lines.append(
-            f"| {kind.title} | {kind.ratio:.2f} | {kind.verdict} | {right} of {len(trials)} "
-            f"| {min(ratios):.3f} to {max(ratios):.3f} "
-            f"| {np.median([c.high - c.low for c in trials]):.3f} | {inside} of {len(trials)} "
-            f"| {latency.p50_ms:.2f} [{latency.p10_ms:.2f}, {latency.p90_ms:.2f}]"
-            f"{'' if latency.stable else ' unstable'} |"
-        )
-    latency = next(iter(latencies.values()))
-    lines += [
-        "",
-        f"{device_name(torch.device('cpu'))}, threads: {latency.threads}, {latency.runtime}, "
-        f"{latency.precision}, {latency.memory_format}, batch {latency.batch_size}; "
-        f"torch {torch.__version__}. Latencies: median [p10, p90].",
-        "",
-    ]
-    return "\n".join(lines)
+    steady = all(latency.stable for latency in latencies)
+    conditions = (
+        f"`compare_latency` with {options.threads} threads, {options.runtime}, "
+        f"{latencies[0].precision}, {latencies[0].memory_format}, batch "
+        f"{latencies[0].batch_size}; the width is the median of the 99 % intervals'. "
+        f"{'' if steady else 'The latencies are unsteady. '}{machine()}"
+    )
+    claim = "Measuring: how often the comparison of two latencies says what is true"
+    record = Record("latency_trials", claim, conditions, ratios, options.arguments)
+    finish(record, check=options.check)
 
 
 if __name__ == "__main__":

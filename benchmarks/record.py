@@ -1,9 +1,10 @@
 """What the benchmarks share: ratios with their bars, recorded, shown, and compared with the record.
 
-A benchmark measures one claim and ends with :func:`finish`. By default that writes
-``results/NAME.json``, from which the table in the documentation is made. With ``--check`` nothing
-is written; the ratios are compared with those recorded, and the exit code is 3 if one of them has
-become worse by more than a tenth. ``check.py`` does that for all of them.
+A benchmark measures one claim: it begins with :func:`parse` and ends with :func:`finish`. By
+default that writes ``results/NAME.json``, from which the table in the documentation is made. With
+``--check`` nothing is written; it measures with the options of the record, and the exit code is 3
+if a ratio has become worse by more than a tenth, is missing or is new. ``check.py`` does that for
+all that is recorded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +24,7 @@ from dwsep_zoo.analysis.latency import device_name
 
 RESULTS = Path(__file__).parent / "results"
 WORSE = 0.1  # part of a recorded ratio that may be lost
-WORSE_CODE = 3  # to the shell: not that of an error
+DIFFERS_CODE = 3  # to the shell: not that of an error
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,26 @@ class Ratio:
         return self.value <= self.bar if self.at_most else self.value >= self.bar
 
     def worse_than(self, recorded: Ratio) -> bool:
-        """Whether more than a tenth is lost."""
+        """Whether more than a tenth is lost, or all: a NaN is worse than any number."""
         if self.at_most:
-            return self.value > recorded.value * (1 + WORSE)
-        return self.value < recorded.value * (1 - WORSE)
+            return not self.value <= recorded.value * (1 + WORSE)
+        return not self.value >= recorded.value * (1 - WORSE)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The ratios of one claim, and the conditions without which they mean nothing."""
+    """The ratios of one claim, and the conditions without which they mean nothing.
+
+    Attributes:
+        name: that of the script.
+        arguments: with which it was called.
+    """
 
     name: str
     claim: str
     conditions: str
     ratios: Sequence[Ratio]
+    arguments: Sequence[str] = ()
 
     @property
     def path(self) -> Path:
@@ -85,10 +93,21 @@ class Record:
 
     def page(self) -> str:
         """As a section of a page, in Markdown."""
-        return (
-            f"### {self.claim}\n\n{self.table()}\n\n{self.conditions}\n"
-            f"`python benchmarks/{self.name}.py`\n"
-        )
+        command = shlex.join(["python", f"benchmarks/{self.name}.py", *self.arguments])
+        return f"### {self.claim}\n\n{self.table()}\n\n{self.conditions}\n`{command}`\n"
+
+    def differences(self, recorded: Record) -> list[str]:
+        """Where it does not hold against an earlier one, in words."""
+        now, before = ({ratio.case: ratio for ratio in r.ratios} for r in (self, recorded))
+        return [
+            *(f"{case}: is not in the record" for case in now if case not in before),
+            *(f"{case}: is recorded, but measured no more" for case in before if case not in now),
+            *(
+                f"{case}: {now[case].value:.3g}, was {before[case].value:.3g}"
+                for case in now
+                if case in before and now[case].worse_than(before[case])
+            ),
+        ]
 
 
 def _bar(ratio: Ratio) -> str:
@@ -99,7 +118,8 @@ def _bar(ratio: Ratio) -> str:
 
 def load(path: Path) -> Record:
     values = json.loads(path.read_text(encoding="utf-8"))
-    return Record(**{**values, "ratios": [Ratio(**ratio) for ratio in values["ratios"]]})
+    ratios = [Ratio(**ratio) for ratio in values.pop("ratios")]
+    return Record(**values, ratios=ratios)
 
 
 def records() -> list[Record]:
@@ -122,16 +142,31 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; ``arguments`` are what they were made from.
+
+    With ``--check`` those of the record come first. The program ends if there is none.
+    """
+    script, *arguments = sys.argv
+    options = parser.parse_args(arguments)
+    if options.check:
+        path = RESULTS / f"{Path(script).stem}.json"
+        if not path.exists():
+            sys.exit(f"{path.stem}: nothing is recorded yet; run it without --check first")
+        options = parser.parse_args([*load(path).arguments, *arguments])
+    options.arguments = arguments
+    return options
+
+
 def finish(record: Record, *, check: bool) -> None:
-    """Print the record; write it, or with ``check`` exit with 3 if a ratio is worse than before."""
+    """Print the record; write it, or with ``check`` exit with 3 where it does not hold."""
     print(f"\n{record.page()}")
     if not check:
         text = json.dumps(asdict(record), indent=2)
         record.path.write_text(text + "\n", encoding="utf-8")
         return
-    before = {ratio.case: ratio for ratio in load(record.path).ratios}
-    lost = [r for r in record.ratios if r.case in before and r.worse_than(before[r.case])]
-    for ratio in lost:
-        print(f"{record.name}: {ratio.case}: {ratio.value:.3g}, was {before[ratio.case].value:.3g}")
-    if lost:
-        sys.exit(WORSE_CODE)
+    differences = record.differences(load(record.path))
+    for difference in differences:
+        print(f"{record.name}: {difference}")
+    if differences:
+        sys.exit(DIFFERS_CODE)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from record import Ratio, Record, finish, machine, parser
+from record import Ratio, Record, finish, machine, parse, parser
 from torch.utils.benchmark import Timer
 
 from dwsep_zoo.training.trainer import auto_precision
@@ -61,7 +61,7 @@ def gflop_s() -> float:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--root", default="data/cifar10", help="folder with train/ and test/")
-    options = arguments.parse_args()
+    options = parse(arguments)
     if not Path(options.root).is_dir():
         arguments.error(f"--root: there is no folder {options.root}")
     rate = gflop_s()
@@ -82,7 +82,8 @@ def main() -> None:
         f"{auto_precision('cpu')}, {rate:.0f} GFLOP/s in large matrix products. {machine()}"
     )
     claim = f"Time to accuracy: CIFAR-10 to {ACCURACY:g} % of the test images"
-    finish(Record("time_to_accuracy", claim, conditions, ratios), check=options.check)
+    record = Record("time_to_accuracy", claim, conditions, ratios, options.arguments)
+    finish(record, check=options.check)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 from typing import Any
 
 import torch
-from record import Ratio, Record, finish, machine, parser
+from record import Ratio, Record, finish, machine, parse, parser
 from train_speed import BATCH, NETWORKS, RandomPictures, app, common
 
 from dwsep_zoo.data.module import ImageData
@@ -65,7 +65,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--side", choices=SIDES, help="measure one in this process")
     arguments.add_argument("--network", type=json.loads)
-    options = arguments.parse_args()
+    options = parse(arguments)
     if options.side:
         print(measure(options.side, options.network))
         return
@@ -84,7 +84,8 @@ def main() -> None:
         f"common: float32, NCHW, without its workers. {machine()}"
     )
     claim = "Training at CIFAR size: peak memory against the loop that CIFAR repositories share"
-    finish(Record("train_memory", claim, conditions, ratios), check=options.check)
+    record = Record("train_memory", claim, conditions, ratios, options.arguments)
+    finish(record, check=options.check)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def profile(arguments: list[str]) -> None:
     from rich.console import Console
 
     from dwsep_zoo.analysis.profile import cost_table, latency_table, measure, plan_profile
-    from dwsep_zoo.ops.cuda import fallbacks
+    from dwsep_zoo.ops import fallbacks
 
     arguments = ["roofline=true" if word == "--roofline" else word for word in arguments]
     words, options = _read(

@@ -33,3 +33,9 @@ def check_number(key: str, value: object, *, optional: bool = False) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{key} must be a number; got {value!r}")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says: its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

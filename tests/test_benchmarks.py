@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import runpy
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import record
-from benchmarks.record import RESULTS, Ratio, Record, finish, load, records
+from benchmarks.record import RESULTS, Ratio, Record, finish, load, parse, parser, records
 from dwsep_zoo import list_convs
+from dwsep_zoo.analysis.latency import LatencyComparison
 
 README = Path(__file__).parents[1] / "README.md"
+FOLDER = Path(record.__file__).parent
 
 FASTER = Ratio("speed", 3.0, 2.5, {"ours images/s": 300.0, "theirs images/s": 100.0})
 SMALLER = Ratio("memory", 0.5, 0.7, {"ours MB": 50.0}, at_most=True)
@@ -21,7 +26,7 @@ SMALLER = Ratio("memory", 0.5, 0.7, {"ours MB": 50.0}, at_most=True)
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
-    made = Record("name", "A claim", "Conditions.", [FASTER, SMALLER])
+    made = Record("name", "A claim", "Conditions.", [FASTER, SMALLER], ["--steps", "3"])
     finish(made, check=False)
     return made
 
@@ -63,6 +68,95 @@ def test_more_than_a_tenth_is_worse(recorded, values, capsys):
         finish(changed(recorded, **values), check=True)
     ((case, value),) = values.items()
     assert f"name: {case}: {value}, was" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", ["speed", "memory"])
+def test_a_number_that_is_none_is_worse(recorded, case, capsys):
+    with pytest.raises(SystemExit, match="3"):
+        finish(changed(recorded, **{case: float("nan")}), check=True)
+    assert f"name: {case}: nan, was" in capsys.readouterr().out
+
+
+def test_a_case_that_is_new_or_missing_fails_the_check(recorded, capsys):
+    other = dataclasses.replace(FASTER, case="energy")
+    with pytest.raises(SystemExit, match="3"):
+        finish(dataclasses.replace(recorded, ratios=[FASTER, other]), check=True)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "name: energy: is not in the record",
+        "name: memory: is recorded, but measured no more",
+    ]
+
+
+def options(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["benchmarks/name.py", *arguments])
+    made = parser("A benchmark.")
+    made.add_argument("--steps", type=int, default=12)
+    made.add_argument("--rounds", type=int, default=4)
+    return parse(made)
+
+
+def test_a_check_has_the_options_of_the_record(recorded, monkeypatch):
+    """As the page shows them."""
+    assert "`python benchmarks/name.py --steps 3`" in recorded.page()
+    again = options(monkeypatch, "--check", "--rounds", "1")
+    assert (again.check, again.steps, again.rounds) == (True, 3, 1)
+    new = options(monkeypatch, "--rounds", "1")
+    assert (new.check, new.steps, new.arguments) == (False, 12, ["--rounds", "1"])
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a script of the folder, which then has no records but those of the test."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr("record.RESULTS", tmp_path)
+
+    def script(name, *arguments, run_name="__main__"):
+        path = str(FOLDER / f"{name}.py")
+        monkeypatch.setattr("sys.argv", [path, *arguments])
+        return runpy.run_path(path, run_name=run_name)
+
+    return script
+
+
+SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - {"check", "record", "depthwise_gpu"})
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_check_without_a_record_ends_before_it_measures(run, name):
+    """Of all that are checked; ``depthwise_gpu`` prints tables of layers."""
+    with pytest.raises(SystemExit, match=f"^{name}: nothing is recorded yet; run it without"):
+        run(name, "--check")
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [(0, "all as recorded"), (3, "not as recorded: name"), (1, "could not be measured: name")],
+)
+def test_all_that_is_recorded_is_checked(run, recorded, code, line, monkeypatch, capsys):
+    called = []
+
+    def measure(command):
+        called.append(command[1:])
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", measure)
+    with pytest.raises(SystemExit, match=str(code != 0)):
+        run("check")
+    assert called == [[str(FOLDER / "name.py"), "--check"]]
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_wrong_verdicts_of_the_latency_comparison_miss_the_bar(run):
+    trials = run("latency_trials", run_name="latency_trials")
+    kind = trials["Kind"]("same", (None, None), (3, 224, 224), 1.0, "no difference")
+    right = LatencyComparison(1.01, 0.98, 1.02, "no difference")
+    wrong = LatencyComparison(1.08, 1.06, 1.10, "slower")
+    latency = SimpleNamespace(p50_ms=2.0)
+    ratio = trials["share_of_right_verdicts"](kind, [right, right, wrong, right], latency)
+    assert ratio.value == 0.75
+    assert ratio.met is False
+    assert ratio.figures["trials with the true ratio inside"] == 3
+    assert trials["share_of_right_verdicts"](kind, [right], latency).met is True
 
 
 def test_every_row_of_the_readme_is_a_recorded_one():

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dwsep_zoo.analysis.runtimes import available_runtimes
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -39,10 +41,24 @@ def test_the_image_runs_dwsep_as_an_ordinary_user() -> None:
 
 def test_dependencies_are_installed_before_the_source_is_copied() -> None:
     steps = [arguments for name, arguments in instructions() if name in ("COPY", "RUN")]
+    copies = [arguments for name, arguments in instructions() if name == "COPY"]
     source = steps.index(". .")
     install = next(i for i, step in enumerate(steps) if "--constraint constraints.txt" in step)
     assert install < source
-    assert steps[0].split() == ["pyproject.toml", "constraints.txt", "./"]
+    assert copies[0].split() == ["pyproject.toml", "constraints.txt", "./"]
+    assert steps.index(copies[0]) < install
+
+
+def test_what_compiling_needs_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    line = available_runtimes()["compiled"]
+    assert line is not None
+    *command, package = line.split()
+    (step,) = (arguments for name, arguments in instructions() if "apt-get" in arguments)
+    words = step.split()
+    assert command == ["apt-get", "install"]
+    assert package in words[words.index("install") :]
 
 
 def test_what_the_image_is_built_from_reaches_the_build() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
@@ -268,9 +268,18 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     n, c, h, w = images.shape
     pixels = images.permute(0, 2, 3, 1).contiguous().view(n, h, w * c)
     # Whole rows of w * c numbers vectorise, the 3 numbers of a pixel do not: ten times faster.
-    shift = torch.tensor(mean, device=images.device).mul_(255).repeat(w)
-    scale = torch.tensor(std, device=images.device).mul_(255).reciprocal_().repeat(w)
+    shift = _row(mean, w, images.device).mul_(255)
+    scale = _row(std, w, images.device).mul_(255).reciprocal_()
     return pixels.float().sub_(shift).mul_(scale).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _row(channels: Sequence[float], width: int, device: torch.device) -> Tensor:
+    """``(width * C,)`` float32: the channels' values, again and again.
+
+    The device writes them itself: it would have to be waited for if they came from the host.
+    """
+    full = partial(torch.full, (width,), dtype=torch.float32, device=device)
+    return torch.stack([full(value) for value in channels], 1).flatten()
 
 
 def _between(low: float, high: float, u: Tensor) -> Tensor:

@@ -73,10 +73,10 @@ class ImageData(L.LightningDataModule):
     :meth:`on_after_batch_transfer` makes of it augmented, normalised float32 images in the
     channels_last memory format on the device, and labels.
 
-    Training batches are a function of (seed, epoch, number of the batch) alone. With several
-    processes each has its share: as many training batches as all others; of the images to evaluate
-    no image twice, so that some processes may have one more, and metrics have to be reduced by
-    their counts, as torchmetrics does.
+    Training batches are a function of (seed, epoch, number of the batch, rank of the process)
+    alone. With several processes each has its share: as many training batches as all others; of the
+    images to evaluate no image twice, so that some processes may have one more, and metrics have to
+    be reduced by their counts, as torchmetrics does.
 
     ``num_classes``, ``in_chans``, ``image_size``, ``class_names``, ``mean``, ``std`` are known
     after ``prepare_data`` and ``setup``. ``batch_size`` (of each process) is lowered by ``setup``

@@ -12,7 +12,7 @@ PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails in some c
   a stride. What takes the job instead is 4 to 80 times slower, in float32 or bfloat16. But every
   tap's gradient is independent of the others': they are computed in tiles of taps that the fast
   kernel takes, on images whose zeros are in memory, and few images at a time, as they are read
-  once for every tile.
+  once for every tile. (Where so many tiles are slower still, PyTorch's way is taken, and counted.)
 
 The forward pass is fast in all cases. ``dwsep doctor`` times the detours against PyTorch's way.
 """
@@ -22,6 +22,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dwsep_zoo.ops.fallback import fallbacks
 
 MAX_FAST = 3  # taps in a row; and in a column, where the whole column is not fast
 CACHED_BYTES = 2**21  # of images that are read again and again
@@ -34,10 +36,18 @@ def slow_input_grad(dtype: torch.dtype, stride: int) -> bool:
 
 def slow_weight_grad(dtype: torch.dtype, height: int, kernel_size: int, stride: int) -> bool:
     """Whether oneDNN's own weight gradient is the slow one, for images of so many rows."""
-    if kernel_size > 5 and stride > 1 and dtype is not torch.bfloat16:
-        return False  # slow, but nine tiles are slower
     too_low = height < kernel_size + (stride > 1)
     return kernel_size > MAX_FAST or (kernel_size > 1 and too_low)
+
+
+def tiles_are_slower(dtype: torch.dtype, kernel_size: int, stride: int) -> bool:
+    """Whether the way around is slower still: nine tiles or more, with a stride."""
+    return kernel_size > 5 and stride > 1 and dtype is not torch.bfloat16
+
+
+def aten_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """PyTorch's own convolution, in the type of ``x``."""
+    return F.conv2d(x, weight.to(x.dtype), None, stride, padding, 1, x.shape[1])
 
 
 def aten_backward(
@@ -81,7 +91,11 @@ def input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: in
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """``(C * depth_multiplier, 1, k, k)``."""
     size = weight.shape[-1]
-    if not slow_weight_grad(x.dtype, x.shape[2], size, stride):
+    slow = x.numel() > 0 and slow_weight_grad(x.dtype, x.shape[2], size, stride)
+    if not slow or tiles_are_slower(x.dtype, size, stride):
+        if slow:
+            case = f"{size} x {size}, stride {stride}, {x.dtype}"
+            fallbacks[f"weight gradient on the CPU: {case}"] += 1
         return aten_backward(grad, x, weight, stride, (padding, padding), (False, True))[1]
     few = max(1, CACHED_BYTES // x[:1].nbytes)
     parts = zip(grad.split(few), x.split(few), strict=True)

@@ -7,114 +7,173 @@ kept as long as the process lives. **Unmeasured** so far, as the kernels are.
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
+import functools
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dwsep_zoo.errors import first_line
 from dwsep_zoo.ops import cpu
+from dwsep_zoo.ops.fallback import fallbacks as fallbacks
 
-T = TypeVar("T")
+log = logging.getLogger("dwsep_zoo")
+
 Key = tuple[Any, ...]
-Clock = Callable[[Callable[[], object]], float]
-"""Seconds of one call."""
+Way = Callable[..., Any]
 
 OWN = "PyTorch's"
-TRIALS = 5
+NATIVE = "native"
+TRITON = "triton"
+TRIALS = 3  # of which the shortest counts
+CALLS = 10  # of a trial
+LONGEST_WAIT = 0.1  # seconds
+GPU_HZ = 2e9  # about the highest clock rate of a GPU
 
-choices: dict[Key, str] = {}
-"""The kernel that each shape uses, by name."""
-fallbacks: Counter[str] = Counter()
-"""How often our kernels could not be used, by reason."""
+
+class Choice(NamedTuple):
+    """How a shape is computed.
+
+    Attributes:
+        way: the kernel, by name.
+        fallback: why ours had no part in the race, if so.
+    """
+
+    way: str
+    fallback: str | None = None
+
+
+choices: dict[Key, Choice] = {}
+"""Of every shape that was met."""
 
 
 def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """As :func:`dwsep_zoo.ops.depthwise_conv2d`."""
-    own = partial(_aten_forward, x, weight, stride, padding)
-    ways: dict[str, Callable[[], Tensor]] = {OWN: own}
-    if _has_native_flag() and x.is_contiguous(memory_format=torch.channels_last):
-        ways["native"] = partial(_native_forward, x, weight, stride, padding)
-    if _ours(x, weight, stride, padding):
-        ways["triton"] = partial(_triton_forward, x, weight, stride, padding)
-    return fastest(("forward", *_shape(x, weight, stride, padding)), ways)
+    shape = (x, weight, stride, padding)
+    key = ("forward", *_key(*shape))
+    choice = choices.get(key) or choose(key, FORWARD, shape, _left_out(*shape))
+    return _run(choice, FORWARD, shape)
 
 
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the input and of the weight, those that ``mask`` asks for."""
-    ways: dict[str, Callable[[], tuple[Tensor | None, Tensor | None]]] = {
-        OWN: partial(_aten_backward, grad, x, weight, stride, padding, mask)
-    }
-    if _ours(x, weight, stride, padding):
-        ways["triton"] = partial(_triton_backward, grad, x, weight, stride, padding, mask)
-    return fastest(("backward", *mask, *_shape(x, weight, stride, padding)), ways)
+    shape = (x, weight, stride, padding)
+    key = ("backward", mask, *_key(*shape))
+    arguments = (grad, *shape, mask)
+    choice = choices.get(key) or choose(key, BACKWARD, arguments, _left_out(*shape))
+    return _run(choice, BACKWARD, arguments)
 
 
-def fastest(key: Key, ways: Mapping[str, Callable[[], T]], clock: Clock | None = None) -> T:
-    """The result of the way that was the fastest when ``key`` was first met.
+def choose(
+    key: Key, ways: Mapping[str, Way], arguments: tuple[Any, ...], left_out: Mapping[str, str]
+) -> Choice:
+    """The fastest of the ways for a key that is met for the first time, and from then on.
 
     While a CUDA graph is captured nothing can be timed, and with deterministic algorithms nothing
-    may depend on a clock: a new key then goes PyTorch's own way, this time.
+    may depend on a clock: a key then goes PyTorch's own way, this time.
+
+    Args:
+        key: begins with the direction; equal keys take equal arguments.
+        ways: by name.
+        arguments: of the ways.
+        left_out: of the ways that do not take these arguments, why.
     """
-    name = choices.get(key)
-    if name is None and len(ways) == 1:
-        name = OWN
-    elif name is None and (torch.are_deterministic_algorithms_enabled() or _is_capturing()):
-        return ways[OWN]()
-    elif name is None:
-        name = choices[key] = _race(ways, clock or _cuda_clock)
-    return ways[name]()
+    runs = {name: partial(ways[name], *arguments) for name in ways if name not in left_out}
+    reason = left_out.get(TRITON)
+    if len(runs) > 1:
+        if torch.are_deterministic_algorithms_enabled():
+            return Choice(OWN, f"{key[0]}: deterministic algorithms are on, so nothing is timed")
+        if _is_capturing():
+            return Choice(OWN, f"{key[0]}: first met while a CUDA graph was captured")
+        times, failed = _race(runs)
+        way, reason = min(times, key=lambda name: times[name]), failed.get(TRITON, reason)
+    else:
+        way = OWN
+    choices[key] = Choice(way, reason and f"{key[0]}: {reason}")
+    return choices[key]
 
 
-def _race(ways: Mapping[str, Callable[[], object]], clock: Clock) -> str:
-    for way in ways.values():
-        way()  # compiles, and lets cuDNN choose
-    times = {name: min(clock(way) for _ in range(TRIALS)) for name, way in ways.items()}
-    return min(times, key=lambda name: times[name])
+def _run(choice: Choice, ways: Mapping[str, Way], arguments: tuple[Any, ...]) -> Any:
+    if choice.fallback:
+        fallbacks[choice.fallback] += 1
+    return ways[choice.way](*arguments)
+
+
+def _race(runs: Mapping[str, Callable[[], object]]) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of a call of those that can be run, and of the others why not."""
+    times: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name, run in runs.items():
+        try:
+            run()  # compiles, and lets cuDNN choose
+            times[name] = min(_seconds(run) for _ in range(TRIALS))
+        except Exception as error:  # of Triton, a C compiler, a driver: any
+            if name == OWN:
+                raise
+            failed[name] = first_line(error)
+            _warn(name, failed[name])
+    return times, failed
+
+
+@functools.cache  # once, and not for every shape
+def _warn(name: str, reason: str) -> None:
+    log.warning("depthwise convolutions do without the %s kernel here: %s", name, reason)
 
 
 def _is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def _cuda_clock(way: Callable[[], object]) -> float:
+def _seconds(run: Callable[[], object]) -> float:
+    """That the GPU takes for a call, whatever the host takes for it.
+
+    The kernels of a small layer are over sooner than called. In a CUDA graph they are not called,
+    so only their own time counts: the GPU is kept waiting until all calls are queued.
+    """
+    begin = perf_counter()
+    run()
+    wait = min(2 * CALLS * (perf_counter() - begin), LONGEST_WAIT)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int(wait * GPU_HZ))
     start.record()
-    way()
+    for _ in range(CALLS):
+        run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return float(start.elapsed_time(end)) / 1e3 / CALLS
 
 
-def _ours(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether our kernels can do it; if not, that is counted."""
+def _left_out(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, str]:
+    """Ways that do not take these arguments, and why."""
     from dwsep_zoo.ops import triton_depthwise
 
-    reason = triton_depthwise.unavailable() or triton_depthwise.covered(x, weight, stride, padding)
-    if reason:
-        fallbacks[reason] += 1
-    return not reason
+    left_out = {}
+    if reason := triton_depthwise.covered(x, weight, stride, padding):
+        left_out[TRITON] = reason
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        left_out[NATIVE] = "it is what PyTorch chooses from for NCHW"
+    return left_out
 
 
-def _shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> Key:
+def _key(x: Tensor, weight: Tensor, stride: int, padding: int) -> Key:
+    """All that the ways and :func:`_left_out` depend on."""
     channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    return (x.device, x.dtype, x.shape, channels_last, weight.shape, stride, padding)
-
-
-def _aten_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return F.conv2d(x, weight.to(x.dtype), None, stride, padding, 1, x.shape[1])
+    return (
+        *(x.device, x.dtype, x.shape, channels_last),
+        *(weight.device, weight.dtype, weight.shape, stride, padding),
+    )
 
 
 def _native_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    # PyTorch's own kernel reads and writes NCHW.
-    with torch.backends.cudnn.flags(depthwise_kernel="native"):
-        y = _aten_forward(x.contiguous(), weight, stride, padding)
+    # Without cuDNN PyTorch takes its own kernel, which reads and writes NCHW.
+    with torch.backends.cudnn.flags(enabled=False):
+        y = cpu.aten_forward(x.contiguous(), weight, stride, padding)
     return y.contiguous(memory_format=torch.channels_last)
 
 
@@ -140,6 +199,9 @@ def _triton_backward(
     return grads.x, grads.weight
 
 
-def _has_native_flag() -> bool:
-    """torch 2.10 and later can be told not to take cuDNN's kernel."""
-    return "depthwise_kernel" in inspect.signature(torch.backends.cudnn.flags).parameters
+FORWARD: Mapping[str, Way] = {
+    OWN: cpu.aten_forward,
+    NATIVE: _native_forward,
+    TRITON: _triton_forward,
+}
+BACKWARD: Mapping[str, Way] = {OWN: _aten_backward, TRITON: _triton_backward}

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from dwsep_zoo.ops import cpu, cuda
+from dwsep_zoo.ops.fallback import fallbacks
 
 _plain = False
 
@@ -58,9 +59,14 @@ def depthwise_conv2d(
 def _is_worth_an_operator(x: Tensor, weight: Tensor, stride: int) -> bool:
     if _plain or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    if x.device.type == "cuda":
+    device = x.device.type
+    if device == "cuda":
         return True
-    if x.device.type != "cpu" or not torch.is_grad_enabled():
+    if device != "cpu":
+        if device != "meta" and not torch.compiler.is_compiling():
+            fallbacks[f"device {device}"] += 1
+        return False
+    if not torch.is_grad_enabled():
         return False
     if not (x.requires_grad or weight.requires_grad):
         return False
@@ -80,12 +86,12 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
 def _depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     if x.is_cuda:
         return cuda.forward(x, weight, stride, padding)
-    return F.conv2d(x, weight.to(x.dtype), None, stride, padding, 1, x.shape[1])
+    return cpu.aten_forward(x, weight, stride, padding)
 
 
 @_depthwise_conv2d.register_fake
 def _(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return F.conv2d(x, weight.to(x.dtype), None, stride, padding, 1, x.shape[1])
+    return cpu.aten_forward(x, weight, stride, padding)
 
 
 @torch.library.custom_op("dwsep::depthwise_conv2d_backward", mutates_args=())
@@ -132,6 +138,37 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None
 
 
 _depthwise_conv2d.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _keep_for_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad, x, weight, ctx.stride, ctx.padding, ctx.mask = inputs
+    ctx.save_for_backward(grad, x, weight)
+
+
+def _differentiate_again(
+    ctx: Any, along_x: Tensor, along_weight: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
+    """The second derivatives are convolutions and their gradients, and so are all further ones.
+
+    With y = conv(x, w), which is linear in each, the gradients that were computed have the products
+    <conv(along_x, w), grad> and <conv(x, along_weight), grad> with what comes in here.
+    """
+    grad, x, weight = ctx.saved_tensors
+    of_x, of_weight = ctx.mask
+    shape = (ctx.stride, ctx.padding)
+    by_grad: list[Tensor] = []
+    by_x: Tensor | None = None
+    by_weight: Tensor | None = None
+    if of_x:
+        by_grad.append(_depthwise_conv2d(along_x, weight, *shape))
+        _, by_weight = _backward(grad, along_x, weight, *shape, [False, True])
+    if of_weight:
+        by_grad.append(_depthwise_conv2d(x, along_weight, *shape))
+        by_x, _ = _backward(grad, x, along_weight, *shape, [True, False])
+    return sum(by_grad[1:], by_grad[0]), by_x, by_weight, None, None, None
+
+
+_backward.register_autograd(_differentiate_again, setup_context=_keep_for_second)
 
 
 @register_flop_formula(torch.ops.dwsep.depthwise_conv2d)

@@ -82,13 +82,8 @@ class Tile:
     warps: int
 
 
-def available() -> bool:
-    """Whether the kernels can run: on a GPU or in Triton's interpreter (TRITON_INTERPRET=1)."""
-    return unavailable() is None
-
-
 def unavailable() -> str | None:
-    """Why the kernels cannot run here, or None."""
+    """Why the kernels cannot run here, on a GPU or in Triton's interpreter, or None."""
     if triton is None:
         return "Triton is not installed"
     if _interpreted():

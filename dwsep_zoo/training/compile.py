@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from dwsep_zoo.errors import UserError
+from dwsep_zoo.errors import UserError, first_line
 from dwsep_zoo.training.classifier import LitClassifier, total_steps
 from dwsep_zoo.training.failures import is_out_of_memory
 
@@ -70,7 +70,7 @@ def choose_compile(
     except Exception as error:  # of the compiler, the C++ compiler, the file system
         if is_out_of_memory(error):
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         if option is True:
             raise UserError(f"trainer.compile=true: cannot compile here: {reason}") from error
         return Choice(False, f"cannot compile here: {reason}")

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
@@ -89,6 +90,56 @@ def test_normalise_is_torchvisions(images):
     assert result.is_contiguous(memory_format=torch.channels_last)
     expected = TF.normalize(images / 255, list(mean), list(std))
     torch.testing.assert_close(result, expected)
+
+
+def test_normalise_is_one_subtraction_and_one_product(images):
+    """Bit for bit, so that a run's result does not depend on how the constants come about."""
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    shift, scale = torch.tensor(mean) * 255, (torch.tensor(std) * 255).reciprocal()
+    expected = (images.float() - shift[:, None, None]) * scale[:, None, None]
+    assert torch.equal(normalise(images, mean, std), expected)
+
+
+class Called(TorchFunctionMode):
+    """Names of the functions of torch that are called within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+AUGMENTS = [
+    CropFlip(cutout=3),
+    CropFlip(padding_mode="zeros"),
+    CachedCrop(24, 16, color_jitter=0.4),
+]
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_nothing_is_copied_to_the_device(augment):
+    """A copy of numbers from the host makes it wait for all that the device has still to do."""
+    images = torch.randint(0, 256, (N, C, 24, 24), dtype=torch.uint8)
+    draws = augment.draw(N, torch.Generator().manual_seed(0))
+    with Called() as called:
+        augment(images, draws, (0.5,) * C, (0.25,) * C)
+    assert called.names
+    assert not called.names & {"tensor", "as_tensor", "asarray", "from_numpy", "to", "cuda"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_the_device_is_not_waited_for(augment):
+    images = torch.randint(0, 256, (N, C, 24, 24), dtype=torch.uint8).cuda()
+    draws = augment.draw(N, torch.Generator().manual_seed(0)).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augment(images, draws, (0.5,) * C, (0.25,) * C)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _drawn(crop: CachedCrop, count: int, seed: int = 0) -> torch.Tensor:

@@ -308,7 +308,7 @@ def test_images_of_too_many_values_are_not_covered(kernels, device, monkeypatch)
 def test_without_triton_the_module_imports_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     module = load_again("depthwise_without_triton")
-    assert not module.available()
+    assert module.unavailable() == "Triton is not installed"
     assert module.covered(X, W, 1, 1) == "Triton is not installed"
 
 
