@@ -145,6 +145,7 @@ def profile(arguments: list[str]) -> None:
     plan = plan_profile(**options)
     console = stdout_console()
     console.print(cost_table(plan))
+    fallbacks.clear()
     with Console(stderr=True).status("") as status:
         measured = measure(plan, lambda what: status.update(f"measuring {what}"))
     console.print(latency_table(plan, measured))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dwsep_zoo.errors import first_line
 from dwsep_zoo.ops import cpu
-from dwsep_zoo.ops.fallback import fallbacks as fallbacks
+from dwsep_zoo.ops.fallback import fallbacks
 
 log = logging.getLogger("dwsep_zoo")
 

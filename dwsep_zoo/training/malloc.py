@@ -2,7 +2,7 @@
 
 Every step on the CPU allocates and frees the same large tensors. The GNU C library maps blocks of
 more than 32 MB anew each time and trims its heap, so that the kernel has to clear every page again
-at every step. ``benchmarks/train_speed.py`` measures what that costs.
+at every step.
 """
 
 from __future__ import annotations
