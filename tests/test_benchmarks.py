@@ -16,7 +16,8 @@ from benchmarks.record import RESULTS, Ratio, Record, finish, load, parse, parse
 from dwsep_zoo import list_convs
 from dwsep_zoo.analysis.latency import LatencyComparison
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 FOLDER = Path(record.__file__).parent
 
 FASTER = Ratio("speed", 3.0, 2.5, {"ours images/s": 300.0, "theirs images/s": 100.0})
@@ -164,3 +165,19 @@ def test_every_row_of_the_readme_is_a_recorded_one():
     reports = "".join(path.read_text() for path in RESULTS.glob("*/comparison.md"))
     assert rows
     assert [row for row in rows if row not in reports] == []
+
+
+@pytest.mark.parametrize("made", records(), ids=lambda made: made.name)
+def test_what_is_recorded_comes_from_a_script_and_is_shown(made):
+    assert f'Record("{made.name}"' in (ROOT / "benchmarks" / f"{made.name}.py").read_text()
+    assert made.table() in (ROOT / "docs" / "speed.md").read_text()
+
+
+def test_the_speeds_in_the_readme_are_recorded_ones():
+    (training,) = (made for made in records() if made.name == "train_speed")
+    shown = dict(re.findall(r"^\| (\w+) \| \d+ \| ([\d.]+)x \|$", README.read_text(), re.M))
+    assert shown == {
+        ratio.case.split(",")[0]: f"{ratio.value:.2f}"
+        for ratio in training.ratios
+        if ratio.case.endswith("app / common")
+    }
