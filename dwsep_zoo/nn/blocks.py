@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.nn.conv import ConvOp, Gate
 from dwsep_zoo.nn.layers import Act, Layers, Mid
+from dwsep_zoo.nn.norm import Normed, norm_act
+from dwsep_zoo.ops import pool_beside
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -20,7 +23,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-class ConvNormAct(nn.Sequential):
+class ConvNormAct(Normed):
     """Dense k x k convolution, norm, activation: stems, expansions and heads."""
 
     def __init__(
@@ -60,10 +63,14 @@ class SqueezeExcite(nn.Module):
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+            x, pooled = pool_beside(x)
+        else:
+            pooled = self.pool(x)
+        return x * self.gate(self.expand(self.act(self.reduce(pooled))))
 
 
-class SeparableConv(nn.Sequential):
+class SeparableConv(Normed):
     """The factorised convolution, norm, activation: one row of MobileNetV1, Xception's last two.
 
     It has no shortcut, so ``drop_path``, which every block is given, has nothing to drop.
@@ -134,7 +141,7 @@ class InvertedResidual(nn.Module):
         self.drop_path = _drop_path(drop_path if self.has_shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.conv(self.expand(x)))
+        y = norm_act(self.conv(self.expand(x)), self.norm)
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
@@ -169,7 +176,7 @@ class UniversalInvertedBottleneck(nn.Module):
         super().__init__()
         chans = make_divisible(in_chans * expand_ratio)
         self.has_shortcut = stride == 1 and in_chans == out_chans
-        self.expand = nn.Sequential()
+        self.expand = Normed()
         self.expand.conv = (
             conv(in_chans, chans, start, 1 if middle else stride, layers=layers, mid="norm")
             if start
@@ -186,7 +193,7 @@ class UniversalInvertedBottleneck(nn.Module):
         self.drop_path = _drop_path(drop_path if self.has_shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.conv(self.expand(x)))
+        y = norm_act(self.conv(self.expand(x)), self.norm)
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
@@ -216,7 +223,7 @@ class FusedInvertedResidual(nn.Module):
         self.norm = layers.norm(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(self.expand(x)))
+        return norm_act(self.conv(self.expand(x)), self.norm)
 
 
 class XceptionBlock(nn.Module):
@@ -257,7 +264,7 @@ class XceptionBlock(nn.Module):
         chans = in_chans
         for i, width in enumerate(widths):
             step = stride if i == len(widths) - 1 and not pool else 1
-            unit = nn.Sequential()
+            unit = Normed()
             if i > 0 or first_act:
                 # The first one's input is the shortcut's too.
                 unit.add_module("act", layers.act(inplace=i > 0))

@@ -10,7 +10,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dwsep_zoo.ops import depthwise_conv2d
+from dwsep_zoo.nn.norm import NormAct
+from dwsep_zoo.ops import depthwise_conv2d, pointwise_conv2d
 
 Mid = Literal["norm_act", "norm", "none"]
 Padding = Literal["symmetric", "same"]
@@ -74,6 +75,18 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv2d(input, self.weight, self.stride[0], int(self.padding[0]), self.bias)
 
 
+class PointwiseConv2d(nn.Conv2d):
+    """1 x 1 ``nn.Conv2d`` with :func:`pointwise_conv2d` as operator."""
+
+    def __init__(self, in_chans: int, out_chans: int):
+        super().__init__(in_chans, out_chans, 1, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.bias is not None:  # after norms were folded
+            return super().forward(input)
+        return pointwise_conv2d(input, self.weight)
+
+
 @dataclass(frozen=True)
 class Layers:
     """How an architecture convolves, normalises and activates, everywhere alike.
@@ -108,6 +121,8 @@ class Layers:
         pads = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if padded and not same else (0, 0)
         if groups == in_chans > 1 and isinstance(kernel_size, int) and isinstance(stride, int):
             return DepthwiseConv2d(in_chans, out_chans, kernel_size, stride, pads[0], same)
+        if kernel == _pair(stride) == (1, 1) and groups == 1:
+            return PointwiseConv2d(in_chans, out_chans)
         return (Conv2dSame if same else nn.Conv2d)(
             in_chans, out_chans, kernel_size, stride, pads, groups=groups, bias=False
         )
@@ -127,9 +142,7 @@ class Layers:
         """What lies between the two factors of a factorised convolution."""
         if kind == "none":
             return None
-        return (
-            nn.Sequential(self.norm(chans), self.act()) if kind == "norm_act" else self.norm(chans)
-        )
+        return NormAct(self.norm(chans), self.act()) if kind == "norm_act" else self.norm(chans)
 
 
 def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:

@@ -1,6 +1,17 @@
 """Operators below the modules."""
 
-from dwsep_zoo.ops.depthwise import depthwise_conv2d, plain_kernels
-from dwsep_zoo.ops.fallback import fallbacks
+from dwsep_zoo.ops.depthwise import depthwise_conv2d
+from dwsep_zoo.ops.fallback import fallbacks, plain, plain_kernels
+from dwsep_zoo.ops.norm import batch_norm_act
+from dwsep_zoo.ops.pointwise import pointwise_conv2d
+from dwsep_zoo.ops.pool import pool_beside
 
-__all__ = ["depthwise_conv2d", "fallbacks", "plain_kernels"]
+__all__ = [
+    "batch_norm_act",
+    "depthwise_conv2d",
+    "fallbacks",
+    "plain",
+    "plain_kernels",
+    "pointwise_conv2d",
+    "pool_beside",
+]

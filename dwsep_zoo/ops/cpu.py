@@ -1,6 +1,9 @@
 """Gradients of the depthwise convolution on the CPU, around the slow paths of PyTorch.
 
-PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails in some cases:
+In the layout of training, channels_last, both gradients come from one sweep of our own
+(:mod:`dwsep_zoo.ops.native`). For everything else, and where there is no compiler, these are the
+ways around what is slow. PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails in
+some cases:
 
 * input gradient, bfloat16, stride > 1: a matrix-multiply kernel meant for dense convolutions takes
   the job and pads every channel to a 16 x 2 block. With zeros between its numbers, the incoming
@@ -23,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dwsep_zoo.ops import native
 from dwsep_zoo.ops.fallback import fallbacks
 
 MAX_FAST = 3  # taps in a row; and in a column, where the whole column is not fast
@@ -43,6 +47,31 @@ def slow_weight_grad(dtype: torch.dtype, height: int, kernel_size: int, stride: 
 def tiles_are_slower(dtype: torch.dtype, kernel_size: int, stride: int) -> bool:
     """Whether the way around is slower still: nine tiles or more, with a stride."""
     return kernel_size > 5 and stride > 1 and dtype is not torch.bfloat16
+
+
+def has_faster_gradients(
+    x: Tensor, dtype: torch.dtype, weight: Tensor, stride: int, padding: int
+) -> bool:
+    """Whether :func:`backward` does better than PyTorch for this input, once it is of ``dtype``."""
+    if slow_input_grad(dtype, stride):
+        return True
+    if slow_weight_grad(dtype, x.shape[2], weight.shape[-1], stride):
+        return True
+    return dtype is not torch.float64 and native.covers_depthwise(x, weight, stride, padding)
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of input and weight, ``None`` where ``mask`` says that one is not needed."""
+    need_x, need_weight = mask
+    if need_weight and native.covers_depthwise(x, weight, stride, padding):
+        return native.depthwise_backward(grad, x, weight, stride, padding, need_x)
+    narrow = weight.to(x.dtype)
+    return (
+        input_grad(grad, x, narrow, stride, padding) if need_x else None,
+        weight_grad(grad, x, narrow, stride, padding) if need_weight else None,
+    )
 
 
 def aten_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

@@ -7,8 +7,7 @@ grouped ``conv2d``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,20 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from dwsep_zoo.ops import cpu, cuda
-from dwsep_zoo.ops.fallback import fallbacks
-
-_plain = False
-
-
-@contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Depthwise convolutions within it are PyTorch's own, with their gradients: to compare with."""
-    global _plain
-    before, _plain = _plain, True
-    try:
-        yield
-    finally:
-        _plain = before
+from dwsep_zoo.ops.dtype import autocast_dtype
+from dwsep_zoo.ops.fallback import fallbacks, plain
 
 
 def depthwise_conv2d(
@@ -49,15 +36,15 @@ def depthwise_conv2d(
         ``(N, C * depth_multiplier, H', W')``; equal to ``conv2d(..., groups=C)``, and so are its
         gradients, up to rounding.
     """
-    if _is_worth_an_operator(x, weight, stride):
+    if _is_worth_an_operator(x, weight, stride, padding):
         # The weight stays as it is: its gradient is then not rounded on its way.
-        y = _depthwise_conv2d(x.to(_autocast_dtype(x)), weight, stride, padding)
+        y = _depthwise_conv2d(x.to(autocast_dtype(x)), weight, stride, padding)
         return y if bias is None else y + bias.to(y.dtype)[:, None, None]
     return F.conv2d(x, weight, bias, stride, padding, 1, x.shape[1])
 
 
-def _is_worth_an_operator(x: Tensor, weight: Tensor, stride: int) -> bool:
-    if _plain or torch.compiler.is_exporting() or torch.jit.is_tracing():
+def _is_worth_an_operator(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    if plain() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     device = x.device.type
     if device == "cuda":
@@ -70,16 +57,7 @@ def _is_worth_an_operator(x: Tensor, weight: Tensor, stride: int) -> bool:
         return False
     if not (x.requires_grad or weight.requires_grad):
         return False
-    dtype = _autocast_dtype(x)
-    height, size = x.shape[2], weight.shape[-1]
-    return cpu.slow_input_grad(dtype, stride) or cpu.slow_weight_grad(dtype, height, size, stride)
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype:
-    """What autocast makes of a convolution's input, which it does not do for other operators."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    return cpu.has_faster_gradients(x, autocast_dtype(x), weight, stride, padding)
 
 
 @torch.library.custom_op("dwsep::depthwise_conv2d", mutates_args=())
@@ -105,9 +83,7 @@ def _backward(
     if x.is_cuda:
         grad_x, grad_weight = cuda.backward(grad, x, weight, stride, padding, (need_x, need_weight))
     else:
-        narrow = weight.to(x.dtype)
-        grad_x = cpu.input_grad(grad, x, narrow, stride, padding) if need_x else None
-        grad_weight = cpu.weight_grad(grad, x, narrow, stride, padding) if need_weight else None
+        grad_x, grad_weight = cpu.backward(grad, x, weight, stride, padding, (need_x, need_weight))
     return (
         x.new_empty(0) if grad_x is None else grad_x,
         x.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype),

@@ -23,6 +23,7 @@ from dwsep_zoo.analysis.budget import Match
 from dwsep_zoo.data.options import at_least
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, create_model
+from dwsep_zoo.ops import native
 from dwsep_zoo.report.tensorboard import write_hparams
 from dwsep_zoo.training.callbacks import EpochTable, Interrupted, Predictions
 from dwsep_zoo.training.classifier import LitClassifier, check_checkpoint
@@ -147,6 +148,8 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     compiling = Compile(cfg["trainer"]["compile"], setup.cost.input_size, setup.data.batch_size)
     callbacks = [table, Predictions(folder / "predictions.npz"), compiling]
     trainer = create_trainer(cfg, folder, callbacks, first_step=first_step)
+    if cfg["train"] and trainer.strategy.root_device.type == "cpu":
+        log.info("kernels of norms and depthwise gradients: %s", native.status())
     peak = PeakMemory(trainer.strategy.root_device)
     _log_hparams(trainer, cfg, setup, {})
     if cfg["train"]:

@@ -35,12 +35,12 @@ def test_the_verdict_follows_from_time_and_error(times, error, verdict):
 
 
 def test_on_the_command_line(monkeypatch, capsys):
-    monkeypatch.setattr(module, "SHAPE", (1, 8, 8, 8))
+    monkeypatch.setattr(module, "SHAPE", (1, 16, 8, 8))
     monkeypatch.setattr(module, "examine", lambda d: examine(d, min_run_time=0.01))
     main(["doctor"])
     out = capsys.readouterr().out
     assert torch.__version__ in out
-    assert "weight, 5 x 5, stride 1, fp32" in out
+    assert "weight gradient, 5 x 5, stride 1, fp32" in out
     with pytest.raises(SystemExit):
         main(["doctor", "now"])
     assert "takes no arguments; got 'now'" in capsys.readouterr().err

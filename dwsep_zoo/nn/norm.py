@@ -1,0 +1,94 @@
+"""Norm and activation, computed at once where there is a way that is faster and equal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dwsep_zoo.ops import batch_norm_act, native, plain
+
+FUSED_ACTS: dict[type[nn.Module] | None, str] = {
+    None: "identity",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardswish: "hard_swish",
+    nn.SiLU: "silu",
+}
+
+
+class NormAct(nn.Sequential):
+    """A norm and an activation, called ``0`` and ``1``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_act(x, *self)
+
+
+class Normed(nn.Sequential):
+    """Modules that end with ``norm`` or with ``norm`` and ``act``, by these names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        names = [*self._modules]
+        end = names.index("norm")
+        for name in names[:end]:
+            x = self._modules[name](x)
+        return norm_act(x, *(self._modules[name] for name in names[end:]))
+
+
+def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None = None) -> Tensor:
+    """``act(norm(x))``: in training on the CPU by :func:`~dwsep_zoo.ops.batch_norm_act`.
+
+    Whatever that does not cover, and modules that somebody listens to, are called one by one.
+    """
+    kind = FUSED_ACTS.get(None if act is None else type(act))
+    if kind is not None and type(norm) is nn.BatchNorm2d and _is_fused(x, norm, act):
+        y, stats = batch_norm_act(x, norm.weight, norm.bias, norm.eps, kind)
+        _update(norm, stats, x.numel() // x.shape[1])
+        return y
+    x = norm(x)
+    return x if act is None else act(x)
+
+
+def _is_fused(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module | None) -> bool:
+    return (
+        not torch.compiler.is_compiling()  # the compiler fuses them itself
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor
+        and x.device.type == "cpu"
+        and norm.training
+        and norm.momentum is not None
+        and norm.running_mean is not None
+        and norm.weight is not None
+        and norm.weight.dtype is torch.float32
+        and torch.is_grad_enabled()
+        and (x.requires_grad or norm.weight.requires_grad)
+        and not _is_heard(norm)
+        and not (act is not None and _is_heard(act))
+        and x.numel() > x.shape[1]
+        and not plain()
+        and native.covers(x)
+    )
+
+
+def _is_heard(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+        nn.modules.module._global_forward_hooks,
+        nn.modules.module._global_forward_pre_hooks,
+    )
+    return any(hooks)
+
+
+@torch.no_grad()
+def _update(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
+    """The running statistics, as ``nn.BatchNorm2d`` does, with the unbiased variance."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    mean, var = stats
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)

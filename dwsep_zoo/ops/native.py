@@ -1,0 +1,218 @@
+"""The kernels of ``native.cpp``, compiled for this processor when they are first needed.
+
+That takes a few seconds and a C++ compiler, which ``torch.compile`` needs too; the library is kept
+in the user's cache. Without a compiler everything is computed by PyTorch's own operators, and
+:func:`status` says so, in the log of every training on a CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.cpp")
+VECTOR = 16
+"""Fewest channels that the kernels take."""
+KERNEL_SIZES = (3, 5, 7)
+STRIDES = (1, 2)
+ACTS = ("identity", "relu", "relu6", "hard_swish", "silu")
+"""In the order of ``native.cpp``."""
+
+_POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
+_SIGNATURES = {
+    "dwsep_norm_act": [*[_POINTER] * 5, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
+    "dwsep_norm_act_backward": [*[_POINTER] * 6, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
+    "dwsep_depthwise_backward": [*[_POINTER] * 5, *[_LONG] * 6, *[_INT] * 5],
+}
+
+
+@dataclass(frozen=True)
+class Native:
+    """The compiled library, or ``None``, and why in a few words."""
+
+    library: ctypes.CDLL | None
+    why: str
+
+
+@lru_cache(maxsize=1)
+def native() -> Native:
+    """Compile what is not in the cache, load it."""
+    if platform.system() != "Linux":
+        return Native(None, f"not for {platform.system()}")
+    compiler = _compiler()
+    if compiler is None:
+        return Native(None, "no C++ compiler; install g++, or name one in the variable CXX")
+    try:
+        version = _output(compiler, "--version").splitlines()[0]
+        library = ctypes.CDLL(str(_built(compiler, version)))
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return Native(None, f"{compiler} failed: {lines[0] if lines else type(error).__name__}")
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return Native(library, version)
+
+
+def status() -> str:
+    """Whose kernels train norms and depthwise convolutions on the CPU, and why, in one line."""
+    found = native()
+    return f"{'this project' if found.library else 'PyTorch'}'s ({found.why})"
+
+
+def covers(x: Tensor) -> bool:
+    """Whether the kernels take this input of a layer: layout, type and number of channels."""
+    return (
+        x.dtype in (torch.bfloat16, torch.float32)
+        and x.ndim == 4
+        and x.shape[1] >= VECTOR
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and native().library is not None
+    )
+
+
+def covers_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether :func:`depthwise_backward` computes these gradients."""
+    size = weight.shape[-1]
+    return (
+        stride in STRIDES
+        and size in KERNEL_SIZES
+        and padding < size
+        and weight.shape[0] == x.shape[1]
+        and covers(x)
+    )
+
+
+def norm_act(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
+) -> tuple[Tensor, Tensor]:
+    """Normalise over the batch, then activate.
+
+    Args:
+        x: ``(N, C, H, W)`` that :func:`covers` is true of.
+        weight: ``(C,)`` float32, as ``bias``.
+        bias: after the multiplication with ``weight``.
+        eps: added to the variance.
+        act: one of :data:`ACTS`.
+
+    Returns:
+        What ``x`` is like, and ``(4, C)`` float32: mean, biased variance, and the scale and shift
+        that came of them.
+    """
+    y, chans = torch.empty_like(x), x.shape[1]
+    stats = torch.empty(4, chans)
+    _library().dwsep_norm_act(
+        *_pointers(x, y, weight.contiguous(), bias.contiguous(), stats),
+        *(x.numel() // chans, chans, eps),
+        *(x.dtype is torch.bfloat16, ACTS.index(act), torch.get_num_threads()),
+    )
+    return y, stats
+
+
+def norm_act_backward(
+    grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
+    grad, chans = _like(grad, x), x.shape[1]
+    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty(chans), torch.empty(chans)
+    _library().dwsep_norm_act_backward(
+        *_pointers(grad, x, stats, grad_x, grad_weight, grad_bias),
+        *(x.numel() // chans, chans, eps),
+        *(x.dtype is torch.bfloat16, ACTS.index(act), torch.get_num_threads()),
+    )
+    return grad_x, grad_weight, grad_bias
+
+
+def depthwise_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, need_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of ``x`` (if it is needed) and, in float32, of ``weight``, in one sweep.
+
+    Args:
+        grad: ``(N, C, H', W')``.
+        x: ``(N, C, H, W)`` that :func:`covers_depthwise` is true of.
+        weight: ``(C, 1, k, k)``.
+        stride: of the convolution, as ``padding``.
+        padding: zeros on each side.
+        need_x: whether to compute the first one.
+    """
+    grad, (images, chans, *image) = _like(grad, x), x.shape
+    size = weight.shape[-1]
+    taps = weight.to(x.dtype).float().view(chans, size * size).t().contiguous()
+    grad_taps = torch.empty_like(taps)
+    grad_x = torch.empty_like(x) if need_x else None
+    _library().dwsep_depthwise_backward(
+        *_pointers(grad, x, taps, grad_x, grad_taps),
+        *(images, chans, *image, *grad.shape[2:]),
+        *(size, stride, padding, x.dtype is torch.bfloat16, torch.get_num_threads()),
+    )
+    return grad_x, grad_taps.t().reshape(weight.shape)
+
+
+def _library() -> ctypes.CDLL:
+    library = native().library
+    assert library is not None, "covers() was not asked"
+    return library
+
+
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _like(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _compiler() -> str | None:
+    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    return next(filter(None, (shutil.which(name) for name in names if name)), None)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _built(compiler: str, version: str) -> Path:
+    """The library, from the cache or now compiled. Another processor has another one."""
+    flag = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
+    # PyTorch brings its own OpenMP. Another one would have threads of its own on the same cores.
+    openmp = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")))
+    options = ["-std=c++17", "-O3", flag, "-shared", "-fPIC", "-w", "-fopenmp"]
+    command = [compiler, *options, str(SOURCE), *openmp, "-Wl,--as-needed"]
+    processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    features = [line for line in processor.splitlines() if line.startswith(("model", "flags", "F"))]
+    parts = [SOURCE.read_text(encoding="utf-8"), version, *command, *features]
+    name = f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    folder = _cache_folder()
+    path = folder / name
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as new:  # put in place as a whole
+            subprocess.run(
+                [*command, "-o", f"{new}/{name}"], capture_output=True, text=True, check=True
+            )
+            os.replace(f"{new}/{name}", path)
+    return path
+
+
+def _cache_folder() -> Path:
+    """Of the user's own; one for this process where that cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base, "dwsep_zoo")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="dwsep_zoo-"))

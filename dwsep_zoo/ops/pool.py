@@ -1,0 +1,33 @@
+"""The mean of every channel, beside the channels themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+
+def pool_beside(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x``, ``(N, C, H, W)``, and its means over the pixels, ``(N, C, 1, 1)``.
+
+    PyTorch writes the gradient of the means in full and in another layout before it is added to
+    that of ``x``, which took a seventh of EfficientNet-B0's step on a CPU. Here one pass over
+    memory adds both.
+    """
+    return _PoolBeside.apply(x)
+
+
+class _PoolBeside(Function):
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), F.adaptive_avg_pool2d(x, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.pixels = inputs[0].shape[2] * inputs[0].shape[3]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_means: Tensor) -> Tensor:
+        return grad + grad_means / ctx.pixels

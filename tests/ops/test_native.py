@@ -1,0 +1,227 @@
+"""Our own CPU kernels against PyTorch's in float64, and what happens where they cannot be had."""
+
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dwsep_zoo.ops import batch_norm_act, cpu, native
+from dwsep_zoo.ops.norm import ACTS
+
+TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
+CHANS = [16, 24, 40, 72, 100, 136]  # one vector, overlapping ones, blocks of 64, 32 and 16
+compiled = pytest.mark.skipif(native.native().library is None, reason=native.native().why)
+
+
+def image_like(*shape, dtype, seed=0):
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return values.to(dtype).to(memory_format=torch.channels_last)
+
+
+def error(ours, exact):
+    return float((ours.double() - exact).detach().abs().max() / exact.detach().abs().max())
+
+
+@compiled
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("chans", CHANS)
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_norm_and_activation(act, chans, dtype, tolerance):
+    """With a mean that is large beside the deviation, as sums of squares do not like it."""
+    x = (image_like(5, chans, 9, 7, dtype=torch.float32) * 3 + 20).to(dtype).requires_grad_()
+    grad = image_like(5, chans, 9, 7, dtype=dtype, seed=1)
+    weight = torch.linspace(-1, 2, chans, requires_grad=True)
+    bias = torch.linspace(2, -3, chans, requires_grad=True)
+
+    y, (mean, var) = batch_norm_act(x, weight, bias, 1e-3, act)
+    got = (y, mean, var, *torch.autograd.grad(y, (x, weight, bias), grad))
+
+    leaves = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    exact = ACTS[act](F.batch_norm(leaves[0], None, None, *leaves[1:], True, 0, 1e-3))
+    x64 = leaves[0].detach()
+    moments = x64.mean((0, 2, 3)), x64.var((0, 2, 3), unbiased=False)
+    want = (exact, *moments, *torch.autograd.grad(exact, leaves, grad.double()))
+    assert y.dtype is dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert [error(ours, theirs) < tolerance for ours, theirs in zip(got, want, strict=True)] == (
+        [True] * 6
+    )
+
+
+@compiled
+@pytest.mark.parametrize("act", ACTS)
+def test_activations_at_their_corners_and_far_out(act):
+    """The slope is PyTorch's where the activation has a corner, and nothing overflows."""
+    points = torch.tensor([-300.0, -90, -6, -3, -1, 0, 1, 3, 6, 90, 300])
+    chans, count = 16, len(points)
+    # Normalised values that are the points: mean 0, and as scale their deviation.
+    x = (points - points.mean())[:, None].repeat(1, chans).view(count, chans, 1, 1)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    deviation = x.detach()[:, 0].std(unbiased=False)
+    weight, bias = deviation.repeat(chans), points.mean().repeat(chans)
+    bias.requires_grad_()
+    y, _ = batch_norm_act(x, weight, bias, 0.0, act)
+    torch.testing.assert_close(y[:, 0, 0, 0], ACTS[act](points), rtol=1e-4, atol=1e-4)
+    slopes = []
+    for i in range(count):
+        grad = torch.zeros_like(y)
+        grad[i] = 1.0
+        slopes.append(torch.autograd.grad(y, bias, grad, retain_graph=True)[0][0])
+    z = points.clone().requires_grad_()
+    (want,) = torch.autograd.grad(ACTS[act](z).sum(), z)
+    # The points are reached up to rounding, so that at a corner either side's slope is right.
+    corner = torch.isin(points, torch.tensor([-3.0, 0, 3, 6]))
+    torch.testing.assert_close(torch.stack(slopes)[~corner], want[~corner], rtol=1e-3, atol=1e-4)
+
+
+@compiled
+@pytest.mark.parametrize("padding", ["none", "half", "all"])
+@pytest.mark.parametrize("size", [(9, 12), (8, 7), (7, 7), (12, 30)])
+@pytest.mark.parametrize("stride", native.STRIDES)
+@pytest.mark.parametrize("kernel_size", native.KERNEL_SIZES)
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_depthwise_gradients(dtype, tolerance, kernel_size, stride, size, padding):
+    pad = {"none": 0, "half": kernel_size // 2, "all": kernel_size - 1}[padding]
+    for chans in CHANS:
+        x = image_like(3, chans, *size, dtype=dtype)
+        weight = torch.randn(chans, 1, kernel_size, kernel_size).to(dtype)
+        leaves = [t.double().requires_grad_() for t in (x, weight)]
+        exact = F.conv2d(*leaves, None, stride, pad, 1, chans)
+        grad = image_like(*exact.shape, dtype=dtype, seed=1)
+        assert native.covers_depthwise(x, weight, stride, pad)
+        want = torch.autograd.grad(exact, leaves, grad.double())
+        got = native.depthwise_backward(grad, x, weight, stride, pad, need_x=True)
+        assert [error(a, b) < tolerance for a, b in zip(got, want, strict=True)] == [True, True]
+        nothing, alone = native.depthwise_backward(grad, x, weight, stride, pad, need_x=False)
+        assert nothing is None
+        assert torch.equal(alone, got[1])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_nothing(dtype):
+    x = image_like(37, 24, 9, 9, dtype=dtype)
+    grad = image_like(37, 24, 9, 9, dtype=dtype, seed=1)
+    weight, ones, zeros = torch.randn(24, 1, 3, 3), torch.ones(24), torch.zeros(24)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            y, stats = native.norm_act(x, ones, zeros, 1e-5, "silu")
+            of_norm = native.norm_act_backward(grad, x, stats, 1e-5, "silu")
+            of_conv = native.depthwise_backward(grad, x, weight, 1, 1, need_x=True)
+            results.append([y, stats, *of_norm, *of_conv])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert torch.equal(one, same)
+
+
+@compiled
+def test_what_is_not_covered():
+    x = image_like(2, 16, 8, 8, dtype=torch.float32)
+    assert native.covers(x)
+    assert not native.covers(x.double())
+    assert not native.covers(x.half())
+    assert not native.covers(x.contiguous())
+    assert not native.covers(x[:, :8])
+    assert not native.covers(x[:0])
+    assert not native.covers(x[..., ::2])
+    weight = torch.randn(16, 1, 3, 3)
+    assert native.covers_depthwise(x, weight, 1, 1)
+    assert not native.covers_depthwise(x, weight, 3, 1)
+    assert not native.covers_depthwise(x, weight, 1, 3)
+    assert not native.covers_depthwise(x, torch.randn(32, 1, 3, 3), 1, 1)
+    assert not native.covers_depthwise(x, torch.randn(16, 1, 9, 9), 1, 4)
+
+
+@compiled
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_operator_takes_them(stride, monkeypatch):
+    calls = []
+    ours = native.depthwise_backward
+    monkeypatch.setattr(native, "depthwise_backward", lambda *a: calls.append(1) or ours(*a))
+    x = image_like(2, 16, 8, 8, dtype=torch.float32).requires_grad_()
+    weight = torch.randn(16, 1, 3, 3, requires_grad=True)
+    from dwsep_zoo.ops import depthwise_conv2d
+
+    got = torch.autograd.grad(depthwise_conv2d(x, weight, stride, 1).square().sum(), (x, weight))
+    want = torch.autograd.grad(
+        F.conv2d(x, weight, None, stride, 1, 1, 16).square().sum(), (x, weight)
+    )
+    assert calls == [1]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@compiled
+@pytest.mark.parametrize("act", ACTS)
+def test_second_derivatives_are_pytorchs(act):
+    """The norm of a gradient, as in a penalty."""
+    x = image_like(3, 16, 4, 4, dtype=torch.float32)
+    weight, bias = torch.rand(16) + 0.5, torch.rand(16)
+
+    def penalty(way):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        (gradient,) = torch.autograd.grad(way(*leaves).sin().sum(), leaves[:1], create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), leaves)
+
+    got = penalty(lambda *inputs: batch_norm_act(*inputs, 1e-5, act)[0])
+    want = penalty(lambda a, *b: ACTS[act](F.batch_norm(a, None, None, *b, True, 0, 1e-5)))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def anew():
+    """As in a process that has not looked for a compiler."""
+    native.native.cache_clear()
+    yield
+    native.native.cache_clear()
+
+
+def test_without_a_compiler(anew, monkeypatch):
+    monkeypatch.setattr(native, "_compiler", lambda: None)
+    x, weight = image_like(2, 16, 8, 8, dtype=torch.float32), torch.randn(16, 1, 3, 3)
+    assert not native.covers(x)
+    assert native.status() == (
+        "PyTorch's (no C++ compiler; install g++, or name one in the variable CXX)"
+    )
+    grad = torch.randn_like(x)
+    for ours, theirs in zip(
+        cpu.backward(grad, x, weight, 1, 1, (True, True)),
+        cpu.aten_backward(grad, x, weight, 1, (1, 1), (True, True)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_compiler_that_fails_is_named(anew, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo 1.0 && exit\necho broken >&2\nexit 1\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert native.status() == f"PyTorch's ({compiler} failed: broken)"
+    assert [path.name for path in (tmp_path / "dwsep_zoo").iterdir()] == []
+
+
+@compiled
+def test_compiled_once_and_also_where_no_cache_can_be_written(anew, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.native().library
+    (library,) = (tmp_path / "dwsep_zoo").iterdir()
+    commands = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: commands.append(a[0]) or run(*a, **k))
+    native.native.cache_clear()
+    assert native.native().library
+    assert [command[-1] for command in commands] == ["--version"]
+    library.unlink()
+    (tmp_path / "dwsep_zoo").rmdir()
+    (tmp_path / "dwsep_zoo").write_text("not a folder")
+    native.native.cache_clear()
+    assert native.native().library
