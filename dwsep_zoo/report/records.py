@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _KEPT = (
     *("started", "finished", "command", "versions", "git_commit", "machine", "data", "memory"),
-    *("best_epoch", "epochs", "device", "compiled", "in_turns"),
+    *("best_epoch", "epochs", "device", "compiled", "own_kernels", "in_turns"),
 )
 
 

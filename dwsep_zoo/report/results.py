@@ -330,7 +330,7 @@ def _setting(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _machine(record: Mapping[str, Any]) -> str:
-    """The device that trained, what feeds it, and whether the steps were compiled."""
+    """The device that trained, what feeds it, and what the steps were made of."""
     gpu = None if record.get("device") == "cpu" else _get(record, "machine", "gpu")
     threads = _integer(record, "machine", "threads")
     parts = (
@@ -338,6 +338,7 @@ def _machine(record: Mapping[str, Any]) -> str:
         _get(record, "machine", "cpu"),
         None if threads is None else _count(threads, "thread"),
         "compiled steps" if record.get("compiled") else None,
+        "this project's kernels" if record.get("own_kernels") else None,
     )
     return ", ".join(str(part) for part in parts if part is not None)
 

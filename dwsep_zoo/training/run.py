@@ -204,6 +204,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
         precision=str(trainer.precision),
         device=device.type,
         compiled=compiling.choice.compiled if compiling.choice else None,
+        own_kernels=device.type == "cpu" and native.native().library is not None,
         finished=now(),
     )
     _log_hparams(trainer, cfg, setup, record.values)

@@ -103,14 +103,17 @@ def test_training_time_is_of_the_device_that_was_used(write_run, tmp_path, as_se
     assert "Test GPU, Test CPU, 2 threads" in line
 
 
-def test_no_time_ratio_of_compiled_and_eager_steps(write_run, tmp_path, as_separable):
-    write_run("a", compiled=False)
-    write_run("b", compiled=True, **as_separable)
-    write_run("c", compiled=None, conv="mixed")
+@pytest.mark.parametrize(
+    ("key", "said"), [("compiled", "compiled steps"), ("own_kernels", "this project's kernels")]
+)
+def test_no_time_ratio_of_other_steps(key, said, write_run, tmp_path, as_separable):
+    write_run("a", **{key: False})
+    write_run("b", **{key: True}, **as_separable)
+    write_run("c", **{key: None}, conv="mixed")
     table = only_table(tmp_path)
     ratios = {row.first.name: row.train_ratio for row in table.rows}
     assert ratios == {"a": 1, "b": None, "c": 1}
-    assert any("compiled steps" in line for line in words.legend(table))
+    assert any(said in line for line in words.legend(table))
 
 
 def test_no_time_ratio_across_machines(write_run, tmp_path, as_separable):
