@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dwsep_zoo.nn.conv import ConvOp, Gate
 from dwsep_zoo.nn.layers import Act, Layers, Mid
 from dwsep_zoo.nn.norm import Normed, norm_act
-from dwsep_zoo.ops import pool_beside
+from dwsep_zoo.ops import plain, pool_beside
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -63,10 +63,7 @@ class SqueezeExcite(nn.Module):
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
-            x, pooled = pool_beside(x)
-        else:
-            pooled = self.pool(x)
+        x, pooled = pool_beside(x) if _has_gradient(x) else (x, self.pool(x))
         return x * self.gate(self.expand(self.act(self.reduce(pooled))))
 
 
@@ -283,6 +280,18 @@ class XceptionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.pool(self.body(x))
         return y if self.shortcut is None else self.drop_path(y) + self.shortcut(x)
+
+
+def _has_gradient(x: Tensor) -> bool:
+    """Whether gradients of ``x`` are computed, by PyTorch as it is and not by a compiler."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor
+        and torch.is_grad_enabled()
+        and x.requires_grad
+        and not plain()
+    )
 
 
 def _drop_path(rate: float) -> nn.Module:

@@ -27,11 +27,12 @@ class Normed(nn.Sequential):
     """Modules that end with ``norm`` or with ``norm`` and ``act``, by these names."""
 
     def forward(self, x: Tensor) -> Tensor:
-        names = [*self._modules]
-        end = names.index("norm")
-        for name in names[:end]:
-            x = self._modules[name](x)
-        return norm_act(x, *(self._modules[name] for name in names[end:]))
+        children = [*self.named_children()]
+        ends = [i for i, (name, _) in enumerate(children) if name == "norm"]
+        end = ends[0] if ends else len(children)  # a slice may have none
+        for _, module in children[:end]:
+            x = module(x)
+        return norm_act(x, *(module for _, module in children[end:])) if ends else x
 
 
 def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None = None) -> Tensor:
@@ -57,8 +58,8 @@ def _is_fused(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module | None) -> bool:
         and norm.training
         and norm.momentum is not None
         and norm.running_mean is not None
-        and norm.weight is not None
-        and norm.weight.dtype is torch.float32
+        and norm.num_features == x.shape[1]
+        and all(_is_usual(t) for t in (norm.weight, norm.bias))
         and torch.is_grad_enabled()
         and (x.requires_grad or norm.weight.requires_grad)
         and not _is_heard(norm)
@@ -66,6 +67,15 @@ def _is_fused(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module | None) -> bool:
         and x.numel() > x.shape[1]
         and not plain()
         and native.covers(x)
+    )
+
+
+def _is_usual(parameter: Tensor | None) -> bool:
+    return (
+        parameter is not None
+        and parameter.dtype is torch.float32
+        and parameter.device.type == "cpu"
+        and parameter.is_contiguous()
     )
 
 
@@ -77,6 +87,8 @@ def _is_heard(module: nn.Module) -> bool:
         module._backward_pre_hooks,
         nn.modules.module._global_forward_hooks,
         nn.modules.module._global_forward_pre_hooks,
+        nn.modules.module._global_backward_hooks,
+        nn.modules.module._global_backward_pre_hooks,
     )
     return any(hooks)
 
@@ -86,9 +98,9 @@ def _update(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
     """The running statistics, as ``nn.BatchNorm2d`` does, with the unbiased variance."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
     assert norm.momentum is not None
     mean, var = stats
-    norm.num_batches_tracked.add_(1)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)

@@ -219,7 +219,8 @@ static void norm_act(Norm a, const void *x, void *y, const float *weight, const 
             for (long c = 0; c < a.chans; c++) {
                 const double d = (double)sums[c] / a.rows;
                 const double mean = number<type>(x, c) + d;
-                const double var = std::fmax(0.0, (double)sums[a.chans + c] / a.rows - d * d);
+                const double square = (double)sums[a.chans + c] / a.rows - d * d;
+                const double var = square < 0 ? 0 : square; // a NaN stays one
                 a.mean[c] = (float)mean;
                 a.var[c] = (float)var;
                 a.scale[c] = (float)(weight[c] / std::sqrt(var + a.eps));

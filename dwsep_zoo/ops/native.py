@@ -54,15 +54,25 @@ def native() -> Native:
     if compiler is None:
         return Native(None, "no C++ compiler; install g++, or name one in the variable CXX")
     try:
-        version = _output(compiler, "--version").splitlines()[0]
+        version = _output(compiler, "--version").partition("\n")[0]
         library = ctypes.CDLL(str(_built(compiler, version)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         return Native(None, f"{compiler} failed: {lines[0] if lines else type(error).__name__}")
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
     return Native(library, version)
+
+
+def is_ready() -> bool:
+    """Whether the kernels can be called."""
+    return native().library is not None
+
+
+# torch.compile takes the answer for a constant instead of looking into how it came about: what
+# torch.compiler.assume_constant_result does, which would import the compiler with this module.
+is_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def status() -> str:
@@ -79,7 +89,7 @@ def covers(x: Tensor) -> bool:
         and x.shape[1] >= VECTOR
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
-        and native().library is not None
+        and is_ready()
     )
 
 
@@ -112,9 +122,10 @@ def norm_act(
         that came of them.
     """
     y, chans = torch.empty_like(x), x.shape[1]
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
     stats = torch.empty(4, chans)
     _library().dwsep_norm_act(
-        *_pointers(x, y, weight.contiguous(), bias.contiguous(), stats),
+        *_pointers(x, y, weight, bias, stats),
         *(x.numel() // chans, chans, eps),
         *(x.dtype is torch.bfloat16, ACTS.index(act), torch.get_num_threads()),
     )
@@ -150,7 +161,7 @@ def depthwise_backward(
     """
     grad, (images, chans, *image) = _like(grad, x), x.shape
     size = weight.shape[-1]
-    taps = weight.to(x.dtype).float().view(chans, size * size).t().contiguous()
+    taps = weight.to(x.dtype).float().reshape(chans, size * size).t().contiguous()
     grad_taps = torch.empty_like(taps)
     grad_x = torch.empty_like(x) if need_x else None
     _library().dwsep_depthwise_backward(
@@ -158,7 +169,8 @@ def depthwise_backward(
         *(images, chans, *image, *grad.shape[2:]),
         *(size, stride, padding, x.dtype is torch.bfloat16, torch.get_num_threads()),
     )
-    return grad_x, grad_taps.t().reshape(weight.shape)
+    grad_weight = torch.empty_like(weight, dtype=torch.float32)
+    return grad_x, grad_weight.copy_(grad_taps.t().reshape(weight.shape))
 
 
 def _library() -> ctypes.CDLL:
@@ -208,11 +220,11 @@ def _built(compiler: str, version: str) -> Path:
 
 def _cache_folder() -> Path:
     """Of the user's own; one for this process where that cannot be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base, "dwsep_zoo")
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base, "dwsep_zoo")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # no home
         return Path(tempfile.mkdtemp(prefix="dwsep_zoo-"))

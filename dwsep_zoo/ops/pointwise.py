@@ -23,7 +23,7 @@ def pointwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     if _is_a_product(x):
         # In channels_last this is a view, an image's pixels being rows of channels.
         return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
-    return F.conv2d(x, weight)
+    return F.conv2d(x, weight, None, 1, 0, 1, 1)
 
 
 def _is_a_product(x: Tensor) -> bool:

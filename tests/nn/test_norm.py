@@ -121,3 +121,27 @@ def test_the_compiler_gets_the_modules(calls):
     compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), both(x))
     assert calls == ["relu"]  # by the second one
+
+
+def test_a_norm_for_other_channels_is_refused_as_ever(calls):
+    x, _ = example()
+    with pytest.raises(RuntimeError):
+        norm_act(x, nn.BatchNorm2d(32))
+    assert calls == []
+
+
+def test_statistics_that_are_not_counted(calls):
+    """As in the second computation of gradient checkpointing."""
+    x, norm = example()
+    norm.momentum, norm.num_batches_tracked = 0.0, None
+    before = norm.running_mean.clone()
+    norm_act(x, norm)
+    assert calls == ["identity"]
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_a_slice_of_a_block_is_a_sequence(calls):
+    x, norm = example()
+    block = Normed()
+    block.conv, block.norm, block.act = nn.Identity(), norm, nn.ReLU()
+    assert torch.equal(block[:1](x), x)

@@ -5,8 +5,9 @@ import subprocess
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.library import opcheck
 
-from dwsep_zoo.ops import batch_norm_act, cpu, native
+from dwsep_zoo.ops import batch_norm_act, cpu, depthwise_conv2d, native
 from dwsep_zoo.ops.norm import ACTS
 
 TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
@@ -146,8 +147,6 @@ def test_the_operator_takes_them(stride, monkeypatch):
     monkeypatch.setattr(native, "depthwise_backward", lambda *a: calls.append(1) or ours(*a))
     x = image_like(2, 16, 8, 8, dtype=torch.float32).requires_grad_()
     weight = torch.randn(16, 1, 3, 3, requires_grad=True)
-    from dwsep_zoo.ops import depthwise_conv2d
-
     got = torch.autograd.grad(depthwise_conv2d(x, weight, stride, 1).square().sum(), (x, weight))
     want = torch.autograd.grad(
         F.conv2d(x, weight, None, stride, 1, 1, 16).square().sum(), (x, weight)
@@ -225,3 +224,41 @@ def test_compiled_once_and_also_where_no_cache_can_be_written(anew, monkeypatch,
     (tmp_path / "dwsep_zoo").write_text("not a folder")
     native.native.cache_clear()
     assert native.native().library
+
+
+@compiled
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_the_compiler_is_told_what_they_return(dtype, kernel_size, stride):
+    """Shapes, types and strides; and it does not look into how the library came about."""
+    x = image_like(2, 16, 9, 8, dtype=dtype)
+    weight = torch.randn(16, 1, kernel_size, kernel_size)
+    padding = kernel_size // 2
+    grad = torch.randn_like(F.conv2d(x, weight.to(dtype), None, stride, padding, 1, 16))
+    arguments = (grad, x, weight, stride, padding, [True, True])
+    opcheck(torch.ops.dwsep.depthwise_conv2d_backward.default, arguments)
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    convolve = torch.compile(depthwise_conv2d, backend="aot_eager", fullgraph=True)
+    got = torch.autograd.grad(convolve(*leaves, stride, padding), leaves, grad)
+    want = torch.autograd.grad(depthwise_conv2d(*leaves, stride, padding), leaves, grad)
+    for ours, theirs in zip(got, want, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@compiled
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
+@pytest.mark.parametrize("stride", native.STRIDES)
+@pytest.mark.parametrize("kernel_size", native.KERNEL_SIZES)
+def test_images_smaller_than_the_kernel(kernel_size, stride, size):
+    x, weight = (
+        image_like(1, 24, *size, dtype=torch.float32),
+        torch.randn(24, 1, *[kernel_size] * 2),
+    )
+    leaves = [t.double().requires_grad_() for t in (x, weight)]
+    exact = F.conv2d(*leaves, None, stride, kernel_size // 2, 1, 24)
+    grad = image_like(*exact.shape, dtype=torch.float32, seed=1)
+    want = torch.autograd.grad(exact, leaves, grad.double())
+    got = native.depthwise_backward(grad, x, weight, stride, kernel_size // 2, need_x=True)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
