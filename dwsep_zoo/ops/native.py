@@ -1,8 +1,9 @@
 """The kernels of ``native.cpp``, compiled for this processor when they are first needed.
 
 That takes a few seconds and a C++ compiler, which ``torch.compile`` needs too; the library is kept
-in the user's cache. Without a compiler everything is computed by PyTorch's own operators, and
-:func:`status` says so, in the log of every training on a CPU.
+in the user's cache. Without a compiler PyTorch's own operators compute everything, around the
+slowest of them (:mod:`dwsep_zoo.ops.cpu`), and :func:`status` says so, in the log of every training
+on a CPU.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 PyTorch's own take several times as long as their memory traffic: together almost a third of
 MobileNetV1's step in bfloat16. Here a pass is bound by memory (``native.cpp``), and the activation
-has none of its own.
+is part of the norm's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Compiled training steps: what lies between two convolutions becomes one pass over memory.
 
-Norm and activation, forward and backward, take a fifth of MobileNetV1's step on a CPU. Compilation
-takes about a minute, so by default a run has to be long enough to repay it, and its own steps are
-timed: with some activations the compiled network is no faster.
+Compilation takes about a minute, so by default a run has to be long enough to repay it, and its own
+steps are timed: on a CPU, where eager ones have kernels of ours, they may be no faster compiled.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Our own CPU kernels against PyTorch's in float64, and what happens where they cannot be had."""
 
+import platform
 import subprocess
 
 import pytest
@@ -180,6 +181,7 @@ def anew():
     native.native.cache_clear()
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="looked for on Linux only")
 def test_without_a_compiler(anew, monkeypatch):
     monkeypatch.setattr(native, "_compiler", lambda: None)
     x, weight = image_like(2, 16, 8, 8, dtype=torch.float32), torch.randn(16, 1, 3, 3)
@@ -196,6 +198,7 @@ def test_without_a_compiler(anew, monkeypatch):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="looked for on Linux only")
 def test_a_compiler_that_fails_is_named(anew, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler = tmp_path / "g++"
