@@ -2,7 +2,7 @@
 
 Both are the same sums. On the CPU oneDNN's bfloat16 convolutions lose time where a batch has few
 pixels, above all in the weight's gradient: with 1024 channels and 512 pixels the three products of
-a training step take almost a third of the time of the three convolutions, with 2048 pixels three
+a training step take little more than a third of the time of the three convolutions, with 2048 three
 quarters; beyond some thousands they are equal. In float32 the convolutions are faster.
 """
 
