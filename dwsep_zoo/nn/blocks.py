@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dwsep_zoo.nn.conv import ConvOp, Gate
 from dwsep_zoo.nn.layers import Act, Layers, Mid
-from dwsep_zoo.nn.norm import Normed, norm_act
+from dwsep_zoo.nn.norm import Normed, is_heard, norm_act
 from dwsep_zoo.ops import plain, pool_beside
 
 
@@ -63,7 +63,8 @@ class SqueezeExcite(nn.Module):
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
-        x, pooled = pool_beside(x) if _has_gradient(x) else (x, self.pool(x))
+        beside = _has_gradient(x) and not is_heard(self.pool)
+        x, pooled = pool_beside(x) if beside else (x, self.pool(x))
         return x * self.gate(self.expand(self.act(self.reduce(pooled))))
 
 
@@ -286,11 +287,10 @@ def _has_gradient(x: Tensor) -> bool:
     """Whether gradients of ``x`` are computed, by PyTorch as it is and not by a compiler."""
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not plain(x)
         and type(x) is Tensor
         and torch.is_grad_enabled()
         and x.requires_grad
-        and not plain()
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dwsep_zoo.nn.norm import NormAct
+from dwsep_zoo.nn.norm import ACT_MODULES, NormAct
 from dwsep_zoo.ops import depthwise_conv2d, pointwise_conv2d
 
 Mid = Literal["norm_act", "norm", "none"]
@@ -18,12 +18,10 @@ Padding = Literal["symmetric", "same"]
 Size = int | tuple[int, int]
 Act = Callable[..., nn.Module]
 
-ReLU: Act = partial(nn.ReLU, inplace=True)
-ReLU6: Act = partial(nn.ReLU6, inplace=True)
-HardSwish: Act = partial(nn.Hardswish, inplace=True)
-SiLU: Act = partial(nn.SiLU, inplace=True)
-
-ACTS: dict[str, Act] = {"relu": ReLU, "relu6": ReLU6, "hard_swish": HardSwish, "silu": SiLU}
+ACTS: dict[str, Act] = {
+    name: partial(module, inplace=True) for name, module in ACT_MODULES.items()
+}
+ReLU, ReLU6, HardSwish, SiLU = (ACTS[name] for name in ("relu", "relu6", "hard_swish", "silu"))
 
 
 def pad_same(x: Tensor, kernel_size: Size, stride: Size, value: float = 0.0) -> Tensor:

@@ -7,12 +7,17 @@ from torch import Tensor, nn
 
 from dwsep_zoo.ops import batch_norm_act, native, plain
 
-FUSED_ACTS: dict[type[nn.Module] | None, str] = {
+ACT_MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hard_swish": nn.Hardswish,
+    "silu": nn.SiLU,
+}
+"""By the names that :data:`dwsep_zoo.ops.norm.ACTS` has, too."""
+
+_NAMES: dict[type[nn.Module] | None, str] = {
     None: "identity",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.Hardswish: "hard_swish",
-    nn.SiLU: "silu",
+    **{module: name for name, module in ACT_MODULES.items()},
 }
 
 
@@ -40,7 +45,7 @@ def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None = None) -> Tensor
 
     Whatever that does not cover, and modules that somebody listens to, are called one by one.
     """
-    kind = FUSED_ACTS.get(None if act is None else type(act))
+    kind = _NAMES.get(None if act is None else type(act))
     if kind is not None and type(norm) is nn.BatchNorm2d and _is_fused(x, norm, act):
         y, stats = batch_norm_act(x, norm.weight, norm.bias, norm.eps, kind)
         _update(norm, stats, x.numel() // x.shape[1])
@@ -52,7 +57,7 @@ def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None = None) -> Tensor
 def _is_fused(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module | None) -> bool:
     return (
         not torch.compiler.is_compiling()  # the compiler fuses them itself
-        and not torch.jit.is_tracing()
+        and not plain(x)
         and type(x) is Tensor
         and x.device.type == "cpu"
         and norm.training
@@ -62,10 +67,9 @@ def _is_fused(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module | None) -> bool:
         and all(_is_usual(t) for t in (norm.weight, norm.bias))
         and torch.is_grad_enabled()
         and (x.requires_grad or norm.weight.requires_grad)
-        and not _is_heard(norm)
-        and not (act is not None and _is_heard(act))
+        and not is_heard(norm)
+        and not (act is not None and is_heard(act))
         and x.numel() > x.shape[1]
-        and not plain()
         and native.covers(x)
     )
 
@@ -79,7 +83,8 @@ def _is_usual(parameter: Tensor | None) -> bool:
     )
 
 
-def _is_heard(module: nn.Module) -> bool:
+def is_heard(module: nn.Module) -> bool:
+    """Whether somebody would miss its call."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,

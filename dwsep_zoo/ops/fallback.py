@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from torch import Tensor, fx
+
 fallbacks: Counter[str] = Counter()
 """Calls in this process that the fast ways do not cover, by reason; ``clear()`` before counting.
 
@@ -27,6 +30,17 @@ def plain_kernels() -> Iterator[None]:
         _plain = before
 
 
-def plain() -> bool:
-    """Whether this is within :func:`plain_kernels`."""
-    return _plain
+def plain(x: Tensor) -> bool:
+    """Whether only PyTorch's own operators will do for ``x``.
+
+    So it is within :func:`plain_kernels`, in what is exported or traced, and under the transforms
+    of ``torch.func``, which know no others.
+    """
+    return (
+        _plain
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+        or isinstance(x, fx.Proxy)
+        or not torch.compiler.is_compiling()
+        and torch._C._functorch.maybe_current_level() is not None
+    )

@@ -8,9 +8,9 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -56,14 +56,6 @@ template <Type type> INLINE void store(void *p, long i, vec x) {
     const half h = __builtin_convertvector((b & ~nan) | (0x7fc0 & nan), half);
 #endif
     memcpy((uint16_t *)p + i, &h, sizeof h);
-}
-
-template <Type type> INLINE float number(const void *p, long i) {
-    if (type == FLOAT) return ((const float *)p)[i];
-    const uint32_t wide = (uint32_t)((const uint16_t *)p)[i] << 16;
-    float x;
-    memcpy(&x, &wide, sizeof x);
-    return x;
 }
 
 // A NaN stays one.
@@ -144,25 +136,52 @@ struct Norm {
     double eps;
     float *mean, *var, *scale, *shift; // (chans,)
 
-    // Rows whose sums are taken at once.
-    long piece() const { return (rows + 255) / 256 < 64 ? 64 : (rows + 255) / 256; }
+    // Rows whose sums are taken at once: the more, the less exact they are.
+    long piece() const { return least((rows + 255) / 256 < 64 ? 64 : (rows + 255) / 256, 1024); }
     long pieces() const { return (rows + piece() - 1) / piece(); }
+    double part(long i) const { return (double)least(piece(), rows - i * piece()) / rows; }
 };
 
-// Sums of x - first and of its square, first being the first row; of 16 n channels.
+// Mean, and sum of the squares of x - mean; of 16 n channels. Sums are of x - near, near being the
+// mean of the first few rows: squares of x would lose what is small beside the mean.
 template <Type type, int n>
 INLINE void moments(const Norm &a, const void *x, long begin, long end, long c, float *sums) {
-    vec first[n], one[n] = {}, two[n] = {};
-    for (int i = 0; i < n; i++) first[i] = load<type>(x, c + i * V);
+    const long few = least(16, end - begin);
+    vec near[n] = {}, one[n] = {}, two[n] = {};
+    for (long row = begin; row < begin + few; row++)
+        for (int i = 0; i < n; i++)
+            near[i] += load<type>(x, row * a.chans + c + i * V) / (float)few;
     for (long row = begin; row < end; row++)
         for (int i = 0; i < n; i++) {
-            const vec d = load<type>(x, row * a.chans + c + i * V) - first[i];
+            const vec d = load<type>(x, row * a.chans + c + i * V) - near[i];
             one[i] += d;
             two[i] += d * d;
         }
     for (int i = 0; i < n; i++) {
-        store(sums + c + i * V, one[i]);
-        store(sums + a.chans + c + i * V, two[i]);
+        const vec d = one[i] / (float)(end - begin);
+        store(sums + c + i * V, near[i] + d);
+        store(sums + a.chans + c + i * V, two[i] - one[i] * d);
+    }
+}
+
+// Mean and variance of all rows from those moments of the pieces; Chan et al. 1983, equation 2.1.
+static void merge_moments(const Norm &a, const float *sums) {
+    for (long begin = 0; begin < a.chans; begin += 256) {
+        const long n = least(256, a.chans - begin);
+        double mean[256] = {}, squares[256] = {};
+        for (long i = 0; i < a.pieces(); i++)
+            for (long j = 0; j < n; j++)
+                mean[j] += a.part(i) * sums[i * 2 * a.chans + begin + j];
+        for (long i = 0; i < a.pieces(); i++)
+            for (long j = 0; j < n; j++) {
+                const float *piece = sums + i * 2 * a.chans + begin + j;
+                const double d = piece[0] - mean[j];
+                squares[j] += piece[a.chans] / a.rows + a.part(i) * d * d;
+            }
+        for (long j = 0; j < n; j++) {
+            a.mean[begin + j] = (float)mean[j];
+            a.var[begin + j] = (float)(squares[j] < 0 ? 0 : squares[j]); // a NaN stays one
+        }
     }
 }
 
@@ -204,7 +223,8 @@ template <Type type, Act act>
 static void norm_act(Norm a, const void *x, void *y, const float *weight, const float *bias,
                      int threads) {
     const long pieces = a.pieces(), size = a.piece();
-    float *sums = (float *)malloc(sizeof(float) * 2 * a.chans * pieces);
+    std::vector<float> space(2 * a.chans * pieces);
+    float *const sums = space.data();
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -215,16 +235,10 @@ static void norm_act(Norm a, const void *x, void *y, const float *weight, const 
             });
 #pragma omp single
         {
-            add_pieces(sums, pieces, 2 * a.chans, sums);
+            merge_moments(a, sums);
             for (long c = 0; c < a.chans; c++) {
-                const double d = (double)sums[c] / a.rows;
-                const double mean = number<type>(x, c) + d;
-                const double square = (double)sums[a.chans + c] / a.rows - d * d;
-                const double var = square < 0 ? 0 : square; // a NaN stays one
-                a.mean[c] = (float)mean;
-                a.var[c] = (float)var;
-                a.scale[c] = (float)(weight[c] / std::sqrt(var + a.eps));
-                a.shift[c] = (float)(bias[c] - mean * a.scale[c]);
+                a.scale[c] = (float)(weight[c] / std::sqrt(a.var[c] + a.eps));
+                a.shift[c] = (float)(bias[c] - (double)a.mean[c] * a.scale[c]);
             }
         }
 #pragma omp for schedule(static)
@@ -236,15 +250,14 @@ static void norm_act(Norm a, const void *x, void *y, const float *weight, const 
                     store<type>(y, at, activate<act>(z));
                 }
     }
-    free(sums);
 }
 
 template <Type type, Act act>
 static void norm_act_backward(Norm a, const void *grad, const void *x, void *dx, float *dweight,
                               float *dbias, int threads) {
     const long pieces = a.pieces(), size = a.piece();
-    float *sums = (float *)malloc(sizeof(float) * 2 * a.chans * (pieces + 1));
-    float *by_x = sums + 2 * a.chans * pieces, *rest = by_x + a.chans;
+    std::vector<float> space(2 * a.chans * (pieces + 1));
+    float *const sums = space.data(), *const by_x = sums + 2 * a.chans * pieces, *const rest = by_x + a.chans;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -281,7 +294,6 @@ static void norm_act_backward(Norm a, const void *grad, const void *x, void *dx,
                 }
             }
     }
-    free(sums);
 }
 
 // ---- depthwise gradients --------------------------------------------------------------------------
@@ -440,20 +452,24 @@ INLINE void image_backward(const Depthwise &a, long image, long first, float *dw
 template <Type type, int K, int stride>
 static void depthwise_backward(const Depthwise &a, float *dweight, long images, int threads) {
     const long size = (images + 31) / 32, pieces = (images + size - 1) / size;
+    // Channels together fill cache lines; the last group has what is left.
+    const long group = 4 * V, groups = a.chans < group ? 1 : a.chans / group;
     const long weights = K * K * a.chans;
-    float *sums = (float *)calloc(pieces * weights, sizeof(float));
+    std::vector<float> sums(pieces * weights);
 #pragma omp parallel num_threads(threads)
     {
-        float *buffer = (float *)calloc((K + 3) * (a.width + 2 * (K - 1)) * V, sizeof(float));
+        std::vector<float> buffer((K + 3) * (a.width + 2 * (K - 1)) * V);
 #pragma omp for schedule(dynamic)
-        for (long i = 0; i < pieces; i++)
+        for (long part = 0; part < pieces * groups; part++) {
+            const long i = part / groups, begin = part % groups * group;
+            const long end = part % groups == groups - 1 ? a.chans : begin + group;
             for (long image = i * size; image < least(images, (i + 1) * size); image++)
-                for (long c = 0; c < a.chans; c += V)
-                    image_backward<type, K, stride>(a, image, c, sums + i * weights, buffer);
-        free(buffer);
+                for (long c = begin; c < end; c += V)
+                    image_backward<type, K, stride>(a, image, c, sums.data() + i * weights,
+                                                    buffer.data());
+        }
     }
-    add_pieces(sums, pieces, weights, dweight);
-    free(sums);
+    add_pieces(sums.data(), pieces, weights, dweight);
 }
 
 // ---- what native.py calls -------------------------------------------------------------------------

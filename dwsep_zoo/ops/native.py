@@ -8,10 +8,12 @@ on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -23,12 +25,11 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("native.cpp")
+INSTALL = "install g++, or name one in the variable CXX"
 VECTOR = 16
 """Fewest channels that the kernels take."""
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
-ACTS = ("identity", "relu", "relu6", "hard_swish", "silu")
-"""In the order of ``native.cpp``."""
 
 _POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
 _SIGNATURES = {
@@ -53,13 +54,16 @@ def native() -> Native:
         return Native(None, f"not for {platform.system()}")
     compiler = _compiler()
     if compiler is None:
-        return Native(None, "no C++ compiler; install g++, or name one in the variable CXX")
+        return Native(None, f"no C++ compiler; {INSTALL}")
     try:
-        version = _output(compiler, "--version").partition("\n")[0]
-        library = ctypes.CDLL(str(_built(compiler, version)))
+        version = _output(*compiler, "--version").partition("\n")[0]
+        if "clang" in version:  # brings an OpenMP of its own, with threads beside PyTorch's
+            return Native(None, f"not by {version}; {INSTALL}")
+        library = _library_of(compiler, version)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        return Native(None, f"{compiler} failed: {lines[0] if lines else type(error).__name__}")
+        why = lines[0] if lines else type(error).__name__
+        return Native(None, f"{shlex.join(compiler)} failed: {why}")
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
@@ -107,7 +111,7 @@ def covers_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bo
 
 
 def norm_act(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int
 ) -> tuple[Tensor, Tensor]:
     """Normalise over the batch, then activate.
 
@@ -116,7 +120,7 @@ def norm_act(
         weight: ``(C,)`` float32, as ``bias``.
         bias: after the multiplication with ``weight``.
         eps: added to the variance.
-        act: one of :data:`ACTS`.
+        act: number of the activation in ``native.cpp``.
 
     Returns:
         What ``x`` is like, and ``(4, C)`` float32: mean, biased variance, and the scale and shift
@@ -128,13 +132,13 @@ def norm_act(
     _library().dwsep_norm_act(
         *_pointers(x, y, weight, bias, stats),
         *(x.numel() // chans, chans, eps),
-        *(x.dtype is torch.bfloat16, ACTS.index(act), torch.get_num_threads()),
+        *(x.dtype is torch.bfloat16, act, torch.get_num_threads()),
     )
     return y, stats
 
 
 def norm_act_backward(
-    grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
+    grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
     grad, chans = _like(grad, x), x.shape[1]
@@ -142,7 +146,7 @@ def norm_act_backward(
     _library().dwsep_norm_act_backward(
         *_pointers(grad, x, stats, grad_x, grad_weight, grad_bias),
         *(x.numel() // chans, chans, eps),
-        *(x.dtype is torch.bfloat16, ACTS.index(act), torch.get_num_threads()),
+        *(x.dtype is torch.bfloat16, act, torch.get_num_threads()),
     )
     return grad_x, grad_weight, grad_bias
 
@@ -188,39 +192,42 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
     return grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _compiler() -> str | None:
-    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
-    return next(filter(None, (shutil.which(name) for name in names if name)), None)
+def _compiler() -> list[str] | None:
+    """Its command; ``CXX`` may have one with arguments."""
+    names = (os.environ.get("CXX", ""), "g++", "c++")
+    commands = (shlex.split(name) for name in names)
+    return next((words for words in commands if words and shutil.which(words[0])), None)
 
 
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _built(compiler: str, version: str) -> Path:
-    """The library, from the cache or now compiled. Another processor has another one."""
+def _library_of(compiler: list[str], version: str) -> ctypes.CDLL:
+    """From the cache, or compiled now. Another processor has another one."""
     flag = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
     # PyTorch brings its own OpenMP. Another one would have threads of its own on the same cores.
     openmp = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")))
     options = ["-std=c++17", "-O3", flag, "-shared", "-fPIC", "-w", "-fopenmp"]
-    command = [compiler, *options, str(SOURCE), *openmp, "-Wl,--as-needed"]
+    command = [*compiler, *options, str(SOURCE), *openmp, "-Wl,--as-needed"]
     processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
     features = [line for line in processor.splitlines() if line.startswith(("model", "flags", "F"))]
     parts = [SOURCE.read_text(encoding="utf-8"), version, *command, *features]
     name = f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     folder = _cache_folder()
-    path = folder / name
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as new:  # put in place as a whole
-            subprocess.run(
-                [*command, "-o", f"{new}/{name}"], capture_output=True, text=True, check=True
-            )
-            os.replace(f"{new}/{name}", path)
-    return path
+    with contextlib.suppress(OSError):  # there is none yet, or it is damaged
+        if folder is not None:
+            return ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory(dir=folder) as new:
+        path = Path(new, name)
+        subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=True)
+        if folder is not None:  # put in place as a whole
+            path = path.replace(folder / name)
+        return ctypes.CDLL(str(path))
 
 
-def _cache_folder() -> Path:
-    """Of the user's own; one for this process where that cannot be written."""
+def _cache_folder() -> Path | None:
+    """Of the user's own; ``None`` where nothing can be kept."""
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(base, "dwsep_zoo")
@@ -228,4 +235,4 @@ def _cache_folder() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):  # no home
-        return Path(tempfile.mkdtemp(prefix="dwsep_zoo-"))
+        return None

@@ -23,6 +23,7 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "hard_swish": F.hardswish,
     "silu": F.silu,
 }
+"""In the order of ``native.cpp``."""
 
 
 def batch_norm_act(
@@ -50,7 +51,7 @@ class _NormAct(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
     ) -> tuple[Tensor, Tensor]:
-        return native.norm_act(x, weight, bias, eps, act)
+        return native.norm_act(x, weight, bias, eps, _number(act))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -67,5 +68,9 @@ class _NormAct(torch.autograd.Function):
             found = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
             grads = tuple(next(found) if n else None for n in ctx.needs_input_grad[:3])
         else:
-            grads = native.norm_act_backward(grad, x, stats, ctx.eps, ctx.act)
+            grads = native.norm_act_backward(grad, x, stats, ctx.eps, _number(ctx.act))
         return (*grads, None, None)
+
+
+def _number(act: str) -> int:
+    return [*ACTS].index(act)

@@ -28,10 +28,8 @@ def pointwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
 
 def _is_a_product(x: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
-        and not plain()
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()
+        not plain(x)
+        and x.device.type == "cpu"
         and torch.is_grad_enabled()
         and x.requires_grad
         and autocast_dtype(x) is torch.bfloat16

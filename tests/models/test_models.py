@@ -83,6 +83,14 @@ def test_eval_is_deterministic_and_survives_copies(name, conv):
         torch.testing.assert_close(last(x), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "conv"), PAIRS)
+def test_symbolic_traces_give_the_same(name, conv):
+    """As tools that rewrite networks make them, torchvision's feature extractor among them."""
+    model = small(name, conv).eval()
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(image), model(image))
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace_method. is deprecated:FutureWarning")
 @pytest.mark.parametrize(("name", "conv"), COSTLY_PAIRS)

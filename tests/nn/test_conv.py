@@ -76,6 +76,24 @@ def test_the_gate_has_the_operators_input_width_everywhere(conv):
     assert unit(torch.randn(2, 16, 8, 8)).shape == (2, 24, 8, 8)
 
 
+@pytest.mark.parametrize("conv", CONVS)
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet")
+def test_per_sample_gradients(conv):
+    """torch.func's transforms know PyTorch's operators alone, which are then taken."""
+    unit = build(conv, 16, 24, mid="norm_act").eval()
+    images = torch.randn(3, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    params = dict(unit.named_parameters())
+
+    def loss(params, image):
+        return torch.func.functional_call(unit, params, image[None]).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(params, images)
+    for i, image in enumerate(images):
+        alone = torch.autograd.grad(loss(params, image), [*params.values()])
+        for name, gradient in zip(params, alone, strict=True):
+            torch.testing.assert_close(each[name][i], gradient, rtol=1e-3, atol=1e-4)
+
+
 def test_mid_is_the_blocks_unless_the_user_says_otherwise():
     def norms(conv, mid):
         modules = [type(m) for m in build(conv, 8, 8, mid=mid).modules()]

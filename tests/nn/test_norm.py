@@ -9,16 +9,19 @@ from torch import nn
 from dwsep_zoo.nn.layers import ACTS
 from dwsep_zoo.nn.norm import NormAct, Normed, norm_act
 from dwsep_zoo.ops import native, plain_kernels
+from dwsep_zoo.ops.norm import ACTS as FUNCTIONS
 
 pytestmark = pytest.mark.skipif(native.native().library is None, reason=native.native().why)
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often the kernel was called."""
+    """With which activations the kernel was called."""
     found = []
-    ours = native.norm_act
-    monkeypatch.setattr(native, "norm_act", lambda *args: found.append(args[-1]) or ours(*args))
+    ours, names = native.norm_act, [*FUNCTIONS]
+    monkeypatch.setattr(
+        native, "norm_act", lambda *args: found.append(names[args[-1]]) or ours(*args)
+    )
     return found
 
 

@@ -12,6 +12,7 @@ from dwsep_zoo.ops import batch_norm_act, cpu, depthwise_conv2d, native
 from dwsep_zoo.ops.norm import ACTS
 
 TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
+SILU = [*ACTS].index("silu")
 CHANS = [16, 24, 40, 72, 100, 136]  # one vector, overlapping ones, blocks of 64, 32 and 16
 compiled = pytest.mark.skipif(native.native().library is None, reason=native.native().why)
 
@@ -49,6 +50,19 @@ def test_norm_and_activation(act, chans, dtype, tolerance):
     assert [error(ours, theirs) < tolerance for ours, theirs in zip(got, want, strict=True)] == (
         [True] * 6
     )
+
+
+@compiled
+def test_a_first_pixel_far_from_the_others():
+    """Squares are summed around it; those of the rest have to be what remains."""
+    x = image_like(64, 16, 40, 41, dtype=torch.float32) + 1000
+    x[0, :, 0, 0] = -4000
+    _, (mean, var) = batch_norm_act(x, torch.ones(16), torch.zeros(16), 1e-5, "identity")
+    exact = x.double()
+    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    want = exact.var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(var.double(), want, rtol=1e-5, atol=0)
+    assert want.max() < 240  # of the one pixel that is 5000 away
 
 
 @compiled
@@ -111,8 +125,8 @@ def test_the_number_of_threads_changes_nothing(dtype):
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            y, stats = native.norm_act(x, ones, zeros, 1e-5, "silu")
-            of_norm = native.norm_act_backward(grad, x, stats, 1e-5, "silu")
+            y, stats = native.norm_act(x, ones, zeros, 1e-5, SILU)
+            of_norm = native.norm_act_backward(grad, x, stats, 1e-5, SILU)
             of_conv = native.depthwise_backward(grad, x, weight, 1, 1, need_x=True)
             results.append([y, stats, *of_norm, *of_conv])
     finally:
@@ -227,6 +241,40 @@ def test_compiled_once_and_also_where_no_cache_can_be_written(anew, monkeypatch,
     (tmp_path / "dwsep_zoo").write_text("not a folder")
     native.native.cache_clear()
     assert native.native().library
+
+
+@compiled
+def test_a_damaged_library_is_compiled_again(anew, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    native.native()
+    (whole,) = (tmp_path / "one" / "dwsep_zoo").iterdir()
+    damaged = tmp_path / "other" / "dwsep_zoo" / whole.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("no library")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    native.native.cache_clear()
+    assert native.native().library
+    assert damaged.stat().st_size == whole.stat().st_size
+
+
+@compiled
+def test_the_compiler_may_have_arguments(anew, monkeypatch):
+    words = native._compiler()
+    monkeypatch.setenv("CXX", f"env LANG=C {words[0]}")
+    assert native._compiler() == ["env", "LANG=C", words[0]]
+    native.native.cache_clear()
+    assert native.native().library
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="looked for on Linux only")
+def test_a_compiler_with_another_openmp_is_refused(anew, monkeypatch, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho Debian clang version 14\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert native.status() == (
+        "PyTorch's (not by Debian clang version 14; install g++, or name one in the variable CXX)"
+    )
 
 
 @compiled
