@@ -18,9 +18,7 @@ Padding = Literal["symmetric", "same"]
 Size = int | tuple[int, int]
 Act = Callable[..., nn.Module]
 
-ACTS: dict[str, Act] = {
-    name: partial(module, inplace=True) for name, module in ACT_MODULES.items()
-}
+ACTS: dict[str, Act] = {name: partial(module, inplace=True) for name, module in ACT_MODULES.items()}
 ReLU, ReLU6, HardSwish, SiLU = (ACTS[name] for name in ("relu", "relu6", "hard_swish", "silu"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 fallbacks: Counter[str] = Counter()
 """Calls in this process that the fast ways do not cover, by reason; ``clear()`` before counting.
@@ -30,7 +30,7 @@ def plain_kernels() -> Iterator[None]:
         _plain = before
 
 
-def plain(x: Tensor) -> bool:
+def plain(x: object) -> bool:
     """Whether only PyTorch's own operators will do for ``x``.
 
     So it is within :func:`plain_kernels`, in what is exported or traced, and under the transforms
@@ -41,6 +41,8 @@ def plain(x: Tensor) -> bool:
         or torch.compiler.is_exporting()
         or torch.jit.is_tracing()
         or isinstance(x, fx.Proxy)
-        or not torch.compiler.is_compiling()
-        and torch._C._functorch.maybe_current_level() is not None
+        or (
+            not torch.compiler.is_compiling()
+            and torch._C._functorch.maybe_current_level() is not None
+        )
     )
