@@ -455,21 +455,22 @@ static void depthwise_backward(const Depthwise &a, float *dweight, long images, 
     // Channels together fill cache lines; the last group has what is left.
     const long group = 4 * V, groups = a.chans < group ? 1 : a.chans / group;
     const long weights = K * K * a.chans;
-    std::vector<float> sums(pieces * weights);
+    std::vector<float> space(pieces * weights);
+    float *const sums = space.data();
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> buffer((K + 3) * (a.width + 2 * (K - 1)) * V);
+        float *const rows = buffer.data();
 #pragma omp for schedule(dynamic)
         for (long part = 0; part < pieces * groups; part++) {
             const long i = part / groups, begin = part % groups * group;
             const long end = part % groups == groups - 1 ? a.chans : begin + group;
             for (long image = i * size; image < least(images, (i + 1) * size); image++)
                 for (long c = begin; c < end; c += V)
-                    image_backward<type, K, stride>(a, image, c, sums.data() + i * weights,
-                                                    buffer.data());
+                    image_backward<type, K, stride>(a, image, c, sums + i * weights, rows);
         }
     }
-    add_pieces(sums.data(), pieces, weights, dweight);
+    add_pieces(sums, pieces, weights, dweight);
 }
 
 // ---- what native.py calls -------------------------------------------------------------------------
