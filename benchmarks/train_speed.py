@@ -1,19 +1,17 @@
 """Training images/s at CIFAR size: this project against the loop that CIFAR repositories share.
 
 Three sides train the same network from the same pictures (random ones: the speed does not depend
-on what they show), in turns, in one process:
+on what they show), in turns:
 
 * common: NCHW, float32, eager; PIL pictures through torchvision's RandomCrop, RandomHorizontalFlip,
-  ToTensor and Normalize in a DataLoader with 2 workers; PyTorch's depthwise kernels; SGD.
+  ToTensor and Normalize in a DataLoader with 2 workers; PyTorch's depthwise kernels; SGD. In a
+  process of its own, as the C library is only told for this project's sides to keep its memory.
 * loop: what this project computes, in a bare Python loop: pictures in memory, augmented a batch at
   a time, channels_last, bfloat16 where the hardware is fast at it, fused SGD, and compiled where
   ``trainer.compile=auto`` would compile a long training.
 * app: the same through Lightning, with the callbacks, metrics and logs of ``train.py``.
 
     python benchmarks/train_speed.py            # prints a table and writes results/train_speed.json
-
-The C library keeps its memory, as this project tells it to, for all sides: they share a process. So
-the ratios do not contain what that is worth, and the common loop is faster here than on its own.
 
 The strides are those of the CIFAR repositories. Run it on a quiet machine. A ratio is of medians
 over steps; the steps of the sides alternate in blocks, so that a slow phase of the machine hits all
@@ -22,11 +20,15 @@ of them.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,30 @@ def common(network: dict[str, Any], pictures: RandomPictures) -> Step:
     return step
 
 
+def serve(network: dict[str, Any]) -> None:
+    """The common loop: for every number on the standard input, the times of so many steps."""
+    step = common(network, RandomPictures())
+    for line in sys.stdin:
+        print(json.dumps(timed(step, int(line))), flush=True)
+
+
+@contextmanager
+def common_process(network: dict[str, Any]) -> Iterator[Callable[[int], list[float]]]:
+    """Gives the times of so many steps of the common loop, in another process."""
+    command = [sys.executable, __file__, "--serve", json.dumps(network)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def times(steps: int) -> list[float]:
+            print(steps, file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
+
+        yield times
+        process.stdin.close()
+
+
 def bare_loop(
     network: dict[str, Any], data: ImageData, recipe: dict[str, Any], compiled: bool
 ) -> Step:
@@ -207,12 +233,12 @@ def measure(network: dict[str, Any], rounds: int, steps: int) -> tuple[dict[str,
     recipe = compose_config(["paths.output_dir=unused"])["recipe"]
     loops = [bare_loop(network, data, recipe, compiled) for compiled in (False, True)]
     choice = choose(*loops)
-    sides = {"common": common(network, pictures), "loop": loops[choice.compiled]}
     times: dict[str, list[float]] = {"common": [], "loop": [], "app": []}
-    for _ in range(rounds):
-        for name, step in sides.items():
-            times[name] += timed(step, steps + WARM_UP)[WARM_UP:]
-        times["app"] += app(network, data, steps + WARM_UP, choice.compiled)[WARM_UP - 1 :]
+    with common_process(network) as of_common:
+        for _ in range(rounds):
+            times["common"] += of_common(steps + WARM_UP)[WARM_UP:]
+            times["loop"] += timed(loops[choice.compiled], steps + WARM_UP)[WARM_UP:]
+            times["app"] += app(network, data, steps + WARM_UP, choice.compiled)[WARM_UP - 1 :]
     speed = {name: BATCH / statistics.median(values) for name, values in times.items()}
     return speed, choice
 
@@ -221,7 +247,11 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=4)
     arguments.add_argument("--steps", type=int, default=12)
+    arguments.add_argument("--serve", type=json.loads, help="be the process of the common loop")
     options = parse(arguments)
+    if options.serve:
+        serve(options.serve)
+        return
     keep_memory()
     ratios, compiled = [], []
     for name, stride, bar in NETWORKS:
@@ -238,7 +268,7 @@ def main() -> None:
         f"Medians over {options.rounds} x {options.steps} steps, the sides in turns; batch "
         f"{BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, channels_last, "
         f"compiled: {', '.join(compiled) or 'none'}; "
-        f"common: float32, NCHW, PIL pictures, 2 workers. {machine()}"
+        f"common: float32, NCHW, PIL pictures, 2 workers, its own process. {machine()}"
     )
     claim = "Training at CIFAR size: images/s against the loop that CIFAR repositories share"
     record = Record("train_speed", claim, conditions, ratios, options.arguments)
