@@ -194,9 +194,12 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
 
 def _compiler() -> list[str] | None:
     """Its command; ``CXX`` may have one with arguments."""
-    names = (os.environ.get("CXX", ""), "g++", "c++")
-    commands = (shlex.split(name) for name in names)
-    return next((words for words in commands if words and shutil.which(words[0])), None)
+    for name in (os.environ.get("CXX", ""), "g++", "c++"):
+        with contextlib.suppress(ValueError):  # a quotation that does not end
+            words = shlex.split(name)
+            if words and shutil.which(words[0]):
+                return words
+    return None
 
 
 def _output(*command: str) -> str:

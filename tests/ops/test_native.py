@@ -259,11 +259,14 @@ def test_a_damaged_library_is_compiled_again(anew, monkeypatch, tmp_path):
 
 @compiled
 def test_the_compiler_may_have_arguments(anew, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
     words = native._compiler()
     monkeypatch.setenv("CXX", f"env LANG=C {words[0]}")
     assert native._compiler() == ["env", "LANG=C", words[0]]
     native.native.cache_clear()
     assert native.native().library
+    monkeypatch.setenv("CXX", "g++ 'no end")
+    assert native._compiler() == words
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="looked for on Linux only")
