@@ -135,15 +135,16 @@ def common_process(network: dict[str, Any]) -> Iterator[Callable[[int], list[flo
     command = [sys.executable, __file__, "--serve", json.dumps(network)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        requests, answers = process.stdin, process.stdout
+        assert requests is not None
+        assert answers is not None
 
         def times(steps: int) -> list[float]:
-            print(steps, file=process.stdin, flush=True)
-            return json.loads(process.stdout.readline())
+            print(steps, file=requests, flush=True)
+            return json.loads(answers.readline())
 
         yield times
-        process.stdin.close()
+        requests.close()
 
 
 def bare_loop(

@@ -64,8 +64,8 @@ class LitClassifier(L.LightningModule):
         logits = self.train_forward(resize(images, size)).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe["label_smoothing"])
         self._update("train", loss, logits, labels)
-        is_logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
-        if is_logged or self.trainer.is_last_batch:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every == 0 or self.trainer.is_last_batch:
             self.log("train/loss_step", loss)
             groups = self.trainer.optimizers[0].param_groups
             # Made on the device: a copy from the CPU would wait for it.
