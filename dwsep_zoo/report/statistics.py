@@ -267,8 +267,13 @@ def mcnemar(seed: int, reference: Predictions | None, other: Predictions | None)
 
 
 def points(difference: float) -> str:
-    """A difference of accuracies 0-1 in percentage points, signed."""
-    return f"{round(100 * difference, 2) + 0.0:+.2f}"  # no -0.00
+    """A difference of accuracies 0-1 in percentage points, signed.
+
+    The sign is that of the difference even where all digits are 0: verdicts go by the side of 0 on
+    which an interval ends.
+    """
+    rounding_error = abs(difference) < 1e-6  # accuracies are float32
+    return f"{0.0 if rounding_error else 100 * difference:+.2f}"
 
 
 def interval_text(interval: Interval) -> str:

@@ -172,4 +172,5 @@ def test_different_test_images_never_meet():
 def test_texts_are_signed_points():
     assert points(0.004) == "+0.40"
     assert points(-1e-9) == "+0.00"
+    assert points(-7e-6) == "-0.00"
     assert interval_text(Interval(-0.003, 0.011)) == "[-0.30, +1.10]"
