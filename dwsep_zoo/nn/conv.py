@@ -192,7 +192,8 @@ class MixedDepthwise(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.split(self.shares, dim=1)
-        return torch.cat([conv(part) for conv, part in zip(self, parts, strict=True)], dim=1)
+        # By number: what torch.fx traces cannot be iterated.
+        return torch.cat([conv(parts[i]) for i, conv in enumerate(self)], dim=1)
 
 
 CONVS: dict[str, Callable[..., nn.Module]] = {
