@@ -20,8 +20,6 @@ def pool_beside(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _PoolBeside(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         return x.view_as(x), F.adaptive_avg_pool2d(x, 1)
