@@ -59,8 +59,7 @@ class Optimised:
     _calls: dict[tuple[int, ...], Call] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor) -> Tensor:
-        dtype, layout = tensors_for(self.runtime, self.precision)
-        x = x.to(dtype=dtype, memory_format=layout)
+        x = _as_input(x, x.device, self.runtime, self.precision)
         with torch_threads(self.threads), torch.inference_mode():
             shape = tuple(x.shape)
             if shape not in self._calls:
@@ -124,8 +123,7 @@ def optimise(
         for name in RUNTIMES if runtime == AUTO else [runtime]:
             try:
                 check_conditions(runtime=name, **conditions)
-                dtype, layout = tensors_for(name, precision)
-                x = images.to(device=device, dtype=dtype, memory_format=layout)
+                x = _as_input(images, device, name, precision)
                 call = _prepare(model, x, name, precision, threads)
                 got = call(x).float().cpu()
             except Exception as error:  # of a compiler, an exporter, a runtime: any
@@ -156,16 +154,26 @@ def optimise(
     return best
 
 
+def _as_input(x: Tensor, device: torch.device, runtime: str, precision: str) -> Tensor:
+    """In the type and layout of the runtime, and never a tensor of the inference mode.
+
+    That is another kind of tensor, for which PyTorch's compiler would compile once more.
+    """
+    dtype, layout = tensors_for(runtime, precision)
+    with torch.inference_mode(False), torch.no_grad():
+        x = x.clone() if x.is_inference() else x.detach()
+        return x.to(device=device, dtype=dtype, memory_format=layout)
+
+
 def _prepare(model: nn.Module, x: Tensor, runtime: str, precision: str, threads: int) -> Call:
     # A network is exported and compiled with gradients or without, but not in inference mode.
     with torch.inference_mode(False):
-        return prepare_for(model, x.clone(), threads=threads, runtime=runtime, precision=precision)
+        return prepare_for(model, x, threads=threads, runtime=runtime, precision=precision)
 
 
 def _eager_outputs(model: nn.Module, x: Tensor) -> Tensor:
     """Of PyTorch in float32, to compare with."""
-    _, layout = tensors_for("eager", "fp32")
-    x = x.to(memory_format=layout)
+    x = _as_input(x, x.device, "eager", "fp32")
     return _prepare(model, x, "eager", "fp32", 1)(x).cpu()
 
 

@@ -188,3 +188,18 @@ def test_bad_input(model):
         dwsep_zoo.optimise(model, input_size=SIZE, precision="bf61")
     with pytest.raises(UserError, match="input_size"):
         dwsep_zoo.optimise(nn.Linear(1, 1))
+
+
+def test_a_size_is_compiled_for_once(model, images):
+    if reason := RUNTIMES["compiled"].missing():
+        pytest.skip(reason)
+    torch.compiler.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    fast = dwsep_zoo.optimise(model, "compiled", input_size=SIZE, min_run_time=0.01, batch_size=2)
+    with torch.no_grad():
+        want = model(images)
+    with torch.inference_mode():
+        of_inference = images.clone()
+    for batch in (images, images.clone().requires_grad_(), images.contiguous(), of_inference):
+        assert torch.allclose(fast(batch), want, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
