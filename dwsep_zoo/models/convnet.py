@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models.spec import Architecture, Conv, Stage
 from dwsep_zoo.nn import ConvNormAct, ConvOp, DepthwiseConv2d
+from dwsep_zoo.nn.chain import Chain, chain
 from dwsep_zoo.nn.fuse import fold_norms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -62,7 +63,7 @@ class ConvNet(nn.Module):
         self.drop_path_rate = arch.drop_path_rate if drop_path_rate is None else drop_path_rate
 
         chans = in_chans
-        self.stem = nn.Sequential()
+        self.stem: nn.Sequential = Chain()
         for row in arch.stem:
             self.stem.append(
                 ConvNormAct(
@@ -76,10 +77,10 @@ class ConvNet(nn.Module):
             )
             chans = row.channels
 
-        self.stages = nn.Sequential()
+        self.stages: nn.Sequential = Chain()
         depth, num_blocks = 0, sum(stage.repeats for stage in arch.stages)
         for stage in arch.stages:
-            blocks = nn.Sequential()
+            blocks = Chain()
             for i in range(stage.repeats):
                 blocks.append(
                     stage.block(
@@ -134,7 +135,7 @@ class ConvNet(nn.Module):
         if self.grad_checkpointing:
             *_, (_, x) = self._rows(x)
             return self.head(x)
-        return self.head(self.stages(self.stem(x)))
+        return chain(x, self.stem, self.stages, self.head)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """``(N, num_features, H', W')`` -> ``(N, num_classes)``."""
@@ -208,7 +209,7 @@ class ConvNet(nn.Module):
         if prune_head or last is not self.feature_info[-1]:
             part, row = last["module"].split(".")
             if part == "stem":
-                self.stem, self.stages = self.stem[: int(row) + 1], nn.Sequential()
+                self.stem, self.stages = self.stem[: int(row) + 1], Chain()
             else:
                 self.stages = self.stages[: int(row) + 1]
             self.feature_info = self.feature_info[: max(taps) + 1]

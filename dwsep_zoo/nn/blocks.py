@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dwsep_zoo.nn.chain import Chain, chain, is_heard
 from dwsep_zoo.nn.conv import ConvOp, Gate
 from dwsep_zoo.nn.layers import Act, Layers, Mid
-from dwsep_zoo.nn.norm import Normed, is_heard, norm_act
 from dwsep_zoo.ops import plain, pool_beside
 
 
@@ -23,7 +23,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-class ConvNormAct(Normed):
+class ConvNormAct(Chain):
     """Dense k x k convolution, norm, activation: stems, expansions and heads."""
 
     def __init__(
@@ -68,7 +68,7 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(self.expand(self.act(self.reduce(pooled))))
 
 
-class SeparableConv(Normed):
+class SeparableConv(Chain):
     """The factorised convolution, norm, activation: one row of MobileNetV1, Xception's last two.
 
     It has no shortcut, so ``drop_path``, which every block is given, has nothing to drop.
@@ -139,7 +139,7 @@ class InvertedResidual(nn.Module):
         self.drop_path = _drop_path(drop_path if self.has_shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_act(self.conv(self.expand(x)), self.norm)
+        y = chain(x, self.expand, self.conv, self.norm)
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
@@ -174,7 +174,7 @@ class UniversalInvertedBottleneck(nn.Module):
         super().__init__()
         chans = make_divisible(in_chans * expand_ratio)
         self.has_shortcut = stride == 1 and in_chans == out_chans
-        self.expand = Normed()
+        self.expand = Chain()
         self.expand.conv = (
             conv(in_chans, chans, start, 1 if middle else stride, layers=layers, mid="norm")
             if start
@@ -191,7 +191,7 @@ class UniversalInvertedBottleneck(nn.Module):
         self.drop_path = _drop_path(drop_path if self.has_shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_act(self.conv(self.expand(x)), self.norm)
+        y = chain(x, self.expand, self.conv, self.norm)
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
@@ -221,7 +221,7 @@ class FusedInvertedResidual(nn.Module):
         self.norm = layers.norm(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_act(self.conv(self.expand(x)), self.norm)
+        return chain(x, self.expand, self.conv, self.norm)
 
 
 class XceptionBlock(nn.Module):
@@ -258,11 +258,11 @@ class XceptionBlock(nn.Module):
         shortcut: bool = True,
     ):
         super().__init__()
-        self.body = nn.Sequential()
+        self.body = Chain()
         chans = in_chans
         for i, width in enumerate(widths):
             step = stride if i == len(widths) - 1 and not pool else 1
-            unit = Normed()
+            unit = Chain()
             if i > 0 or first_act:
                 # The first one's input is the shortcut's too.
                 unit.add_module("act", layers.act(inplace=i > 0))
@@ -273,13 +273,13 @@ class XceptionBlock(nn.Module):
         self.pool = layers.max_pool(3, stride) if pool and stride > 1 else nn.Identity()
         self.shortcut: nn.Module | None = nn.Identity() if shortcut else None
         if shortcut and (stride > 1 or in_chans != out_chans):
-            self.shortcut = nn.Sequential(
+            self.shortcut = Chain(
                 layers.conv(in_chans, out_chans, 1, stride), layers.norm(out_chans)
             )
         self.drop_path = _drop_path(drop_path if shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.pool(self.body(x))
+        y = chain(x, self.body, self.pool)
         return y if self.shortcut is None else self.drop_path(y) + self.shortcut(x)
 
 

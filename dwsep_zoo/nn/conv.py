@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.nn.chain import Chain
 from dwsep_zoo.nn.layers import Layers, Mid
 
 Gate = Callable[[int], nn.Module]
@@ -304,8 +305,8 @@ _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-def _named(**modules: nn.Module | None) -> nn.Sequential:
-    sequence = nn.Sequential()
+def _named(**modules: nn.Module | None) -> Chain:
+    sequence = Chain()
     for name, module in modules.items():
         if module is not None:
             sequence.add_module(name, module)

@@ -10,13 +10,20 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dwsep_zoo.nn.norm import ACT_MODULES, NormAct
 from dwsep_zoo.ops import depthwise_conv2d, pointwise_conv2d
 
 Mid = Literal["norm_act", "norm", "none"]
 Padding = Literal["symmetric", "same"]
 Size = int | tuple[int, int]
 Act = Callable[..., nn.Module]
+
+ACT_MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hard_swish": nn.Hardswish,
+    "silu": nn.SiLU,
+}
+"""By the names that :data:`dwsep_zoo.ops.norm.ACTS` has, too."""
 
 ACTS: dict[str, Act] = {name: partial(module, inplace=True) for name, module in ACT_MODULES.items()}
 ReLU, ReLU6, HardSwish, SiLU = (ACTS[name] for name in ("relu", "relu6", "hard_swish", "silu"))
@@ -138,7 +145,9 @@ class Layers:
         """What lies between the two factors of a factorised convolution."""
         if kind == "none":
             return None
-        return NormAct(self.norm(chans), self.act()) if kind == "norm_act" else self.norm(chans)
+        return (
+            nn.Sequential(self.norm(chans), self.act()) if kind == "norm_act" else self.norm(chans)
+        )
 
 
 def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:

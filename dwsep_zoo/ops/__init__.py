@@ -2,12 +2,13 @@
 
 from dwsep_zoo.ops.depthwise import depthwise_conv2d
 from dwsep_zoo.ops.fallback import fallbacks, plain, plain_kernels
-from dwsep_zoo.ops.norm import batch_norm_act
+from dwsep_zoo.ops.norm import batch_norm_act, batch_norm_act_depthwise
 from dwsep_zoo.ops.pointwise import pointwise_conv2d
 from dwsep_zoo.ops.pool import pool_beside
 
 __all__ = [
     "batch_norm_act",
+    "batch_norm_act_depthwise",
     "depthwise_conv2d",
     "fallbacks",
     "plain",

@@ -42,7 +42,11 @@ template <Type type> INLINE vec load(const void *p, long i) {
     if (type == FLOAT) return load((const float *)p + i);
     half h;
     memcpy(&h, (const uint16_t *)p + i, sizeof h);
+#ifdef __AVX512F__ // in one instruction, which GCC does not find
+    return (vec)((bits)_mm512_cvtepu16_epi32((__m256i)h) << 16);
+#else
     return (vec)(__builtin_convertvector(h, bits) << 16);
+#endif
 }
 
 template <Type type> INLINE void store(void *p, long i, vec x) {
@@ -58,11 +62,22 @@ template <Type type> INLINE void store(void *p, long i, vec x) {
     memcpy((uint16_t *)p + i, &h, sizeof h);
 }
 
-// A NaN stays one.
-INLINE vec clamp(vec x, float low, float high) {
-    x = x < low ? splat(low) : x;
-    return x > high ? splat(high) : x;
+// The larger and the smaller one. An x that is NaN stays one.
+INLINE vec at_least(vec x, float low) {
+#ifdef __AVX512F__
+    return (vec)_mm512_max_ps((__m512)splat(low), (__m512)x);
+#else
+    return x < low ? splat(low) : x;
+#endif
 }
+INLINE vec at_most(vec x, float high) {
+#ifdef __AVX512F__
+    return (vec)_mm512_min_ps((__m512)splat(high), (__m512)x);
+#else
+    return x > high ? splat(high) : x;
+#endif
+}
+INLINE vec clamp(vec x, float low, float high) { return at_most(at_least(x, low), high); }
 
 // e^x to float's precision: 2^n times the series of the rest, to its seventh power.
 INLINE vec exponential(vec x) {
@@ -91,7 +106,7 @@ INLINE vec sigmoid(vec x) {
 
 template <Act act> INLINE vec activate(vec z) {
     switch (act) {
-    case RELU: return z < 0.0f ? splat(0) : z;
+    case RELU: return at_least(z, 0.0f);
     case RELU6: return clamp(z, 0.0f, 6.0f);
     case HARD_SWISH: return z * clamp(z + 3.0f, 0.0f, 6.0f) * (1 / 6.0f);
     case SILU: return z * sigmoid(z);
@@ -219,81 +234,87 @@ template <typename F> INLINE void for_blocks(long chans, F f) {
     for (; c < chans; c += V) f(least(c, chans - V), std::integral_constant<int, 1>());
 }
 
-template <Type type, Act act>
-static void norm_act(Norm a, const void *x, void *y, const float *weight, const float *bias,
-                     int threads) {
+// Mean, variance, scale and shift of each channel.
+template <Type type>
+static void find_stats(const Norm &a, const void *x, const float *weight, const float *bias,
+                       int threads) {
     const long pieces = a.pieces(), size = a.piece();
     std::vector<float> space(2 * a.chans * pieces);
     float *const sums = space.data();
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (long i = 0; i < pieces; i++)
-            for_blocks(a.chans, [&](long c, auto n) {
-                moments<type, n>(a, x, i * size, least(a.rows, (i + 1) * size), c,
-                                 sums + i * 2 * a.chans);
-            });
-#pragma omp single
-        {
-            merge_moments(a, sums);
-            for (long c = 0; c < a.chans; c++) {
-                a.scale[c] = (float)(weight[c] / std::sqrt(a.var[c] + a.eps));
-                a.shift[c] = (float)(bias[c] - (double)a.mean[c] * a.scale[c]);
-            }
-        }
-#pragma omp for schedule(static)
-        for (long i = 0; i < pieces; i++)
-            for (long row = i * size; row < least(a.rows, (i + 1) * size); row++)
-                for (long c = 0; c < a.chans; c += V) {
-                    const long k = least(c, a.chans - V), at = row * a.chans + k;
-                    const vec z = load<type>(x, at) * load(a.scale + k) + load(a.shift + k);
-                    store<type>(y, at, activate<act>(z));
-                }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < pieces; i++)
+        for_blocks(a.chans, [&](long c, auto n) {
+            moments<type, n>(a, x, i * size, least(a.rows, (i + 1) * size), c,
+                             sums + i * 2 * a.chans);
+        });
+    merge_moments(a, sums);
+    for (long c = 0; c < a.chans; c++) {
+        a.scale[c] = (float)(weight[c] / std::sqrt(a.var[c] + a.eps));
+        a.shift[c] = (float)(bias[c] - (double)a.mean[c] * a.scale[c]);
     }
 }
 
 template <Type type, Act act>
-static void norm_act_backward(Norm a, const void *grad, const void *x, void *dx, float *dweight,
-                              float *dbias, int threads) {
+static void norm_act(const Norm &a, const void *x, void *y, const float *weight, const float *bias,
+                     int threads) {
+    find_stats<type>(a, x, weight, bias, threads);
     const long pieces = a.pieces(), size = a.piece();
-    std::vector<float> space(2 * a.chans * (pieces + 1));
-    float *const sums = space.data(), *const by_x = sums + 2 * a.chans * pieces, *const rest = by_x + a.chans;
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (long i = 0; i < pieces; i++)
-            for_blocks(a.chans, [&](long c, auto n) {
-                grad_moments<type, act, n>(a, grad, x, dx, i * size,
-                                           least(a.rows, (i + 1) * size), c,
-                                           sums + i * 2 * a.chans);
-            });
-        // dx = scale (g - sum(g) / rows - (x - mean) sum(g (x - mean)) / (rows (var + eps)))
-#pragma omp single
-        {
-            add_pieces(sums, pieces, 2 * a.chans, sums);
-            for (long c = 0; c < a.chans; c++) {
-                const double inverse = 1 / (a.var[c] + a.eps);
-                const double slope_x = -a.scale[c] * inverse * sums[a.chans + c] / a.rows;
-                dweight[c] = (float)(sums[a.chans + c] * std::sqrt(inverse));
-                dbias[c] = sums[c];
-                by_x[c] = (float)slope_x;
-                rest[c] = (float)(-a.scale[c] * (double)sums[c] / a.rows - a.mean[c] * slope_x);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < pieces; i++)
+        for (long row = i * size; row < least(a.rows, (i + 1) * size); row++)
+            for (long c = 0; c < a.chans; c += V) {
+                const long k = least(c, a.chans - V), at = row * a.chans + k;
+                const vec z = load<type>(x, at) * load(a.scale + k) + load(a.shift + k);
+                store<type>(y, at, activate<act>(z));
+            }
+}
+
+// dx = scale (g - sum(g) / rows - (x - mean) sum(g (x - mean)) / (rows (var + eps))), where g is the
+// gradient behind the norm. It may lie in dx.
+template <Type type, Act act>
+static void grad_of_input(const Norm &a, const void *grad, const void *x, void *dx,
+                          const float *sums, float *dweight, float *dbias, int threads) {
+    std::vector<float> by_x(a.chans), rest(a.chans);
+    for (long c = 0; c < a.chans; c++) {
+        const double inverse = 1 / (a.var[c] + a.eps);
+        const double slope_x = -a.scale[c] * inverse * sums[a.chans + c] / a.rows;
+        dweight[c] = (float)(sums[a.chans + c] * std::sqrt(inverse));
+        dbias[c] = sums[c];
+        by_x[c] = (float)slope_x;
+        rest[c] = (float)(-a.scale[c] * (double)sums[c] / a.rows - a.mean[c] * slope_x);
+    }
+    const long pieces = a.pieces(), size = a.piece();
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < pieces; i++)
+        for (long row = i * size; row < least(a.rows, (i + 1) * size); row++) {
+            // Before the vector before it overwrites a part of what it was.
+            const vec last = load<type>(grad, (row + 1) * a.chans - V);
+            for (long c = 0; c < a.chans; c += V) {
+                const long k = least(c, a.chans - V), at = row * a.chans + k;
+                const vec value = load<type>(x, at), scale = load(a.scale + k);
+                const vec from = c + V >= a.chans ? last : load<type>(grad, at);
+                const vec g = slope<act>(from, value * scale + load(a.shift + k));
+                store<type>(dx, at, g * scale + value * load(&by_x[k]) + load(&rest[k]));
             }
         }
-#pragma omp for schedule(static)
-        for (long i = 0; i < pieces; i++)
-            for (long row = i * size; row < least(a.rows, (i + 1) * size); row++) {
-                // Before the vector before it overwrites a part of what it was.
-                const vec last = load<type>(act == SILU ? dx : grad, (row + 1) * a.chans - V);
-                for (long c = 0; c < a.chans; c += V) {
-                    const long k = least(c, a.chans - V), at = row * a.chans + k;
-                    const vec value = load<type>(x, at), scale = load(a.scale + k);
-                    vec g = c + V >= a.chans ? last : load<type>(act == SILU ? dx : grad, at);
-                    if (act != SILU) g = slope<act>(g, value * scale + load(a.shift + k));
-                    store<type>(dx, at, g * scale + value * load(by_x + k) + load(rest + k));
-                }
-            }
-    }
+}
+
+template <Type type, Act act>
+static void norm_act_backward(const Norm &a, const void *grad, const void *x, void *dx,
+                              float *dweight, float *dbias, int threads) {
+    const long pieces = a.pieces(), size = a.piece();
+    std::vector<float> space(2 * a.chans * pieces);
+    float *const sums = space.data();
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < pieces; i++)
+        for_blocks(a.chans, [&](long c, auto n) {
+            grad_moments<type, act, n>(a, grad, x, dx, i * size, least(a.rows, (i + 1) * size), c,
+                                       sums + i * 2 * a.chans);
+        });
+    add_pieces(sums, pieces, 2 * a.chans, sums);
+    constexpr bool kept = act == SILU;
+    grad_of_input<type, kept ? IDENTITY : act>(a, kept ? dx : grad, x, dx, sums, dweight, dbias,
+                                               threads);
 }
 
 // ---- depthwise gradients --------------------------------------------------------------------------
@@ -473,6 +494,200 @@ static void depthwise_backward(const Depthwise &a, float *dweight, long images, 
     add_pieces(sums, pieces, weights, dweight);
 }
 
+// ---- batch norm, activation and 3 x 3 depthwise convolution -----------------------------------------
+//
+// What lies between norm and convolution is never stored: both directions compute it anew from x, a
+// row of an image at a time. A block of channels is worked on together, so that memory is read in
+// long pieces; its rows are kept in float, vector by vector.
+
+struct NormDepthwise {
+    Norm norm;
+    const void *x;
+    const float *taps; // (3, 3, chans)
+    long images, height, width, out_height, out_width, padding;
+
+    static constexpr long block = 8 * V; // channels
+    long blocks() const { return norm.chans < block ? 1 : norm.chans / block; }
+    long begin(long i) const { return i * block; }
+    long end(long i) const { return i + 1 == blocks() ? norm.chans : (i + 1) * block; }
+    long vectors(long i) const { return (end(i) - begin(i) + V - 1) / V; }
+};
+
+// Pixels of 16 k channels from memory to rows in a buffer, whose vectors lie so far apart.
+template <Type type, typename F>
+INLINE void fill(const void *from, long at, long pixels, long chans, long wide, float *to,
+                 long apart, F f) {
+    for (long w = 0; w < pixels; w++, at += chans, to += V) {
+        float *row = to;
+        for (long c = 0; c < wide; c += V, row += apart) {
+            const long k = least(c, wide - V);
+            store(row, f(load<type>(from, at + k), k));
+        }
+    }
+}
+
+// Three rows of pixels with two zeros on both sides, for each of some vectors of channels.
+struct Rows {
+    long length, count;
+    std::vector<float> space;
+    float *begin; // of a cache line
+
+    Rows(long width, long vectors)
+        : length((width + 4) * V), count(vectors), space((3 * vectors + 1) * length + V) {
+        begin = (float *)(((uintptr_t)space.data() + 4 * V - 1) / (4 * V) * (4 * V));
+    }
+    // Pixel 0 of a row that was stored, or of zeros.
+    float *at(long row, long vector) const {
+        return begin + (row % 3 * count + vector) * length + 2 * V;
+    }
+    const float *none() const { return begin + 3 * count * length + 2 * V; }
+};
+
+template <Type type, Act act, int stride>
+static void convolve(const NormDepthwise &a, long image, long part, Rows &rows, void *y) {
+    const long chans = a.norm.chans, begin = a.begin(part), wide = a.end(part) - begin;
+    const float *const scale = a.norm.scale + begin, *const shift = a.norm.shift + begin;
+    const auto behind_norm = [=](vec x, long c) {
+        return activate<act>(x * load(scale + c) + load(shift + c));
+    };
+    long next = 0; // row of x that is not there yet
+    for (long o = 0; o < a.out_height; o++) {
+        const long top = o * stride - a.padding;
+        for (; next < a.height && next <= top + 2; next++) {
+            const long at = (image * a.height + next) * a.width * chans + begin;
+            fill<type>(a.x, at, a.width, chans, wide, rows.at(next, 0), rows.length, behind_norm);
+        }
+        for (long k = 0; k < a.vectors(part); k++) {
+            const long c = begin + least(k * V, wide - V), width = a.out_width;
+            const float *row[3];
+            vec taps[9];
+            for (int i = 0; i < 3; i++) {
+                const bool inside = top + i >= 0 && top + i < a.height;
+                row[i] = (inside ? rows.at(top + i, k) : rows.none()) - a.padding * V;
+                for (int j = 0; j < 3; j++) taps[3 * i + j] = load(a.taps + (3 * i + j) * chans + c);
+            }
+            long at = (image * a.out_height + o) * width * chans + c;
+            for (long w = 0; w < width; w++, at += chans) {
+                vec sums[3];
+                for (int i = 0; i < 3; i++, row[i - 1] += stride * V) {
+                    sums[i] = taps[3 * i] * load(row[i]);
+                    for (int j = 1; j < 3; j++) sums[i] += taps[3 * i + j] * load(row[i] + j * V);
+                }
+                store<type>(y, at, sums[0] + sums[1] + sums[2]);
+            }
+        }
+    }
+}
+
+// A row of x against the rows of grad that it had a part in: with a stride of 2, of the rows of taps
+// the middle one (top = 1) or the outer two (top = 0), and likewise of the columns. In dx goes the
+// gradient behind the norm, in sums those of the 9 taps, of that gradient, and of it times x - mean.
+template <Type type, Act act, int stride, int top>
+INLINE void row_backward(const NormDepthwise &a, const float *const grads[3], long at, long c,
+                         void *dx, float *sums) {
+    const long chans = a.norm.chans, width = a.width, padding = a.padding;
+    const void *const from = a.x;
+    const float *const g0 = grads[0], *const g1 = grads[1], *const g2 = grads[2];
+    const vec scale = load(a.norm.scale + c), shift = load(a.norm.shift + c);
+    const vec mean = load(a.norm.mean + c);
+    vec taps[9], dtaps[9] = {}, one = {}, two = {};
+    for (int i = 0; i < 9; i++) taps[i] = load(a.taps + i * chans + c);
+    for (long w = 0; w < width; w++, at += chans) {
+        const vec x = load<type>(from, at), z = x * scale + shift, y = activate<act>(z);
+        vec sum[3] = {};
+        const auto meet = [&](auto left) {
+            for (int i = top; i < 3; i += stride)
+                for (int j = left; j < 3; j += stride) {
+                    const long o = (w + padding - j) / stride * V;
+                    const vec g = load((i == 0 ? g0 : i == 1 ? g1 : g2) + o);
+                    sum[i] += taps[3 * i + j] * g;
+                    dtaps[3 * i + j] += y * g;
+                }
+        };
+        if (stride == 1 || (w + padding) % 2 == 0) meet(std::integral_constant<int, 0>());
+        else meet(std::integral_constant<int, 1>());
+        const vec g = slope<act>(sum[0] + sum[1] + sum[2], z);
+        store<type>(dx, at, g);
+        one += g;
+        two += g * (x - mean);
+    }
+    for (int i = 0; i < 9; i++) store(sums + i * V, load(sums + i * V) + dtaps[i]);
+    store(sums + 9 * V, load(sums + 9 * V) + one);
+    store(sums + 10 * V, load(sums + 10 * V) + two);
+}
+
+template <Type type, Act act, int stride>
+static void convolve_backward(const NormDepthwise &a, long image, long part, Rows &rows,
+                              const void *grad, void *dx, float *sums) {
+    const long chans = a.norm.chans, begin = a.begin(part), wide = a.end(part) - begin;
+    std::vector<float> own(a.vectors(part) * 11 * V);
+    long next = 0; // row of grad that is not there yet
+    for (long h = 0; h < a.height; h++) {
+        for (; next < a.out_height && next * stride <= h + a.padding; next++) {
+            const long at = (image * a.out_height + next) * a.out_width * chans + begin;
+            fill<type>(grad, at, a.out_width, chans, wide, rows.at(next, 0), rows.length,
+                       [](vec g, long) { return g; });
+        }
+        for (long k = 0; k < a.vectors(part); k++) {
+            const float *grads[3];
+            for (int i = 0; i < 3; i++) {
+                const long o = h + a.padding - i;
+                const bool none = o < 0 || o % stride || o / stride >= a.out_height;
+                grads[i] = none ? rows.none() : rows.at(o / stride, k);
+            }
+            const long c = begin + least(k * V, wide - V);
+            const long at = (image * a.height + h) * a.width * chans + c;
+            float *const to = own.data() + k * 11 * V;
+            if (stride == 2 && (h + a.padding) % 2)
+                row_backward<type, act, stride, 1>(a, grads, at, c, dx, to);
+            else row_backward<type, act, stride, 0>(a, grads, at, c, dx, to);
+        }
+    }
+    for (long k = 0; k < a.vectors(part); k++) {
+        const long c = least(k * V, wide - V);
+        for (int i = 0; i < 11; i++)
+            for (long j = k * V - c; j < V; j++)
+                sums[i * chans + begin + c + j] += own[(k * 11 + i) * V + j];
+    }
+}
+
+// f(image, part of the channels, piece of the images, rows of that width).
+template <typename F>
+static void for_images(const NormDepthwise &a, long width, int threads, F f) {
+    const long size = (a.images + 31) / 32, pieces = (a.images + size - 1) / size;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long i = 0; i < pieces * a.blocks(); i++) {
+        const long piece = i / a.blocks(), part = i % a.blocks();
+        Rows rows(width, a.vectors(part));
+        for (long image = piece * size; image < least(a.images, (piece + 1) * size); image++)
+            f(image, part, piece, rows);
+    }
+}
+
+template <Type type, Act act, int stride>
+static void norm_act_depthwise(const NormDepthwise &a, void *y, const float *weight,
+                               const float *bias, int threads) {
+    find_stats<type>(a.norm, a.x, weight, bias, threads);
+    for_images(a, a.width, threads, [&](long image, long part, long, Rows &rows) {
+        convolve<type, act, stride>(a, image, part, rows, y);
+    });
+}
+
+template <Type type, Act act, int stride>
+static void norm_act_depthwise_backward(const NormDepthwise &a, const void *grad, void *dx,
+                                        float *dweight, float *dbias, float *dtaps, int threads) {
+    const long chans = a.norm.chans, pieces = least(32, a.images);
+    std::vector<float> space(pieces * 11 * chans);
+    float *const sums = space.data();
+    for_images(a, a.out_width, threads, [&](long image, long part, long piece, Rows &rows) {
+        convolve_backward<type, act, stride>(a, image, part, rows, grad, dx,
+                                             sums + piece * 11 * chans);
+    });
+    add_pieces(sums, pieces, 11 * chans, sums);
+    memcpy(dtaps, sums, 9 * chans * sizeof(float));
+    grad_of_input<type, IDENTITY>(a.norm, dx, a.x, dx, sums + 9 * chans, dweight, dbias, threads);
+}
+
 // ---- what native.py calls -------------------------------------------------------------------------
 
 #define BY_ACT(f, type, ...)                                          \
@@ -482,6 +697,20 @@ static void depthwise_backward(const Depthwise &a, float *dweight, long images, 
     case HARD_SWISH: return f<type, HARD_SWISH>(__VA_ARGS__);         \
     case SILU: return f<type, SILU>(__VA_ARGS__);                     \
     default: return f<type, IDENTITY>(__VA_ARGS__);                   \
+    }
+
+#define BY_ACT_AND_STRIDE(f, type, ...)                                                  \
+    switch (act + (stride - 1) * (SILU + 1)) {                                           \
+    case RELU: return f<type, RELU, 1>(__VA_ARGS__);                                     \
+    case RELU6: return f<type, RELU6, 1>(__VA_ARGS__);                                   \
+    case HARD_SWISH: return f<type, HARD_SWISH, 1>(__VA_ARGS__);                         \
+    case SILU: return f<type, SILU, 1>(__VA_ARGS__);                                     \
+    case IDENTITY: return f<type, IDENTITY, 1>(__VA_ARGS__);                             \
+    case RELU + SILU + 1: return f<type, RELU, 2>(__VA_ARGS__);                          \
+    case RELU6 + SILU + 1: return f<type, RELU6, 2>(__VA_ARGS__);                        \
+    case HARD_SWISH + SILU + 1: return f<type, HARD_SWISH, 2>(__VA_ARGS__);              \
+    case SILU + SILU + 1: return f<type, SILU, 2>(__VA_ARGS__);                          \
+    default: return f<type, IDENTITY, 2>(__VA_ARGS__);                                   \
     }
 
 #define BY_SIZE(type, stride)                                                        \
@@ -521,5 +750,33 @@ void dwsep_depthwise_backward(const void *grad, const void *x, const float *weig
     if (bf16) BY_SIZE(BF16, 2)
     if (stride == 1) BY_SIZE(FLOAT, 1)
     BY_SIZE(FLOAT, 2)
+}
+
+// y, the depthwise convolution of act(norm(x)) with taps of (3, 3, chans). The rest is as above.
+void dwsep_norm_act_depthwise(const void *x, void *y, const float *weight, const float *bias,
+                              const float *taps, float *stats, long images, long chans,
+                              long height, long width, long out_height, long out_width, double eps,
+                              int stride, int padding, int bf16, int act, int threads) {
+    const Norm n = {images * height * width, chans, eps, stats, stats + chans, stats + 2 * chans,
+                    stats + 3 * chans};
+    const NormDepthwise a = {n, x, taps, images, height, width, out_height, out_width, padding};
+    if (bf16) BY_ACT_AND_STRIDE(norm_act_depthwise, BF16, a, y, weight, bias, threads)
+    BY_ACT_AND_STRIDE(norm_act_depthwise, FLOAT, a, y, weight, bias, threads)
+}
+
+// The gradients of x, of weight and bias, (chans,), and of taps.
+void dwsep_norm_act_depthwise_backward(const void *grad, const void *x, const float *taps,
+                                       float *stats, void *dx, float *dweight, float *dbias,
+                                       float *dtaps, long images, long chans, long height,
+                                       long width, long out_height, long out_width, double eps,
+                                       int stride, int padding, int bf16, int act, int threads) {
+    const Norm n = {images * height * width, chans, eps, stats, stats + chans, stats + 2 * chans,
+                    stats + 3 * chans};
+    const NormDepthwise a = {n, x, taps, images, height, width, out_height, out_width, padding};
+    if (bf16)
+        BY_ACT_AND_STRIDE(norm_act_depthwise_backward, BF16, a, grad, dx, dweight, dbias, dtaps,
+                          threads)
+    BY_ACT_AND_STRIDE(norm_act_depthwise_backward, FLOAT, a, grad, dx, dweight, dbias, dtaps,
+                      threads)
 }
 }

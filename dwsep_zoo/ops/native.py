@@ -36,6 +36,8 @@ _SIGNATURES = {
     "dwsep_norm_act": [*[_POINTER] * 5, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
     "dwsep_norm_act_backward": [*[_POINTER] * 6, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
     "dwsep_depthwise_backward": [*[_POINTER] * 5, *[_LONG] * 6, *[_INT] * 5],
+    "dwsep_norm_act_depthwise": [*[_POINTER] * 6, *[_LONG] * 6, _DOUBLE, *[_INT] * 5],
+    "dwsep_norm_act_depthwise_backward": [*[_POINTER] * 8, *[_LONG] * 6, _DOUBLE, *[_INT] * 5],
 }
 
 
@@ -110,6 +112,11 @@ def covers_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bo
     )
 
 
+def covers_norm_act_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
+    """Whether :func:`norm_act_depthwise` computes this; ``x`` is the norm's input."""
+    return taps.shape[-1] == 3 and covers_depthwise(x, taps, stride, padding)
+
+
 def norm_act(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int
 ) -> tuple[Tensor, Tensor]:
@@ -166,7 +173,7 @@ def depthwise_backward(
     """
     grad, (images, chans, *image) = _like(grad, x), x.shape
     size = weight.shape[-1]
-    taps = weight.to(x.dtype).float().reshape(chans, size * size).t().contiguous()
+    taps = _last(weight, x.dtype)
     grad_taps = torch.empty_like(taps)
     grad_x = torch.empty_like(x) if need_x else None
     _library().dwsep_depthwise_backward(
@@ -176,6 +183,63 @@ def depthwise_backward(
     )
     grad_weight = torch.empty_like(weight, dtype=torch.float32)
     return grad_x, grad_weight.copy_(grad_taps.t().reshape(weight.shape))
+
+
+def norm_act_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    taps: Tensor,
+    eps: float,
+    act: int,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor]:
+    """:func:`norm_act` and a depthwise convolution, ``taps`` being its weight, ``(C, 1, 3, 3)``.
+
+    What is normalised and activated is not rounded to the type of ``x``.
+    """
+    images, chans, height, width = x.shape
+    image = [(side + 2 * padding - 3) // stride + 1 for side in (height, width)]
+    shape = (images, chans, *image)
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    stats, taps = torch.empty(4, chans), _last(taps, x.dtype)
+    _library().dwsep_norm_act_depthwise(
+        *_pointers(x, y, weight, bias, taps, stats),
+        *(images, chans, height, width, *image, eps),
+        *(stride, padding, x.dtype is torch.bfloat16, act, torch.get_num_threads()),
+    )
+    return y, stats
+
+
+def norm_act_depthwise_backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    stats: Tensor,
+    eps: float,
+    act: int,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``weight``, ``bias`` and ``taps`` of :func:`norm_act_depthwise`."""
+    grad, (images, chans, *image) = _like(grad, x), x.shape
+    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty(chans), torch.empty(chans)
+    shape, taps = taps.shape, _last(taps, x.dtype)
+    grad_taps = torch.empty_like(taps)
+    _library().dwsep_norm_act_depthwise_backward(
+        *_pointers(grad, x, taps, stats),
+        *_pointers(grad_x, grad_weight, grad_bias, grad_taps),
+        *(images, chans, *image, *grad.shape[2:], eps),
+        *(stride, padding, x.dtype is torch.bfloat16, act, torch.get_num_threads()),
+    )
+    return grad_x, grad_weight, grad_bias, grad_taps.t().reshape(shape)
+
+
+def _last(taps: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(C, 1, k, k)`` -> ``(k * k, C)`` float32, rounded as ``dtype`` does."""
+    return taps.to(dtype).float().flatten(1).t().contiguous()
 
 
 def _library() -> ctypes.CDLL:

@@ -1,13 +1,14 @@
-"""Batch normalisation with the activation behind it, as one operation in training on the CPU.
+"""Batch normalisation with what is behind it, as one operation in training on the CPU.
 
 PyTorch's own take several times as long as their memory traffic: together almost a third of
-MobileNetV1's step in bfloat16. Here a pass is bound by memory (``native.cpp``), and the activation
-is part of the norm's.
+MobileNetV1's step in bfloat16. Here a pass is bound by memory (``native.cpp``), the activation is
+part of the norm's, and where a depthwise convolution follows, it takes what it needs of both: what
+lies between them is neither written nor read nor kept for the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,12 +65,71 @@ class _NormAct(torch.autograd.Function):
         x, weight, bias, stats = ctx.saved_tensors
         if torch.is_grad_enabled():  # second derivatives are wanted, which PyTorch's own have
             y = ACTS[ctx.act](F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps))
-            needed = [t for t, n in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if n]
-            found = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
-            grads = tuple(next(found) if n else None for n in ctx.needs_input_grad[:3])
-        else:
-            grads = native.norm_act_backward(grad, x, stats, ctx.eps, _number(ctx.act))
+            return (*_grads(y, (x, weight, bias), grad), None, None)
+        grads = native.norm_act_backward(grad, x, stats, ctx.eps, _number(ctx.act))
         return (*grads, None, None)
+
+
+def batch_norm_act_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    act: str,
+    taps: Tensor,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor]:
+    """:func:`batch_norm_act` and a depthwise convolution, whose weight is ``taps``.
+
+    That is ``(C, 1, 3, 3)`` float32, and ``x`` is one that
+    :func:`native.covers_norm_act_depthwise <dwsep_zoo.ops.native.covers_norm_act_depthwise>`.
+    """
+    y, stats = _NormActDepthwise.apply(x, weight, bias, eps, act, taps, stride, padding)
+    return y, stats[:2]
+
+
+class _NormActDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        act: str,
+        taps: Tensor,
+        stride: int,
+        padding: int,
+    ) -> tuple[Tensor, Tensor]:
+        return native.norm_act_depthwise(x, weight, bias, taps, eps, _number(act), stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, bias, ctx.eps, ctx.act, taps, *ctx.shape = inputs
+        ctx.save_for_backward(x, weight, bias, taps, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *leaves, stats = ctx.saved_tensors
+        x, weight, bias, taps = leaves
+        if torch.is_grad_enabled():
+            z = ACTS[ctx.act](F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps))
+            stride, padding = ctx.shape
+            y = F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
+            of_x, of_weight, of_bias, of_taps = _grads(y, leaves, grad)
+        else:
+            of_x, of_weight, of_bias, of_taps = native.norm_act_depthwise_backward(
+                grad, x, taps, stats, ctx.eps, _number(ctx.act), *ctx.shape
+            )
+        return of_x, of_weight, of_bias, None, None, of_taps, None, None
+
+
+def _grads(y: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
+    """Of the leaves that need one, so that they can be differentiated again."""
+    needed = [leaf for leaf in leaves if leaf.requires_grad]
+    found = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
+    return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
 def _number(act: str) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from dwsep_zoo.ops import batch_norm_act, cpu, depthwise_conv2d, native
+from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, cpu, depthwise_conv2d, native
 from dwsep_zoo.ops.norm import ACTS
 
 TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
@@ -115,6 +115,53 @@ def test_depthwise_gradients(dtype, tolerance, kernel_size, stride, size, paddin
 
 
 @compiled
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("stride", native.STRIDES)
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_norm_activation_and_depthwise_convolution(dtype, tolerance, act, stride, padding):
+    for chans in (*CHANS, 264):  # the last has two blocks of channels, the second one longer
+        x = (image_like(5, chans, 9, 12, dtype=torch.float32) * 3 + 5).to(dtype).requires_grad_()
+        weight = torch.linspace(-1, 2, chans, requires_grad=True)
+        bias = torch.linspace(2, -3, chans, requires_grad=True)
+        taps = torch.randn(chans, 1, 3, 3).to(dtype).float().requires_grad_()
+        leaves = x, weight, bias, taps
+        shape = taps, stride, padding
+        assert native.covers_norm_act_depthwise(x, *shape)
+        y, (mean, var) = batch_norm_act_depthwise(x, weight, bias, 1e-3, act, *shape)
+        grad = image_like(*y.shape, dtype=dtype, seed=1)
+        got = (y, mean, var, *torch.autograd.grad(y, leaves, grad))
+
+        x64, *rest, taps64 = (t.detach().double().requires_grad_() for t in leaves)
+        z = ACTS[act](F.batch_norm(x64, None, None, *rest, True, 0, 1e-3))
+        exact = F.conv2d(z, taps64, None, stride, padding, 1, chans)
+        found = torch.autograd.grad(exact, (x64, *rest, taps64), grad.double())
+        moments = x64.mean((0, 2, 3)), x64.var((0, 2, 3), unbiased=False)
+        assert y.dtype is dtype
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        errors = [error(a, b) for a, b in zip(got, (exact, *moments, *found), strict=True)]
+        assert [e < tolerance for e in errors] == [True] * 7, errors
+
+
+@compiled
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
+@pytest.mark.parametrize("stride", native.STRIDES)
+def test_norm_and_convolution_of_images_smaller_than_the_kernel(stride, size):
+    x, taps = image_like(4, 24, *size, dtype=torch.float32), torch.randn(24, 1, 3, 3)
+    leaves = [t.requires_grad_() for t in (x, torch.rand(24), torch.rand(24), taps)]
+    y, _ = batch_norm_act_depthwise(*leaves[:3], 1e-5, "silu", taps, stride, 1)
+    z = F.silu(F.batch_norm(*leaves[:1], None, None, *leaves[1:3], True, 0, 1e-5))
+    want = F.conv2d(z, taps, None, stride, 1, 1, 24)
+    torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(
+        torch.autograd.grad(y.square().sum(), leaves),
+        torch.autograd.grad(want.square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_number_of_threads_changes_nothing(dtype):
     x = image_like(37, 24, 9, 9, dtype=dtype)
@@ -128,7 +175,9 @@ def test_the_number_of_threads_changes_nothing(dtype):
             y, stats = native.norm_act(x, ones, zeros, 1e-5, SILU)
             of_norm = native.norm_act_backward(grad, x, stats, 1e-5, SILU)
             of_conv = native.depthwise_backward(grad, x, weight, 1, 1, need_x=True)
-            results.append([y, stats, *of_norm, *of_conv])
+            both, stats = native.norm_act_depthwise(x, ones, zeros, weight, 1e-5, SILU, 1, 1)
+            of_both = native.norm_act_depthwise_backward(grad, x, weight, stats, 1e-5, SILU, 1, 1)
+            results.append([y, stats, *of_norm, *of_conv, both, *of_both])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -152,6 +201,8 @@ def test_what_is_not_covered():
     assert not native.covers_depthwise(x, weight, 1, 3)
     assert not native.covers_depthwise(x, torch.randn(32, 1, 3, 3), 1, 1)
     assert not native.covers_depthwise(x, torch.randn(16, 1, 9, 9), 1, 4)
+    assert native.covers_norm_act_depthwise(x, weight, 1, 1)
+    assert not native.covers_norm_act_depthwise(x, torch.randn(16, 1, 5, 5), 1, 2)
 
 
 @compiled
@@ -182,9 +233,16 @@ def test_second_derivatives_are_pytorchs(act):
         (gradient,) = torch.autograd.grad(way(*leaves).sin().sum(), leaves[:1], create_graph=True)
         return torch.autograd.grad(gradient.square().sum(), leaves)
 
+    def plain(a, *b):
+        return ACTS[act](F.batch_norm(a, None, None, *b, True, 0, 1e-5))
+
     got = penalty(lambda *inputs: batch_norm_act(*inputs, 1e-5, act)[0])
-    want = penalty(lambda a, *b: ACTS[act](F.batch_norm(a, None, None, *b, True, 0, 1e-5)))
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(got, penalty(plain), rtol=1e-3, atol=1e-4)
+
+    taps = torch.rand(16, 1, 3, 3)
+    got = penalty(lambda *inputs: batch_norm_act_depthwise(*inputs, 1e-5, act, taps, 2, 1)[0])
+    want = penalty(lambda *inputs: F.conv2d(plain(*inputs), taps, None, 2, 1, 1, 16))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""Sequences of modules, parts of which are computed at once where that is faster and equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from dwsep_zoo.nn.layers import ACT_MODULES, DepthwiseConv2d
+from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, native, plain
+from dwsep_zoo.ops.dtype import autocast_dtype
+
+_NAMES = {module: name for name, module in ACT_MODULES.items()}
+
+
+class Chain(nn.Sequential):
+    """Modules one after the other, by :func:`chain`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return chain(x, *self)
+
+
+def chain(x: Tensor, *modules: nn.Module) -> Tensor:
+    """The modules one after the other, some of them at once.
+
+    In training on the CPU a norm, an activation behind it and a depthwise 3 x 3 convolution behind
+    that are one operation, also where one block ends with the first and the next begins with the
+    last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. Whatever that does not cover, and modules
+    that somebody listens to, are called one by one.
+    """
+    if not _may_fuse(x):
+        for module in modules:
+            x = module(x)
+        return x
+    steps = [*_flat(modules)]
+    while steps:
+        module = steps.pop(0)
+        x = _normalise(x, module, steps) if _is_fused(module, x) else module(x)
+    return x
+
+
+def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tensor:
+    """The norm and what can be computed with it, which is taken from what is ``behind``."""
+    act = "identity"
+    if behind and type(behind[0]) in _NAMES and not is_heard(behind[0]):
+        act = _NAMES[type(behind.pop(0))]
+    if behind and _is_fused_depthwise(conv := behind[0], x):
+        del behind[0]
+        y, stats = batch_norm_act_depthwise(
+            *(x, norm.weight, norm.bias, norm.eps, act),
+            *(conv.weight, conv.stride[0], int(conv.padding[0])),
+        )
+    else:
+        y, stats = batch_norm_act(x, norm.weight, norm.bias, norm.eps, act)
+    _update(norm, stats, x.numel() // x.shape[1])
+    return y
+
+
+def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """What sequences consist of, unless somebody listens to them."""
+    for module in modules:
+        if type(module).forward in (Chain.forward, nn.Sequential.forward) and not is_heard(module):
+            yield from _flat(module.children())
+        elif type(module) is not nn.Identity or is_heard(module):
+            yield module
+
+
+def _may_fuse(x: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()  # the compiler fuses them itself
+        and not plain(x)
+        and type(x) is Tensor
+        and x.device.type == "cpu"
+        and torch.is_grad_enabled()
+    )
+
+
+def _is_fused(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.momentum is not None
+        and norm.running_mean is not None
+        and norm.num_features == x.shape[1]
+        and all(_is_usual(t) for t in (norm.weight, norm.bias))
+        and (x.requires_grad or norm.weight.requires_grad)
+        and not is_heard(norm)
+        and x.numel() > x.shape[1]
+        and native.covers(x)
+    )
+
+
+def _is_fused_depthwise(conv: nn.Module, x: Tensor) -> TypeGuard[DepthwiseConv2d]:
+    return (
+        type(conv) is DepthwiseConv2d
+        and not conv.same
+        and conv.bias is None
+        and _is_usual(conv.weight)
+        and autocast_dtype(x) is x.dtype
+        and not is_heard(conv)
+        and not is_in_torch_dispatch_mode()  # something counts the convolutions
+        and native.covers_norm_act_depthwise(x, conv.weight, conv.stride[0], int(conv.padding[0]))
+    )
+
+
+def _is_usual(parameter: Tensor | None) -> bool:
+    return (
+        parameter is not None
+        and parameter.dtype is torch.float32
+        and parameter.device.type == "cpu"
+        and parameter.is_contiguous()
+    )
+
+
+def is_heard(module: nn.Module) -> bool:
+    """Whether somebody would miss its call."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+        nn.modules.module._global_forward_hooks,
+        nn.modules.module._global_forward_pre_hooks,
+        nn.modules.module._global_backward_hooks,
+        nn.modules.module._global_backward_pre_hooks,
+    )
+    return any(hooks) or module._compiled_call_impl is not None
+
+
+@torch.no_grad()
+def _update(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
+    """The running statistics, as ``nn.BatchNorm2d`` does, with the unbiased variance."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    mean, var = stats
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)

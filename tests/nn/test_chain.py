@@ -1,0 +1,258 @@
+"""What is computed at once is what the modules compute one by one."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dwsep_zoo import create_model
+from dwsep_zoo.nn.chain import Chain, chain
+from dwsep_zoo.nn.layers import ACTS, DepthwiseConv2d
+from dwsep_zoo.ops import native, plain_kernels
+from dwsep_zoo.ops.norm import ACTS as FUNCTIONS
+
+pytestmark = pytest.mark.skipif(native.native().library is None, reason=native.native().why)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """With which activations the kernel was called."""
+    found = []
+    ours, names = native.norm_act, [*FUNCTIONS]
+    monkeypatch.setattr(
+        native, "norm_act", lambda *args: found.append(names[args[-1]]) or ours(*args)
+    )
+    return found
+
+
+def example(chans=24, requires_grad=True):
+    x = torch.randn(4, chans, 5, 6).to(memory_format=torch.channels_last)
+    norm = nn.BatchNorm2d(chans, momentum=0.3)
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias)
+    return x.requires_grad_(requires_grad), norm
+
+
+@pytest.mark.parametrize("act", [None, *ACTS])
+def test_equals_the_modules(act, calls):
+    x, norm = example()
+    module = [ACTS[act]()] if act else []
+    other = copy.deepcopy(norm)
+    for _ in range(2):  # the second time, the running statistics are not the initial ones
+        got = chain(x, norm, *module)
+        with plain_kernels():
+            want = chain(x, other, *module)
+        for ours, theirs in zip(
+            torch.autograd.grad(got.square().sum(), [x, *norm.parameters()]),
+            torch.autograd.grad(want.square().sum(), [x, *other.parameters()]),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got, want)
+    for (name, ours), theirs in zip(norm.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert calls == [act or "identity"] * 2
+
+
+def hooked(norm, act):
+    act.register_forward_hook(lambda *_: None)
+
+
+def many_small_things():
+    x, norm = example()
+    return {
+        "in evaluation": (x, norm.eval()),
+        "another layout": (x.detach().contiguous().requires_grad_(), example()[1]),
+        "float64": (x.detach().double().requires_grad_(), example()[1].double()),
+        "few channels": example(chans=8),
+        "another norm": (x, nn.InstanceNorm2d(24)),
+        "no statistics": (x, nn.BatchNorm2d(24, track_running_stats=False)),
+        "a mean of all": (x, nn.BatchNorm2d(24, momentum=None)),
+        "no weights": (x, nn.BatchNorm2d(24, affine=False)),
+    }
+
+
+@pytest.mark.parametrize("case", many_small_things())
+def test_everything_else_is_left_to_the_modules(case, calls):
+    x, norm = many_small_things()[case]
+    act = nn.ReLU()
+    got = chain(x, norm, act)
+    assert calls == []
+    torch.testing.assert_close(got, act(copy.deepcopy(norm)(x)))
+
+
+def test_an_activation_that_it_does_not_know(calls):
+    x, norm = example()
+    got = chain(x, norm, nn.GELU())
+    assert calls == ["identity"]
+    with plain_kernels():
+        torch.testing.assert_close(got, chain(x, norm, nn.GELU()))
+
+
+@pytest.mark.parametrize(("listened", "without"), [("0", []), ("1", ["identity"])])
+def test_modules_that_somebody_listens_to_are_called(listened, without, calls):
+    x, norm = example()
+    both = Chain(norm, nn.ReLU())
+    heard = []
+    handle = both.get_submodule(listened).register_forward_hook(lambda *args: heard.append(1))
+    both(x)
+    assert (heard, calls) == ([1], without)
+    handle.remove()
+    both(x)
+    assert (heard, calls) == ([1], [*without, "relu"])
+
+
+def test_no_gradients_no_kernel(calls):
+    x, norm = example(requires_grad=False)
+    with torch.no_grad():
+        chain(x, norm)
+    assert calls == []
+
+
+def test_the_modules_before_the_norm_are_called_in_order(calls):
+    x, norm = example()
+    block = Chain()
+    block.act0, block.conv = nn.SiLU(), nn.Conv2d(24, 24, 1)
+    block.norm, block.act = norm, nn.ReLU()
+    block = block.to(memory_format=torch.channels_last)
+    want = nn.Sequential(*block.children())(x)
+    torch.testing.assert_close(block(x), want)
+    assert calls == ["relu"]
+
+
+def test_the_compiler_gets_the_modules(calls):
+    x, norm = example()
+    both = Chain(norm, nn.ReLU())
+    compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), both(x))
+    assert calls == ["relu"]  # by the second one
+
+
+def test_a_norm_for_other_channels_is_refused_as_ever(calls):
+    x, _ = example()
+    with pytest.raises(RuntimeError):
+        chain(x, nn.BatchNorm2d(32))
+    assert calls == []
+
+
+def test_statistics_that_are_not_counted(calls):
+    """As in the second computation of gradient checkpointing."""
+    x, norm = example()
+    norm.momentum, norm.num_batches_tracked = 0.0, None
+    before = norm.running_mean.clone()
+    chain(x, norm)
+    assert calls == ["identity"]
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_a_slice_of_a_block_is_a_sequence(calls):
+    x, norm = example()
+    block = Chain()
+    block.conv, block.norm, block.act = nn.Identity(), norm, nn.ReLU()
+    assert torch.equal(block[:1](x), x)
+
+
+@pytest.fixture
+def convolved(monkeypatch):
+    """Activation, stride and padding of each call of the kernel with a convolution."""
+    found = []
+    ours, names = native.norm_act_depthwise, [*FUNCTIONS]
+    monkeypatch.setattr(
+        native,
+        "norm_act_depthwise",
+        lambda *args: found.append((names[args[5]], *args[6:])) or ours(*args),
+    )
+    return found
+
+
+def depthwise(chans=24, kernel_size=3, stride=1):
+    conv = DepthwiseConv2d(chans, chans, kernel_size, stride, kernel_size // 2)
+    return conv.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("act", [None, *ACTS])
+def test_a_depthwise_convolution_behind_them(act, stride, calls, convolved):
+    x, norm = example()
+    modules = [ACTS[act]()] if act else []
+    modules.append(depthwise(stride=stride))
+    other = copy.deepcopy(norm)
+    got = chain(x, norm, *modules)
+    with plain_kernels():
+        want = chain(x, other, *modules)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    filters = modules[-1].weight
+    for ours, theirs in zip(
+        torch.autograd.grad(got.square().sum(), [x, *norm.parameters(), filters]),
+        torch.autograd.grad(want.square().sum(), [x, *other.parameters(), filters]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    for (name, ours), theirs in zip(norm.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert convolved == [(act or "identity", stride, 1)]
+    assert calls == []
+
+
+def heard_convolution():
+    conv = depthwise()
+    conv.register_forward_hook(lambda *_: None)
+    return conv
+
+
+def other_convolutions():
+    return {
+        "another size": depthwise(kernel_size=5),
+        "TensorFlow's padding": DepthwiseConv2d(24, 24, 3, 2, 0, same=True),
+        "a dense one": nn.Conv2d(24, 24, 3),
+        "two filters a channel": DepthwiseConv2d(24, 48, 3, 1, 1),
+        "somebody listens to it": heard_convolution(),
+    }
+
+
+@pytest.mark.parametrize("case", other_convolutions())
+def test_other_convolutions_are_called(case, calls, convolved):
+    x, norm = example()
+    conv = other_convolutions()[case].to(memory_format=torch.channels_last)
+    got = chain(x, norm, nn.ReLU(), conv)
+    assert (calls, convolved) == (["relu"], [])
+    with plain_kernels():
+        torch.testing.assert_close(got, chain(x, norm, nn.ReLU(), conv), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_of_weights_in_another_type_than_the_images(calls, convolved):
+    """Autocast would round what comes from the norm before it is convolved."""
+    x, norm = example()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chain(x, norm, nn.ReLU(), depthwise()).dtype is torch.bfloat16
+        assert convolved == []
+        y = chain(x.bfloat16(), norm, nn.ReLU(), depthwise())
+    assert y.dtype is torch.bfloat16
+    assert convolved == [("relu", 1, 1)]
+
+
+def test_where_operations_are_counted_the_convolution_is_one(convolved):
+    x, norm = example()
+    with FlopCounterMode(display=False) as counter:
+        chain(x, norm, nn.ReLU(), depthwise())
+    assert convolved == []
+    assert counter.get_total_flops() == 2 * 9 * x.numel()
+
+
+DEPTHWISE_BEHIND_A_NORM = {
+    "mobilenet_v1": 13,
+    "mobilenet_v2": 16,  # the first one of 17 has no expansion before it
+    "mobilenet_v3_large_minimal": 14,  # likewise
+    "xception": 21,  # the first one of each block follows a pooling or a sum
+}
+
+
+@pytest.mark.parametrize("name", DEPTHWISE_BEHIND_A_NORM)
+def test_networks_use_it(name, convolved):
+    """Also from one block to the next."""
+    model = create_model(name, num_classes=2, output_stride=8, width_mult=0.5)
+    model = model.to(memory_format=torch.channels_last).train()
+    model(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last))
+    assert len(convolved) == DEPTHWISE_BEHIND_A_NORM[name]
