@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,7 @@ from dwsep_zoo.analysis.latency import (
     wall_clock,
 )
 from dwsep_zoo.analysis.runtimes import available_runtimes
-from dwsep_zoo.ops import batch_norm_act, cpu, native
+from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, cpu, native
 from dwsep_zoo.ops.norm import ACTS
 
 NEEDED = 1.2  # a way around that gains less is not worth its code
@@ -85,6 +85,8 @@ def detours() -> list[Detour]:
         _norm("relu", torch.bfloat16),
         _norm("silu", torch.bfloat16),
         _norm("relu", torch.float32),
+        _norm("relu", torch.bfloat16, convolved=True),
+        _norm("relu", torch.float32, convolved=True),
     ]
     return [
         *(ours if native.native().library else []),
@@ -213,27 +215,31 @@ def _both_grads(kernel: int, stride: int, dtype: torch.dtype) -> Detour:
     )
 
 
-def _norm(act: str, dtype: torch.dtype) -> Detour:
-    """Forward and backward."""
-    grad, x, _ = _operands(3, 1, dtype)
-    ones, zeros = torch.ones(x.shape[1]), torch.zeros(x.shape[1])
+def _norm(act: str, dtype: torch.dtype, *, convolved: bool = False) -> Detour:
+    grad, x, filters = _operands(3, 1, dtype)
+    chans = x.shape[1]
+    inputs = [x, torch.ones(chans), torch.zeros(chans), *([filters.float()] if convolved else [])]
 
-    def own(x: Tensor, ones: Tensor, zeros: Tensor) -> Tensor:
-        return ACTS[act](F.batch_norm(x, None, None, ones, zeros, True, 0.0, EPS))
+    def own(x: Tensor, weight: Tensor, bias: Tensor, *filters: Tensor) -> Tensor:
+        y = ACTS[act](F.batch_norm(x, None, None, weight, bias, True, 0.0, EPS))
+        return F.conv2d(y, filters[0].to(y.dtype), None, 1, 1, 1, chans) if filters else y
 
-    def gradient(way: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, *filters: Tensor) -> Tensor:
+        if filters:
+            return batch_norm_act_depthwise(x, weight, bias, EPS, act, filters[0], 1, 1)[0]
+        return batch_norm_act(x, weight, bias, EPS, act)[0]
+
+    def gradient(way: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in inputs]
             return torch.autograd.grad(way(*leaves), leaves, grad.to(inputs[0].dtype))[0]
 
-    def ours(x: Tensor, ones: Tensor, zeros: Tensor) -> Tensor:
-        return batch_norm_act(x, ones, zeros, EPS, act)[0]
-
+    layers = f"norm, {act}, depthwise 3 x 3" if convolved else f"norm and {act}"
     return Detour(
-        f"norm and {act}, {_short(dtype)}",
-        lambda: gradient(own, x, ones, zeros),
-        lambda: gradient(ours, x, ones, zeros),
-        gradient(own, x.double(), ones.double(), zeros.double()),
+        f"{layers}, {_short(dtype)}",
+        lambda: gradient(own, inputs),
+        lambda: gradient(ours, inputs),
+        gradient(own, [t.double() for t in inputs]),
     )
 
 
