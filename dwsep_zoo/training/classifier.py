@@ -87,6 +87,7 @@ class LitClassifier(L.LightningModule):
             decay_norm_and_bias=recipe["decay_norm_and_bias"],
             decay_depthwise=recipe["decay_depthwise"],
             layer_decay=recipe["layer_decay"],
+            orthogonal=recipe["optimizer"] == "muon",
         )
         optimizer = create_optimizer(
             recipe["optimizer"],
@@ -94,6 +95,8 @@ class LitClassifier(L.LightningModule):
             lr=recipe["lr"],
             momentum=recipe["momentum"],
             betas=recipe["betas"],
+            muon_lr=recipe["muon_lr"],
+            muon_momentum=recipe["muon_momentum"],
             fused=not self.trainer.gradient_clip_val,
         )
         steps = total_steps(self.trainer)

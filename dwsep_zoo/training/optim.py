@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dwsep_zoo.errors import UserError, check_number, choose
 from dwsep_zoo.nn import DepthwiseConv2d
+from dwsep_zoo.training.muon import Muon
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw", "muon")
 SCHEDULES = ("cosine", "constant")
 
 
@@ -39,6 +40,7 @@ def parameter_groups(
     decay_norm_and_bias: bool = False,
     decay_depthwise: bool = False,
     layer_decay: float | None = None,
+    orthogonal: bool = False,
 ) -> list[dict[str, Any]]:
     """Split the parameters that are trained into those that decay and those that do not.
 
@@ -47,9 +49,12 @@ def parameter_groups(
 
     With ``layer_decay`` each part of the network (:func:`part_of`) has groups of its own, whose
     ``lr_scale`` is 1 for the classifier and ``layer_decay`` of the next part's for every other.
+
+    With ``orthogonal`` the weights of convolutions that mix channels, those behind the stem, have
+    groups of their own, for :class:`~dwsep_zoo.training.muon.Muon`.
     """
     parts = list(dict.fromkeys(part_of(name) for name, _ in model.named_parameters()))
-    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    members: dict[tuple[str, str], list[nn.Parameter]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
@@ -58,18 +63,28 @@ def parameter_groups(
                 decays = decay_norm_and_bias
             else:
                 decays = decay_depthwise or not isinstance(module, DepthwiseConv2d)
+            kind = "decay" if decays else "no_decay"
+            if orthogonal and _mixes_channels(module) and part_of(prefix) != "stem":
+                kind = "orthogonal"
             part = "" if layer_decay is None else part_of(f"{prefix}.{name}")
-            members.setdefault((part, decays), []).append(parameter)
+            members.setdefault((part, kind), []).append(parameter)
 
     groups = []
-    for (part, decays), params in members.items():
-        kind, rate = ("decay", weight_decay) if decays else ("no_decay", 0.0)
+    for (part, kind), params in members.items():
+        rate = weight_decay if kind == "decay" else 0.0
         group: dict[str, Any] = {"name": kind, "params": params, "weight_decay": rate}
+        if kind == "orthogonal":
+            group["orthogonal"] = True
         if layer_decay is not None:
             scale = layer_decay ** (len(parts) - 1 - parts.index(part))
             group.update(name=f"{part}.{kind}", part=part, lr_scale=scale)
         groups.append(group)
     return groups
+
+
+def _mixes_channels(module: nn.Module) -> bool:
+    """Whether it is a dense convolution with a norm behind it; those without have a bias."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.bias is None
 
 
 def create_optimizer(
@@ -79,16 +94,27 @@ def create_optimizer(
     lr: float,
     momentum: float,
     betas: Sequence[float],
+    muon_lr: float = 0.0,
+    muon_momentum: float = 0.0,
     fused: bool = True,
 ) -> Optimizer:
-    """``sgd`` (Nesterov's momentum) or ``adamw``.
+    """``sgd`` (Nesterov's momentum), ``adamw``, or ``muon``, which is ``sgd`` for the other groups.
 
     The rate of a group with an ``lr_scale`` is that part of ``lr``. ``fused`` takes PyTorch's
     fastest implementation, whose gradients lightning cannot clip in mixed precision: an optimizer
     that might undo the scaling of gradients itself gets them scaled.
     """
-    groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
-    if choose(name, OPTIMIZERS, "recipe.optimizer") == "sgd":
+    choose(name, OPTIMIZERS, "recipe.optimizer")
+
+    def completed(group: dict[str, Any]) -> dict[str, Any]:
+        orthogonal = group.get("orthogonal", False)
+        rate, inertia = (muon_lr, muon_momentum) if orthogonal else (lr, momentum)
+        return {**group, "lr": rate * group.get("lr_scale", 1.0), "momentum": inertia}
+
+    groups = [completed(group) for group in groups]
+    if name == "muon":
+        return Muon(groups)
+    if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     return torch.optim.AdamW(groups, lr, betas=(betas[0], betas[1]), fused=fused)
 
@@ -112,9 +138,11 @@ def create_schedule(
 
 def check_recipe(recipe: dict[str, Any]) -> None:
     """Raises UserError for values that no training could use."""
-    positive = ("epochs", "lr")
+    positive = ("epochs", "lr", "muon_lr")
     not_negative = ("weight_decay", "min_lr")
-    below_one = ("warmup_fraction", "momentum", "label_smoothing", "model_ema_decay")
+    below_one = (
+        *("warmup_fraction", "momentum", "muon_momentum", "label_smoothing", "model_ema_decay"),
+    )
     optional = ("model_ema_decay", "layer_decay")
     for key in (*positive, *not_negative, *below_one, "layer_decay", "full_size_from"):
         check_number(f"recipe.{key}", recipe[key], optional=key in optional)

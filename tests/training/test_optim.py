@@ -87,6 +87,8 @@ def test_constant():
     [
         ("recipe.lr=0", "recipe.lr must be greater than 0; got 0"),
         ("recipe.momentum=1", r"recipe.momentum must be in \[0, 1\); got 1"),
+        ("recipe.muon_lr=0", "recipe.muon_lr must be greater than 0; got 0"),
+        ("recipe.muon_momentum=1", r"recipe.muon_momentum must be in \[0, 1\); got 1"),
         ("recipe.weight_decay=-1", "recipe.weight_decay must not be negative; got -1"),
         ("recipe.lr=fast", "recipe.lr must be a number; got 'fast'"),
         ("recipe.momentum=null", "recipe.momentum must be a number; got None"),
