@@ -131,6 +131,8 @@ class LitClassifier(L.LightningModule):
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
         images, labels = batch
         logits = self(images).float()
+        if self.recipe["eval_flip"]:
+            logits = (logits + self(images.flip(-1)).float()) / 2
         self._update(split, F.cross_entropy(logits, labels), logits, labels)
         return logits
 

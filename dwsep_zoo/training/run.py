@@ -362,6 +362,8 @@ def _say_result(cfg: dict[str, Any], folder: Path, result: dict[str, Any]) -> No
         which = "the last state"
         if "best_epoch" in result:
             which = f"the checkpoint of epoch {result['best_epoch']}, the best on validation"
+        if cfg["recipe"]["eval_flip"]:
+            which += "; each image and its mirror image averaged"
         log.info("test accuracy %.2f %% (%s)", 100 * result["metrics"]["test/acc"], which)
     log.info("%s   training %.0f s", _latency_line(result["latency"][0]), result["time"]["train_s"])
     log.info("run folder  %s", folder)

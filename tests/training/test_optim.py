@@ -93,6 +93,7 @@ def test_constant():
         ("recipe.lr=fast", "recipe.lr must be a number; got 'fast'"),
         ("recipe.momentum=null", "recipe.momentum must be a number; got None"),
         ("recipe.full_size_from=null", "recipe.full_size_from must be a number; got None"),
+        ("recipe.eval_flip=maybe", "recipe.eval_flip must be true or false; got 'maybe'"),
         ("recipe.betas=[0.9]", r"recipe.betas must be two numbers.*got \[0.9\]"),
         ("recipe.optimizer=sdg", "unknown recipe.optimizer 'sdg'; did you mean 'sgd'"),
         ("recipe.schedule=cos", "unknown recipe.schedule 'cos'; did you mean 'cosine'"),

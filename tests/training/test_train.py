@@ -9,9 +9,11 @@ import pytest
 import torch
 from helpers import last_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 import dwsep_zoo
 from dwsep_zoo import UserError, count, create_model
+from dwsep_zoo.config import compose_config
 from dwsep_zoo.data import create_data
 from dwsep_zoo.data.augment import normalise
 from dwsep_zoo.training.classifier import LitClassifier
@@ -211,3 +213,19 @@ def test_clipped_gradients(run, tmp_path, precision):
     for name, weight in ends[0].items():
         if name.endswith(("weight", "bias")):
             torch.testing.assert_close(ends[1][name], weight, rtol=0, atol=1e-6)
+
+
+def test_an_image_and_its_mirror_image_are_averaged(run, tmp_path, monkeypatch):
+    recipe = compose_config(["recipe.eval_flip=true", "paths.output_dir=unused"])["recipe"]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    module = LitClassifier(model, num_classes=3, recipe=recipe, seed=0, description={})
+    seen = {}
+    monkeypatch.setattr(module, "log", lambda name, *_, **__: seen.setdefault(name, 1))
+    images, labels = torch.randn(50, 3, 2, 2), torch.zeros(50, dtype=torch.int64)
+    want = (model(images) + model(images.flip(3))).argmax(1)
+    assert not torch.equal(model(images).argmax(1), want)
+    assert torch.equal(module.test_step((images, labels), 0)["predicted"], want)
+    assert "test/acc" in seen
+    run("run", "recipe.eval_flip=true")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "the best on validation; each image and its mirror image averaged)" in log
