@@ -83,9 +83,9 @@ def main() -> None:
         ),
     ]
     conditions = (
-        f"CIFAR-10 as JPEG pictures, {' '.join(EXPERIMENT)}, {epochs} epochs, one seed, the whole "
-        f"command; {auto_precision('cpu')}, {rate:.0f} GFLOP/s in large matrix products. "
-        f"{machine()}"
+        f"CIFAR-10 as JPEG pictures, {' '.join(EXPERIMENT)}, {epochs} epochs, one seed, an image "
+        f"and its mirror image averaged in the test, the whole command; "
+        f"{auto_precision('cpu')}, {rate:.0f} GFLOP/s in large matrix products. {machine()}"
     )
     claim = f"Time to accuracy: CIFAR-10 to {ACCURACY:g} % of the test images"
     record = Record("time_to_accuracy", claim, conditions, ratios, options.arguments)

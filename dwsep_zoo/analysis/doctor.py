@@ -216,6 +216,7 @@ def _both_grads(kernel: int, stride: int, dtype: torch.dtype) -> Detour:
 
 
 def _norm(act: str, dtype: torch.dtype, *, convolved: bool = False) -> Detour:
+    """Forward and backward, with a depthwise convolution behind it or without."""
     grad, x, filters = _operands(3, 1, dtype)
     chans = x.shape[1]
     inputs = [x, torch.ones(chans), torch.zeros(chans), *([filters.float()] if convolved else [])]

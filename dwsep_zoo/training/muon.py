@@ -18,8 +18,8 @@ class Muon(Optimizer):
 
     The gradient of a matrix is mostly made of few directions. Muon gives all of them the same
     length (:func:`orthogonalise`), so that the rare ones are learned as fast: Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon. A norm follows every pointwise convolution, which
-    makes its weight's length meaningless; it is set to what an orthogonal one has before each step,
+    https://kellerjordan.github.io/posts/muon. A norm behind a convolution makes the length of
+    its weight meaningless; it is set to what an orthogonal one has before each step,
     as in Jordan's CIFAR-10 speed runs (arXiv:2404.00498), and takes the place of weight decay.
 
     ``torch.optim.Muon`` takes parameters of two dimensions only, and needs a second optimizer for
@@ -59,7 +59,7 @@ class Muon(Optimizer):
         if group["orthogonal"]:
             steps = [orthogonalise(s.flatten(1)).view_as(s) for s in steps]
             for p in params:
-                p.mul_(len(p) ** 0.5 / p.norm())
+                p.mul_(len(p) ** 0.5 / (p.norm() + 1e-7))  # of zeros: zeros
         torch._foreach_add_(params, steps, alpha=-group["lr"])
 
 

@@ -90,6 +90,15 @@ def test_its_state_goes_on_where_it_was(generator):
     assert torch.equal(both[0], whole[0])
 
 
+def test_a_matrix_of_zeros_gets_its_step(generator):
+    group = {"lr": 0.1, "momentum": 0.6, "orthogonal": True}
+    (got,), _ = train(
+        lambda p: Muon([{"params": p, **group}]), [torch.zeros(8, 4, 3, 3)], generator
+    )
+    assert got.isfinite().all()
+    assert got.count_nonzero() == got.numel()
+
+
 def test_a_parameter_without_a_gradient_stays():
     weight = nn.Parameter(torch.ones(4, 4, 1, 1))
     Muon([{"params": [weight], "lr": 1.0, "momentum": 0.6, "orthogonal": True}]).step()
