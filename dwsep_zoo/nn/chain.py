@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dwsep_zoo.nn.layers import ACT_MODULES, DepthwiseConv2d
-from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, native, plain
+from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, plain
 from dwsep_zoo.ops.dtype import autocast_dtype
+from dwsep_zoo.ops.norm import covers, covers_depthwise
 
 _NAMES = {module: name for name, module in ACT_MODULES.items()}
 
@@ -26,8 +27,8 @@ class Chain(nn.Sequential):
 def chain(x: Tensor, *modules: nn.Module) -> Tensor:
     """The modules one after the other, some of them at once.
 
-    In training on the CPU a norm, an activation behind it and a depthwise 3 x 3 convolution behind
-    that are one operation, also where one block ends with the first and the next begins with the
+    In training a norm, an activation behind it and a depthwise 3 x 3 convolution (on a GPU also
+    5 x 5) behind that are one operation, also where one block ends with the first and the next begins with the
     last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. Whatever that does not cover, and modules
     that somebody listens to, are called one by one.
     """
@@ -73,7 +74,7 @@ def _may_fuse(x: Tensor) -> bool:
         not torch.compiler.is_compiling()  # the compiler fuses them itself
         and not plain(x)
         and type(x) is Tensor
-        and x.device.type == "cpu"
+        and x.device.type in ("cpu", "cuda")
         and torch.is_grad_enabled()
     )
 
@@ -85,11 +86,11 @@ def _is_fused(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
         and norm.momentum is not None
         and norm.running_mean is not None
         and norm.num_features == x.shape[1]
-        and all(_is_usual(t) for t in (norm.weight, norm.bias))
+        and all(_is_usual(t, x) for t in (norm.weight, norm.bias))
         and (x.requires_grad or norm.weight.requires_grad)
         and not is_heard(norm)
         and x.numel() > x.shape[1]
-        and native.covers(x)
+        and covers(x)
     )
 
 
@@ -98,19 +99,19 @@ def _is_fused_depthwise(conv: nn.Module, x: Tensor) -> TypeGuard[DepthwiseConv2d
         type(conv) is DepthwiseConv2d
         and not conv.same
         and conv.bias is None
-        and _is_usual(conv.weight)
+        and _is_usual(conv.weight, x)
         and autocast_dtype(x) is x.dtype
         and not is_heard(conv)
         and not is_in_torch_dispatch_mode()  # something counts the convolutions
-        and native.covers_norm_act_depthwise(x, conv.weight, conv.stride[0], int(conv.padding[0]))
+        and covers_depthwise(x, conv.weight, conv.stride[0], int(conv.padding[0]))
     )
 
 
-def _is_usual(parameter: Tensor | None) -> bool:
+def _is_usual(parameter: Tensor | None, x: Tensor) -> bool:
     return (
         parameter is not None
         and parameter.dtype is torch.float32
-        and parameter.device.type == "cpu"
+        and parameter.device == x.device
         and parameter.is_contiguous()
     )
 
@@ -136,6 +137,12 @@ def _update(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.momentum is not None
+    if stats.is_cuda:
+        from dwsep_zoo.ops import triton_norm
+
+        running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+        triton_norm.update_running(stats, *running, norm.momentum, count)
+        return
     mean, var = stats
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)

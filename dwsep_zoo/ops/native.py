@@ -28,6 +28,8 @@ SOURCE = Path(__file__).with_name("native.cpp")
 INSTALL = "install g++, or name one in the variable CXX"
 VECTOR = 16
 """Fewest channels that the kernels take."""
+ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish", "silu")
+"""By their numbers in ``native.cpp``."""
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
 
@@ -118,7 +120,7 @@ def covers_norm_act_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int
 
 
 def norm_act(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
 ) -> tuple[Tensor, Tensor]:
     """Normalise over the batch, then activate.
 
@@ -127,7 +129,7 @@ def norm_act(
         weight: ``(C,)`` float32, as ``bias``.
         bias: after the multiplication with ``weight``.
         eps: added to the variance.
-        act: number of the activation in ``native.cpp``.
+        act: one of :data:`ACTIVATIONS`.
 
     Returns:
         What ``x`` is like, and ``(4, C)`` float32: mean, biased variance, and the scale and shift
@@ -139,13 +141,13 @@ def norm_act(
     _library().dwsep_norm_act(
         *_pointers(x, y, weight, bias, stats),
         *(x.numel() // chans, chans, eps),
-        *(x.dtype is torch.bfloat16, act, torch.get_num_threads()),
+        *(x.dtype is torch.bfloat16, ACTIVATIONS.index(act), torch.get_num_threads()),
     )
     return y, stats
 
 
 def norm_act_backward(
-    grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: int
+    grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
     grad, chans = _like(grad, x), x.shape[1]
@@ -153,7 +155,7 @@ def norm_act_backward(
     _library().dwsep_norm_act_backward(
         *_pointers(grad, x, stats, grad_x, grad_weight, grad_bias),
         *(x.numel() // chans, chans, eps),
-        *(x.dtype is torch.bfloat16, act, torch.get_num_threads()),
+        *(x.dtype is torch.bfloat16, ACTIVATIONS.index(act), torch.get_num_threads()),
     )
     return grad_x, grad_weight, grad_bias
 
@@ -191,7 +193,7 @@ def norm_act_depthwise(
     bias: Tensor,
     taps: Tensor,
     eps: float,
-    act: int,
+    act: str,
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor]:
@@ -208,7 +210,7 @@ def norm_act_depthwise(
     _library().dwsep_norm_act_depthwise(
         *_pointers(x, y, weight, bias, taps, stats),
         *(images, chans, height, width, *image, eps),
-        *(stride, padding, x.dtype is torch.bfloat16, act, torch.get_num_threads()),
+        *(stride, padding, x.dtype is torch.bfloat16, ACTIVATIONS.index(act), torch.get_num_threads()),
     )
     return y, stats
 
@@ -219,7 +221,7 @@ def norm_act_depthwise_backward(
     taps: Tensor,
     stats: Tensor,
     eps: float,
-    act: int,
+    act: str,
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -232,7 +234,7 @@ def norm_act_depthwise_backward(
         *_pointers(grad, x, taps, stats),
         *_pointers(grad_x, grad_weight, grad_bias, grad_taps),
         *(images, chans, *image, *grad.shape[2:], eps),
-        *(stride, padding, x.dtype is torch.bfloat16, act, torch.get_num_threads()),
+        *(stride, padding, x.dtype is torch.bfloat16, ACTIVATIONS.index(act), torch.get_num_threads()),
     )
     return grad_x, grad_weight, grad_bias, grad_taps.t().reshape(shape)
 

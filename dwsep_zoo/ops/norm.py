@@ -1,15 +1,16 @@
-"""Batch normalisation with what is behind it, as one operation in training on the CPU.
+"""Batch normalisation with what is behind it, as one operation in training.
 
-PyTorch's own take several times as long as their memory traffic: together almost a third of
+On the CPU PyTorch's own take several times as long as their memory traffic: together almost a third of
 MobileNetV1's step in bfloat16. Here a pass is bound by memory (``native.cpp``), the activation is
 part of the norm's, and where a depthwise convolution follows, it takes what it needs of both: what
-lies between them is neither written nor read nor kept for the backward pass.
+lies between them is neither written nor read nor kept for the backward pass. On NVIDIA GPUs it is
+the same with Triton kernels (``triton_norm.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,16 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "hard_swish": F.hardswish,
     "silu": F.silu,
 }
-"""In the order of ``native.cpp``."""
+
+
+def covers(x: Tensor) -> bool:
+    """Whether :func:`batch_norm_act` takes this input."""
+    return _kernels(x).covers(x)
+
+
+def covers_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
+    """Whether :func:`batch_norm_act_depthwise` does."""
+    return _kernels(x).covers_norm_act_depthwise(x, taps, stride, padding)
 
 
 def batch_norm_act(
@@ -33,7 +43,7 @@ def batch_norm_act(
     """``act(batch_norm(x))`` with the batch's own statistics.
 
     Args:
-        x: ``(N, C, H, W)``, one that :func:`native.covers <dwsep_zoo.ops.native.covers>`.
+        x: ``(N, C, H, W)``, one that :func:`covers` is true of.
         weight: ``(C,)`` float32, as ``bias``.
         bias: added last before the activation.
         eps: added to the variance.
@@ -52,7 +62,7 @@ class _NormAct(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
     ) -> tuple[Tensor, Tensor]:
-        return native.norm_act(x, weight, bias, eps, _number(act))
+        return _kernels(x).norm_act(x, weight, bias, eps, act)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -66,7 +76,7 @@ class _NormAct(torch.autograd.Function):
         if torch.is_grad_enabled():  # second derivatives are wanted, which PyTorch's own have
             y = ACTS[ctx.act](F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps))
             return (*_grads(y, (x, weight, bias), grad), None, None)
-        grads = native.norm_act_backward(grad, x, stats, ctx.eps, _number(ctx.act))
+        grads = _kernels(x).norm_act_backward(grad, x, stats, ctx.eps, ctx.act)
         return (*grads, None, None)
 
 
@@ -82,8 +92,7 @@ def batch_norm_act_depthwise(
 ) -> tuple[Tensor, Tensor]:
     """:func:`batch_norm_act` and a depthwise convolution, whose weight is ``taps``.
 
-    That is ``(C, 1, 3, 3)`` float32, and ``x`` is one that
-    :func:`native.covers_norm_act_depthwise <dwsep_zoo.ops.native.covers_norm_act_depthwise>`.
+    That is ``(C, 1, k, k)`` float32. All of it is what :func:`covers_depthwise` is true of.
     """
     y, stats = _NormActDepthwise.apply(x, weight, bias, eps, act, taps, stride, padding)
     return y, stats[:2]
@@ -101,7 +110,8 @@ class _NormActDepthwise(torch.autograd.Function):
         stride: int,
         padding: int,
     ) -> tuple[Tensor, Tensor]:
-        return native.norm_act_depthwise(x, weight, bias, taps, eps, _number(act), stride, padding)
+        kernels = _kernels(x)
+        return kernels.norm_act_depthwise(x, weight, bias, taps, eps, act, stride, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -119,8 +129,8 @@ class _NormActDepthwise(torch.autograd.Function):
             y = F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
             of_x, of_weight, of_bias, of_taps = _grads(y, leaves, grad)
         else:
-            of_x, of_weight, of_bias, of_taps = native.norm_act_depthwise_backward(
-                grad, x, taps, stats, ctx.eps, _number(ctx.act), *ctx.shape
+            of_x, of_weight, of_bias, of_taps = _kernels(x).norm_act_depthwise_backward(
+                grad, x, taps, stats, ctx.eps, ctx.act, *ctx.shape
             )
         return of_x, of_weight, of_bias, None, None, of_taps, None, None
 
@@ -132,5 +142,51 @@ def _grads(y: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> list[Tensor | N
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
-def _number(act: str) -> int:
-    return [*ACTS].index(act)
+class _Kernels(Protocol):
+    """What there is for a device."""
+
+    def covers(self, x: Tensor) -> bool: ...
+
+    def covers_norm_act_depthwise(
+        self, x: Tensor, taps: Tensor, stride: int, padding: int
+    ) -> bool: ...
+
+    def norm_act(
+        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def norm_act_backward(
+        self, grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def norm_act_depthwise(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        taps: Tensor,
+        eps: float,
+        act: str,
+        stride: int,
+        padding: int,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def norm_act_depthwise_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        taps: Tensor,
+        stats: Tensor,
+        eps: float,
+        act: str,
+        stride: int,
+        padding: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+
+def _kernels(x: Tensor) -> _Kernels:
+    if x.is_cuda:
+        from dwsep_zoo.ops import triton_norm  # Triton is imported where there is a GPU only
+
+        return triton_norm
+    return native

@@ -44,6 +44,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("none", "relu", "relu6", "hard_swish", "silu")
 MIN_CAPABILITY = (8, 0)  # bfloat16
 PROGRAMS = 2048  # of a backward sweep: some waves on the largest GPU, so the last one costs little
+WARPS = 4  # of a program
+ENOUGH_THREADS = 2**18  # to fill the largest GPU
+SHORTEST_STRIP = 8  # columns; the first ones of a strip are read twice
 LONGEST_IMAGE = 2**31  # offsets within an image are 32 bits, those between images 64
 
 
@@ -70,16 +73,17 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class Tile:
-    """The part of an image that a program computes at a time, and with how many warps.
+    """How the work is divided.
 
-    Rows and columns are output pixels in ``forward``, stride x stride cells of the input in
-    ``backward``. All are powers of two.
+    A strip is some rows of an image, which a program goes along from left to right. Rows and
+    columns are output pixels in ``forward``, stride x stride cells of the input in ``backward``.
     """
 
-    rows: int
-    width: int
-    chans: int
+    rows: int  # of a strip
+    strips: int  # that a program goes along at once, a power of two
+    chans: int  # of a program, a power of two
     warps: int
+    columns: int = 2**30  # of a strip, at most
 
 
 def unavailable() -> str | None:
@@ -149,17 +153,19 @@ def forward(
     n, chans, height, width = x.shape
     size = weight.shape[-1]
     out_height, out_width = _output_size(x, size, stride, padding)
-    tile = tile or forward_tile(chans, out_height, out_width, size, stride)
+    tile = tile or forward_tile(n, chans, out_height, out_width, size)
     y = _empty_nhwc(x, out_height, out_width)
-    tiles_h, tiles_w = _ceil_div(out_height, tile.rows), _ceil_div(out_width, tile.width)
-    blocks = _ceil_div(chans, tile.chans)
+    columns = min(tile.columns, out_width)
+    tiles_h, tiles_w = _ceil_div(out_height, tile.rows), _ceil_div(out_width, columns)
+    groups, blocks = _ceil_div(n * tiles_h * tiles_w, tile.strips), _ceil_div(chans, tile.chans)
     vector = math.gcd(chans, 16)
     with torch.cuda.device_of(x):
-        _forward_kernel[(n * tiles_h * tiles_w * blocks,)](
+        _forward_kernel[(groups * blocks,)](
             x,
             _pack(weight),
             *_float32(prologue),
             y,
+            n,
             height,
             width,
             chans // vector,
@@ -167,13 +173,14 @@ def forward(
             out_width,
             tiles_h,
             tiles_w,
+            columns,
             SIZE=size,
             STRIDE=stride,
             PADDING=padding,
             ACT=prologue.act if prologue else None,
             VECTOR=vector,
             ROWS=tile.rows,
-            WIDTH=tile.width,
+            STRIPS=tile.strips,
             CHANS=tile.chans,
             num_warps=tile.warps,
             enable_fp_fusion=True,
@@ -212,10 +219,11 @@ def backward(
     n, chans, height, width = x.shape
     size = weight.shape[-1]
     cells_h, cells_w = _ceil_div(height, stride), _ceil_div(width, stride)
-    tile = tile or backward_tile(chans, cells_h, cells_w, size, stride)
-    tiles_h, tiles_w = _ceil_div(cells_h, tile.rows), _ceil_div(cells_w, tile.width)
-    blocks = _ceil_div(chans, tile.chans)
-    programs = min(_ceil_div(PROGRAMS, blocks), n * tiles_h * tiles_w)
+    tile = tile or backward_tile(n, chans, cells_h, cells_w, size, stride)
+    columns = min(tile.columns, cells_w)
+    tiles_h, tiles_w = _ceil_div(cells_h, tile.rows), _ceil_div(cells_w, columns)
+    groups, blocks = _ceil_div(n * tiles_h * tiles_w, tile.strips), _ceil_div(chans, tile.chans)
+    programs = min(_ceil_div(PROGRAMS, blocks), groups)
     vector = math.gcd(chans, 16)
     grad = grad.contiguous(memory_format=torch.channels_last)
 
@@ -241,6 +249,7 @@ def backward(
             grad.shape[3],
             tiles_h,
             tiles_w,
+            columns,
             SIZE=size,
             STRIDE=stride,
             PADDING=padding,
@@ -249,7 +258,7 @@ def backward(
             NEED_WEIGHT=need_weight,
             VECTOR=vector,
             ROWS=tile.rows,
-            WIDTH=tile.width,
+            STRIPS=tile.strips,
             CHANS=tile.chans,
             num_warps=tile.warps,
             enable_fp_fusion=True,
@@ -273,25 +282,27 @@ def backward(
     )
 
 
-def forward_tile(chans: int, height: int, width: int, size: int, stride: int) -> Tile:
-    """For an output of ``height`` x ``width``."""
-    most = Tile(rows=4 // stride, width=8 if size == 7 else 16, chans=64, warps=8)
-    return _tile(most, chans, height, width, values_per_thread={3: 8, 5: 4, 7: 2}[size])
+def forward_tile(images: int, chans: int, height: int, width: int, size: int) -> Tile:
+    """For outputs of ``height`` x ``width``."""
+    rows, values = {3: (4, 2), 5: (4, 2), 7: (2, 2)}[size]
+    return _tile(images, chans, height, width, rows, values)
 
 
-def backward_tile(chans: int, height: int, width: int, size: int, stride: int) -> Tile:
-    """For an input of ``height`` x ``width`` cells. A thread has k^2 sums for each value."""
-    rows, columns, values = (2, 4, 1) if size == 7 else (4, 8, 2)
-    most = Tile(rows // stride, columns, chans=64, warps=8)
-    return _tile(most, chans, height, width, values_per_thread=values)
+def backward_tile(
+    images: int, chans: int, height: int, width: int, size: int, stride: int
+) -> Tile:
+    """For inputs of ``height`` x ``width`` cells. A thread has k^2 sums for each of its channels."""
+    rows, values = {3: (4 // stride, 2), 5: (2 // stride, 2), 7: (1, 1)}[size]
+    return _tile(images, chans, height, width, rows, values)
 
 
-def _tile(most: Tile, chans: int, height: int, width: int, values_per_thread: int) -> Tile:
-    """As large as ``most`` allows and the shape fills; more values a thread need more registers."""
-    chans = _block(chans, least=16, most=most.chans)
-    width = _block(width, least=1, most=most.width)
-    warps = max(1, min(most.warps, chans * width // (32 * values_per_thread)))
-    return Tile(_block(height, least=1, most=most.rows), width, chans, warps)
+def _tile(images: int, chans: int, height: int, width: int, most_rows: int, values: int) -> Tile:
+    """``values``: channels of a thread, which all have its strip."""
+    rows, block = _block(height, least=1, most=most_rows), _block(chans, least=16, most=64)
+    strips = 32 * WARPS * values // block
+    threads = images * _ceil_div(height, rows) * _ceil_div(chans, block) * block // values
+    parts = max(1, min(ENOUGH_THREADS // threads, width // SHORTEST_STRIP))
+    return Tile(rows, strips, block, WARPS, _ceil_div(width, parts))
 
 
 def _block(length: int, least: int, most: int) -> int:
@@ -385,6 +396,13 @@ def _slope(t, ACT: tl.constexpr):
 
 @_constant
 @no_type_check
+def _at(row, column, size):
+    """Number of the tap at a row and a column, or -1."""
+    return row * size + column if 0 <= row < size and 0 <= column < size else -1
+
+
+@_constant
+@no_type_check
 def _tap(pixel, q, d, size, stride, base):
     """Tap by which a pixel of a tile meets the gradient at row q and column d, or -1.
 
@@ -405,13 +423,46 @@ def _pixel(tap, q, d, size, stride, base, rows):
     return row * stride + column if inside else -1
 
 
-# In the kernels: q counts rows and d columns of what is read, r rows of the tile, p its pixels,
-# t the filter's taps, i its rows and j its columns. A row outside the image has no columns.
+@_constant
+@no_type_check
+def _ahead(size, stride):
+    """Outputs of a row that an input pixel can contribute to."""
+    return (size - 1) // stride + 1
+
+
+@_jit()
+@no_type_check
+def _shifted(values, new, COUNT: tl.constexpr):
+    """``new`` and then as many of ``values`` as make ``COUNT``."""
+    for k in tl.static_range(COUNT - len(new)):
+        new = new + (values[k],)
+    return new
+
+
+@_jit()
+@no_type_check
+def _column(image, row, w, limits, width, chans):
+    """The values in column ``w``, from ``row`` on; 0 beyond a row's limit."""
+    column = ()
+    for q in tl.static_range(len(limits)):
+        ok = w.to(tl.uint32) < limits[q]
+        value = tl.load(image + ((row + q) * width + w) * chans, ok, 0.0)
+        column = column + (value.to(tl.float32),)
+    return column
+
+
+# In the kernels: u counts columns of a strip, q rows of what is read, r rows of the strip, p its
+# pixels, d columns of the gradient, t the filter's taps, i its rows and j its columns, m outputs
+# before the column's own. A row outside the image has no columns: as an unsigned number a column
+# is less than `limit` if it is inside.
 # Weights, scale and shift are loaded for a whole tile: all threads need them in the layout of the
 # data, and a load that hits the cache is cheaper than an exchange between threads.
 
 
-@_jit("height", "width", "chan_vectors", "out_height", "out_width", "tiles_h", "tiles_w")
+@_jit(
+    "images", "height", "width", "chan_vectors", "out_height", "out_width", "tiles_h", "tiles_w",
+    "columns",
+)
 @no_type_check
 def _forward_kernel(
     x,
@@ -419,6 +470,7 @@ def _forward_kernel(
     scale,
     shift,
     y,
+    images,
     height,
     width,
     chan_vectors,
@@ -426,60 +478,80 @@ def _forward_kernel(
     out_width,
     tiles_h,
     tiles_w,
+    columns,
     SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     ACT: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    STRIPS: tl.constexpr,
     CHANS: tl.constexpr,
 ):
+    """Every input pixel is read once a strip and added to all outputs that it contributes to."""
+    AHEAD: tl.constexpr = _ahead(SIZE, STRIDE)
+    UNROLL: tl.constexpr = AHEAD if SIZE == 3 else 1  # sums then stay where they are
+    IN_ROWS: tl.constexpr = STRIDE * (ROWS - 1) + SIZE
+
     chans = chan_vectors * VECTOR  # so that the compiler knows a divisor, and loads vectors
     blocks = (chans + CHANS - 1) // CHANS
     c = (tl.program_id(0) % blocks * CHANS + tl.arange(0, CHANS))[None, :]
-    tile = tl.program_id(0) // blocks
-    column = (tile % tiles_w * WIDTH + tl.arange(0, WIDTH))[:, None]
-    tile = tile // tiles_w
-    row = tile % tiles_h * ROWS
-    image = (tile // tiles_h).to(tl.int64)
-    x += image * height * width * chans
-    y += image * out_height * out_width * chans
     c_inside = c < chans
-    c_tile = c + tl.full((WIDTH, CHANS), 0, tl.int32)
-
+    c_tile = c + tl.full((STRIPS, CHANS), 0, tl.int32)
+    taps = ()
+    for t in tl.static_range(SIZE * SIZE):
+        taps = taps + (tl.load(weight + t * chans + c_tile, c_inside, 0.0),)
     if ACT is not None:
         a = tl.load(scale + c_tile, c_inside, 0.0)
         b = tl.load(shift + c_tile, c_inside, 0.0)
-    sums = (tl.full((WIDTH, CHANS), 0, tl.float32),) * ROWS
-    for j in tl.static_range(SIZE):
-        taps = ()
-        for i in tl.static_range(SIZE):
-            taps = taps + (tl.load(weight + (i * SIZE + j) * chans + c_tile, c_inside, 0.0),)
-        w = column * STRIDE + (j - PADDING)
-        inside = (w >= 0) & c_inside
-        at = w * chans + c
-        for q in tl.static_range(STRIDE * (ROWS - 1) + SIZE):
-            h = row * STRIDE + (q - PADDING)
-            ok = inside & (w < tl.where((h >= 0) & (h < height), width, 0))
-            value = tl.load(x + h * width * chans + at, ok, 0.0).to(tl.float32)
-            if ACT is not None:
-                value = tl.where(ok, _activate(value * a + b, ACT), 0.0)
-            new = ()
+
+    strip = (tl.program_id(0) // blocks * STRIPS + tl.arange(0, STRIPS))[:, None]
+    first = strip % tiles_w * columns
+    row = strip // tiles_w % tiles_h * ROWS
+    image = strip // (tiles_w * tiles_h)
+    x += image.to(tl.int64) * (height * width * chans) + c
+    y += image.to(tl.int64) * (out_height * out_width * chans) + c
+    width = tl.where((image < images) & c_inside, width, 0)
+    limits = ()
+    for q in tl.static_range(IN_ROWS):
+        h = row * STRIDE + (q - PADDING)
+        limits = limits + (tl.where((h >= 0) & (h < height), width, 0).to(tl.uint32),)
+    last = tl.minimum(first + columns, out_width)
+
+    zero = tl.full((STRIPS, CHANS), 0, tl.float32)
+    sums = (zero,) * (AHEAD * ROWS)
+    for start in range(0, columns + (AHEAD - 1), UNROLL):
+        for v in tl.static_range(UNROLL):
+            u = first + start + v
+            for s in tl.static_range(STRIDE):
+                w = u * STRIDE + (s - PADDING)
+                for q in tl.static_range(IN_ROWS):
+                    ok = w.to(tl.uint32) < limits[q]
+                    h = row * STRIDE + (q - PADDING)
+                    value = tl.load(x + (h * width + w) * chans, ok, 0.0).to(tl.float32)
+                    if ACT is not None:
+                        value = tl.where(ok, _activate(value * a + b, ACT), 0.0)
+                    new = ()
+                    for m in tl.static_range(AHEAD):
+                        for r in tl.static_range(ROWS):
+                            total = sums[m * ROWS + r]
+                            if _at(q - STRIDE * r, s + STRIDE * m, SIZE) >= 0:
+                                total += value * taps[_at(q - STRIDE * r, s + STRIDE * m, SIZE)]
+                            new = new + (total,)
+                    sums = new
+            o = u - (AHEAD - 1)
             for r in tl.static_range(ROWS):
-                if q - STRIDE * r >= 0 and q - STRIDE * r < SIZE:
-                    new = new + (sums[r] + value * taps[q - STRIDE * r],)
-                else:
-                    new = new + (sums[r],)
-            sums = new
-
-    for r in tl.static_range(ROWS):
-        ok = (column < tl.where(row + r < out_height, out_width, 0)) & c_inside
-        at = (row + r) * out_width * chans + (column * chans + c)
-        tl.store(y + at, sums[r].to(y.dtype.element_ty), ok)
+                ok = (o >= first) & (o < last) & (row + r < out_height) & (width > 0)
+                at = ((row + r) * out_width + o) * chans
+                total = sums[(AHEAD - 1) * ROWS + r]
+                tl.store(y + at, total.to(y.dtype.element_ty), ok)
+            sums = _shifted(sums, (zero,) * ROWS, AHEAD * ROWS)
 
 
-@_jit("images", "height", "width", "chan_vectors", "out_height", "out_width", "tiles_h", "tiles_w")
+@_jit(
+    "images", "height", "width", "chan_vectors", "out_height", "out_width", "tiles_h", "tiles_w",
+    "columns",
+)
 @no_type_check
 def _backward_kernel(
     grad,
@@ -497,6 +569,7 @@ def _backward_kernel(
     out_width,
     tiles_h,
     tiles_w,
+    columns,
     SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
@@ -505,17 +578,21 @@ def _backward_kernel(
     NEED_WEIGHT: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    STRIPS: tl.constexpr,
     CHANS: tl.constexpr,
 ):
-    """A program walks over tiles of cells; its part of the weight's gradient is in registers."""
+    """The gradient's columns that touch a column of cells are kept while they do.
+
+    A program walks over groups of strips; its part of the weight's gradient is in registers.
+    """
     TAPS: tl.constexpr = SIZE * SIZE
     PIXELS: tl.constexpr = ROWS * STRIDE * STRIDE
-    # Gradient rows and columns from FIRST on, seen from the tile's first cell, touch the tile.
+    # Gradient rows and columns from FIRST on, seen from a cell, touch the strip and the cell.
     FIRST: tl.constexpr = -((SIZE - 1 - PADDING) // STRIDE)
     BASE: tl.constexpr = PADDING - STRIDE * FIRST
     GRAD_ROWS: tl.constexpr = (ROWS * STRIDE - 1 + BASE) // STRIDE + 1
     GRAD_COLUMNS: tl.constexpr = (STRIDE - 1 + BASE) // STRIDE + 1
+    UNROLL: tl.constexpr = GRAD_COLUMNS if SIZE == 3 else 1  # the gradient then stays where it is
     LINES: tl.constexpr = (TAPS if NEED_WEIGHT else 0) + (2 if NEED_X and ACT is not None else 0)
 
     chans = chan_vectors * VECTOR
@@ -525,9 +602,12 @@ def _backward_kernel(
     c_line = tl.program_id(0) % blocks * CHANS + tl.arange(0, CHANS)
     c = c_line[None, :]
     c_inside = c < chans
-    c_tile = c + tl.full((WIDTH, CHANS), 0, tl.int32)
+    c_tile = c + tl.full((STRIPS, CHANS), 0, tl.int32)
+    taps = ()
+    for t in tl.static_range(TAPS):
+        taps = taps + (tl.load(weight + t * chans + c_tile, c_inside, 0.0),)
 
-    zero = tl.full((WIDTH, CHANS), 0, tl.float32)
+    zero = tl.full((STRIPS, CHANS), 0, tl.float32)
     weight_sums = (zero,) * TAPS
     scale_sum = zero
     shift_sum = zero
@@ -535,74 +615,85 @@ def _backward_kernel(
         a = tl.load(scale + c_tile, c_inside, 0.0)
         b = tl.load(shift + c_tile, c_inside, 0.0)
 
-    for index in range(program, images * tiles_h * tiles_w, programs):
-        cell_column = (index % tiles_w * WIDTH + tl.arange(0, WIDTH))[:, None]
-        cell_row = index // tiles_w % tiles_h * ROWS
-        image = (index // (tiles_w * tiles_h)).to(tl.int64)
-        x_image = x + image * height * width * chans
-        grad_image = grad + image * out_height * out_width * chans
-
-        pixels = ()
-        inputs = ()  # of the convolution
-        for p in tl.static_range(PIXELS):
-            h = cell_row * STRIDE + p // STRIDE
-            w = cell_column * STRIDE + p % STRIDE
-            ok = (w < tl.where(h < height, width, 0)) & c_inside
-            pixel = tl.load(x_image + h * width * chans + (w * chans + c), ok, 0.0).to(tl.float32)
-            pixels = pixels + (pixel,)
-            if ACT is not None:
-                pixel = tl.where(ok, _activate(pixel * a + b, ACT), 0.0)
-            inputs = inputs + (pixel,)
-
-        taps = ()
-        for t in tl.static_range(TAPS):
-            taps = taps + (tl.load(weight + t * chans + c_tile, c_inside, 0.0),)
-        input_grads = (zero,) * PIXELS
-        for d in tl.static_range(GRAD_COLUMNS):
-            w = cell_column + (d + FIRST)
-            inside = (w >= 0) & c_inside
-            at = w * chans + c
-            for q in tl.static_range(GRAD_ROWS):
-                h = cell_row + (q + FIRST)
-                ok = inside & (w < tl.where((h >= 0) & (h < out_height), out_width, 0))
-                g = tl.load(grad_image + h * out_width * chans + at, ok, 0.0).to(tl.float32)
-                if NEED_X:
-                    new = ()
-                    for p in tl.static_range(PIXELS):
-                        if _tap(p, q, d, SIZE, STRIDE, BASE) >= 0:
-                            new = new + (
-                                input_grads[p] + g * taps[_tap(p, q, d, SIZE, STRIDE, BASE)],
-                            )
-                        else:
-                            new = new + (input_grads[p],)
-                    input_grads = new
-                if NEED_WEIGHT:
-                    new = ()
-                    for t in tl.static_range(TAPS):
-                        if _pixel(t, q, d, SIZE, STRIDE, BASE, ROWS) >= 0:
-                            new = new + (
-                                weight_sums[t]
-                                + g * inputs[_pixel(t, q, d, SIZE, STRIDE, BASE, ROWS)],
-                            )
-                        else:
-                            new = new + (weight_sums[t],)
-                    weight_sums = new
-
+    groups = (images * tiles_h * tiles_w + STRIPS - 1) // STRIPS
+    for group in range(program, groups, programs):
+        strip = (group * STRIPS + tl.arange(0, STRIPS))[:, None]
+        first = strip % tiles_w * columns
+        row = strip // tiles_w % tiles_h * ROWS
+        image = strip // (tiles_w * tiles_h)
+        inside = (image < images) & c_inside
+        x_image = x + (image.to(tl.int64) * (height * width * chans) + c)
         if NEED_X:
-            grad_x_image = grad_x + image * height * width * chans
-            for p in tl.static_range(PIXELS):
-                h = cell_row * STRIDE + p // STRIDE
-                w = cell_column * STRIDE + p % STRIDE
-                ok = (w < tl.where(h < height, width, 0)) & c_inside
-                g = input_grads[p]
-                if ACT is not None:
-                    g = tl.where(ok, g, 0.0)  # a tile reaches beyond the image, into the padding
-                    g = g * _slope(pixels[p] * a + b, ACT)
-                    scale_sum += g * pixels[p]
-                    shift_sum += g
-                    g = g * a
-                at = h * width * chans + (w * chans + c)
-                tl.store(grad_x_image + at, g.to(grad_x.dtype.element_ty), ok)
+            grad_x_image = grad_x + (image.to(tl.int64) * (height * width * chans) + c)
+        grad_image = grad + (image.to(tl.int64) * (out_height * out_width * chans) + c)
+        limits = ()  # of the gradient's rows
+        for q in tl.static_range(GRAD_ROWS):
+            h = row + (q + FIRST)
+            limit = tl.where(inside & (h >= 0) & (h < out_height), out_width, 0)
+            limits = limits + (limit.to(tl.uint32),)
+        last = tl.minimum((first + columns) * STRIDE, width)
+        x_limits = ()
+        for r in tl.static_range(ROWS * STRIDE):
+            x_limits = x_limits + (tl.where(inside & (row * STRIDE + r < height), last, 0),)
+
+        window = (zero,) * (GRAD_COLUMNS * GRAD_ROWS)  # the last column first
+        for d in tl.static_range(GRAD_COLUMNS - 1):
+            new_column = _column(grad_image, row + FIRST, first + (d + FIRST), limits, out_width, chans)
+            window = _shifted(window, new_column, GRAD_COLUMNS * GRAD_ROWS)
+        for start in range(0, columns, UNROLL):
+            for v in tl.static_range(UNROLL):
+                u = first + start + v
+                w = u + (GRAD_COLUMNS - 1 + FIRST)
+                new_column = _column(grad_image, row + FIRST, w, limits, out_width, chans)
+                window = _shifted(window, new_column, GRAD_COLUMNS * GRAD_ROWS)
+
+                pixels = ()
+                inputs = ()  # of the convolution
+                for p in tl.static_range(PIXELS):
+                    h = row * STRIDE + p // STRIDE
+                    w = u * STRIDE + p % STRIDE
+                    ok = w < x_limits[p // STRIDE]
+                    pixel = tl.load(x_image + (h * width + w) * chans, ok, 0.0).to(tl.float32)
+                    pixels = pixels + (pixel,)
+                    if ACT is not None:
+                        pixel = tl.where(ok, _activate(pixel * a + b, ACT), 0.0)
+                    inputs = inputs + (pixel,)
+
+                input_grads = (zero,) * PIXELS
+                for d in tl.static_range(GRAD_COLUMNS):
+                    for q in tl.static_range(GRAD_ROWS):
+                        g = window[(GRAD_COLUMNS - 1 - d) * GRAD_ROWS + q]
+                        if NEED_X:
+                            new = ()
+                            for p in tl.static_range(PIXELS):
+                                total = input_grads[p]
+                                if _tap(p, q, d, SIZE, STRIDE, BASE) >= 0:
+                                    total += g * taps[_tap(p, q, d, SIZE, STRIDE, BASE)]
+                                new = new + (total,)
+                            input_grads = new
+                        if NEED_WEIGHT:
+                            new = ()
+                            for t in tl.static_range(TAPS):
+                                total = weight_sums[t]
+                                if _pixel(t, q, d, SIZE, STRIDE, BASE, ROWS) >= 0:
+                                    total += g * inputs[_pixel(t, q, d, SIZE, STRIDE, BASE, ROWS)]
+                                new = new + (total,)
+                            weight_sums = new
+
+                if NEED_X:
+                    for p in tl.static_range(PIXELS):
+                        h = row * STRIDE + p // STRIDE
+                        w = u * STRIDE + p % STRIDE
+                        ok = w < x_limits[p // STRIDE]
+                        g = input_grads[p]
+                        if ACT is not None:
+                            # A cell reaches beyond the image, into the padding.
+                            g = tl.where(ok, g * _slope(pixels[p] * a + b, ACT), 0.0)
+                            scale_sum += g * pixels[p]
+                            shift_sum += g
+                            g = g * a
+                        at = (h * width + w) * chans
+                        tl.store(grad_x_image + at, g.to(grad_x.dtype.element_ty), ok)
 
     partial += program * LINES * chans + c_line
     ok = c_line < chans

@@ -12,7 +12,6 @@ from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, cpu, depthwi
 from dwsep_zoo.ops.norm import ACTS
 
 TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
-SILU = [*ACTS].index("silu")
 CHANS = [16, 24, 40, 72, 100, 136]  # one vector, overlapping ones, blocks of 64, 32 and 16
 compiled = pytest.mark.skipif(native.native().library is None, reason=native.native().why)
 
@@ -172,11 +171,11 @@ def test_the_number_of_threads_changes_nothing(dtype):
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            y, stats = native.norm_act(x, ones, zeros, 1e-5, SILU)
-            of_norm = native.norm_act_backward(grad, x, stats, 1e-5, SILU)
+            y, stats = native.norm_act(x, ones, zeros, 1e-5, "silu")
+            of_norm = native.norm_act_backward(grad, x, stats, 1e-5, "silu")
             of_conv = native.depthwise_backward(grad, x, weight, 1, 1, need_x=True)
-            both, stats = native.norm_act_depthwise(x, ones, zeros, weight, 1e-5, SILU, 1, 1)
-            of_both = native.norm_act_depthwise_backward(grad, x, weight, stats, 1e-5, SILU, 1, 1)
+            both, stats = native.norm_act_depthwise(x, ones, zeros, weight, 1e-5, "silu", 1, 1)
+            of_both = native.norm_act_depthwise_backward(grad, x, weight, stats, 1e-5, "silu", 1, 1)
             results.append([y, stats, *of_norm, *of_conv, both, *of_both])
     finally:
         torch.set_num_threads(threads)

@@ -237,7 +237,7 @@ def test_same_bits_on_every_run(kernels, device, programs, monkeypatch):
 def test_tiles_change_no_bit_of_the_output_and_the_input_gradient(kernels, device):
     x, weight = draw((1, 17, 5, 6), 3, device=device)
     grad = torch.randn_like(x)
-    tiles = [kernels.Tile(1, 2, 16, 1), kernels.Tile(4, 8, 32, 2)]
+    tiles = [kernels.Tile(1, 2, 16, 1, 2), kernels.Tile(4, 8, 32, 2)]
     outputs = [kernels.forward(x, weight, 1, 1, tile=tile) for tile in tiles]
     grads = [kernels.backward(grad, x, weight, 1, 1, tile=tile).x for tile in tiles]
     assert torch.equal(*outputs)
@@ -371,7 +371,7 @@ def constants_of(size, stride, act, tile):
         "ACT": act,
         "VECTOR": 16,
         "ROWS": tile.rows,
-        "WIDTH": tile.width,
+        "STRIPS": tile.strips,
         "CHANS": tile.chans,
     }
 
@@ -407,7 +407,7 @@ def test_compiles_to_wide_loads_without_spills(
 ):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    tile = triton_depthwise.forward_tile(64, 56, 56, size, stride)
+    tile = triton_depthwise.forward_tile(128, 64, 56, 56, size)
     constants = constants_of(size, stride, act, tile)
     compiled = compile_for(capability, triton_depthwise._forward_kernel, constants, tile.warps)
     assert re.search(r"ld\.global\S*\.v[24]\.b32", compiled.asm["ptx"])
@@ -416,7 +416,7 @@ def test_compiles_to_wide_loads_without_spills(
     few = 32 if act else 0  # a prologue may spill eight registers, which does no harm
     assert stack_bytes(compiled, tmp_path) <= few
 
-    tile = triton_depthwise.backward_tile(64, 56, 56, size, stride)
+    tile = triton_depthwise.backward_tile(128, 64, 56, 56, size, stride)
     constants = constants_of(size, stride, act, tile) | {"NEED_X": True, "NEED_WEIGHT": True}
     compiled = compile_for(capability, triton_depthwise._backward_kernel, constants, tile.warps)
     assert "atom" not in compiled.asm["ptx"]
@@ -429,7 +429,7 @@ def test_compiles_to_wide_loads_without_spills(
 def test_compiles_for_other_types_and_masks(dtype, mask, tmp_path, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    tile = triton_depthwise.backward_tile(24, 7, 7, 3, 2)
+    tile = triton_depthwise.backward_tile(128, 24, 7, 7, 3, 2)
     constants = constants_of(3, 2, "silu", tile)
     constants |= {"VECTOR": 8, "NEED_X": mask[0], "NEED_WEIGHT": mask[1]}
     kernel = triton_depthwise._backward_kernel

@@ -1,0 +1,484 @@
+"""Batch normalisation with what is behind it, as Triton kernels for NVIDIA GPUs.
+
+All of it is bound by memory, so what counts is how often a tensor passes. In channels_last:
+
+* the statistics are one pass, whose sums are taken around the first pixel, so that a large mean
+  costs no digits;
+* norm and activation are one pass, and none at all where a depthwise convolution follows: that
+  applies them as it reads (``triton_depthwise``);
+* backward is two passes, of which the first, the sums, is part of the convolution's own where there
+  is one.
+
+Sums are float32, are made in a fixed order and need no atomics: equal runs give equal bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import no_type_check
+
+import torch
+from torch import Tensor
+
+from dwsep_zoo.ops import triton_depthwise
+from dwsep_zoo.ops.triton_depthwise import (
+    DTYPES,
+    Prologue,
+    _activate,
+    _block,
+    _ceil_div,
+    _interpreted,
+    _jit,
+    _slope,
+    tl,
+)
+
+VALUES = 32  # of a thread
+WARPS = 4
+PROGRAMS = 1024  # of a sum
+KERNEL_SIZES = (3, 5)  # of what is fused with a norm; larger ones leave no registers for it
+
+
+def covers(x: Tensor) -> bool:
+    """Whether the functions below take this input."""
+    return (
+        triton_depthwise.unavailable() is None
+        and (x.is_cuda or _interpreted())
+        and x.dim() == 4
+        and x.dtype in DTYPES
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def covers_norm_act_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
+    """Whether :func:`norm_act_depthwise` takes these arguments."""
+    return (
+        taps.shape[-1] in KERNEL_SIZES
+        and triton_depthwise.covered(x, taps, stride, padding) is None
+    )
+
+
+def norm_act(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
+) -> tuple[Tensor, Tensor]:
+    """Normalise over the batch, then activate.
+
+    Args:
+        x: ``(N, C, H, W)`` that :func:`covers` is true of.
+        weight: ``(C,)`` float32, as ``bias``.
+        bias: after the multiplication with ``weight``.
+        eps: added to the variance.
+        act: a key of :data:`~dwsep_zoo.ops.norm.ACTS`.
+
+    Returns:
+        What ``x`` is like, and ``(4, C)`` float32: mean, biased variance, and the scale and shift
+        that came of them.
+    """
+    stats = _statistics(x, weight, bias, eps)
+    y = torch.empty_like(x)
+    _call_elementwise(x, x, stats, None, y, act, BACKWARD=False, SCALED=False)
+    return y, stats
+
+
+def norm_act_backward(
+    grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
+    grad = _like(grad, x)
+    rows, chans, vector, block, lines = _sizes(x)
+    programs = min(_ceil_div(PROGRAMS, _ceil_div(chans, block)), _ceil_div(rows, lines))
+    partial = x.new_empty((programs, 2, chans), dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _sums_kernel[(programs * _ceil_div(chans, block),)](
+            grad,
+            x,
+            stats,
+            partial,
+            rows,
+            chans // vector,
+            ACT=act,
+            BACKWARD=True,
+            VECTOR=vector,
+            ROWS=lines,
+            CHANS=block,
+            num_warps=WARPS,
+        )
+    coefficients = _coefficients(partial[:, 0], partial[:, 1], stats, rows, eps, centered=True)
+    grad_x = torch.empty_like(x)
+    _call_elementwise(grad, x, stats, coefficients, grad_x, act, BACKWARD=True, SCALED=False)
+    return grad_x, coefficients[0], coefficients[1]
+
+
+def norm_act_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    taps: Tensor,
+    eps: float,
+    act: str,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor]:
+    """:func:`norm_act` and a depthwise convolution, ``taps`` being its weight, ``(C, 1, k, k)``.
+
+    What is normalised and activated is not rounded to the type of ``x``.
+    """
+    stats = _statistics(x, weight, bias, eps)
+    y = triton_depthwise.forward(x, taps, stride, padding, _prologue(stats, act))
+    return y, stats
+
+
+def norm_act_depthwise_backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    stats: Tensor,
+    eps: float,
+    act: str,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``weight``, ``bias`` and ``taps`` of :func:`norm_act_depthwise`."""
+    grad = grad.to(x.dtype)
+    through = triton_depthwise.backward(
+        grad, x, taps, stride, padding, prologue=_prologue(stats, act)
+    )
+    assert through.x is not None
+    assert through.weight is not None
+    assert through.scale is not None
+    assert through.shift is not None
+    rows = x.numel() // x.shape[1]
+    sums = (through.scale[None], through.shift[None])
+    coefficients = _coefficients(*sums, stats, rows, eps, centered=False)
+    # What came through the convolution is multiplied by the scale already, and not needed again.
+    _call_elementwise(
+        through.x, x, stats, coefficients, through.x, "identity", BACKWARD=True, SCALED=True
+    )
+    return through.x, coefficients[0], coefficients[1], through.weight
+
+
+def update_running(
+    stats: Tensor, mean: Tensor, var: Tensor, tracked: Tensor | None, momentum: float, count: int
+) -> None:
+    """Move running statistics towards those of a batch, as ``nn.BatchNorm2d`` does.
+
+    Args:
+        stats: as of :func:`norm_act`.
+        mean: running mean, changed in place, as the running variance ``var`` and ``tracked``.
+        var: of which the unbiased estimate is kept.
+        tracked: number of batches so far.
+        momentum: weight of the new ones.
+        count: values of a channel in the batch.
+    """
+    chans = stats.shape[1]
+    with torch.cuda.device_of(stats):
+        _update_kernel[(_ceil_div(chans, FEW_CHANS),)](
+            stats,
+            mean,
+            var,
+            tracked,
+            chans,
+            momentum,
+            momentum * count / (count - 1),
+            CHANS=FEW_CHANS,
+            num_warps=1,
+        )
+
+
+def _statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """``(4, C)``, as of :func:`norm_act`."""
+    rows, chans, vector, block, lines = _sizes(x)
+    programs = min(_ceil_div(PROGRAMS, _ceil_div(chans, block)), _ceil_div(rows, lines))
+    partial = x.new_empty((programs, 2, chans), dtype=torch.float32)
+    stats = x.new_empty((4, chans), dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _sums_kernel[(programs * _ceil_div(chans, block),)](
+            x,
+            x,
+            None,
+            partial,
+            rows,
+            chans // vector,
+            ACT="identity",
+            BACKWARD=False,
+            VECTOR=vector,
+            ROWS=lines,
+            CHANS=block,
+            num_warps=WARPS,
+        )
+        _statistics_kernel[(_ceil_div(chans, FEW_CHANS),)](
+            partial[:, 0],
+            partial[:, 1],
+            x,
+            weight,
+            bias,
+            stats,
+            programs,
+            2 * chans,
+            chans,
+            1 / rows,
+            eps,
+            PROGRAMS=AT_ONCE,
+            CHANS=FEW_CHANS,
+            num_warps=WARPS,
+        )
+    return stats
+
+
+def _coefficients(
+    first: Tensor, second: Tensor, stats: Tensor, rows: int, eps: float, *, centered: bool
+) -> Tensor:
+    """``(4, C)``: gradients of weight and bias; what is added to ``x``'s, by ``x`` and constant.
+
+    ``first`` and ``second``: parts of the sums of g (x - mean), or of g x if not ``centered``, and
+    of g, which is the gradient in front of the activation.
+    """
+    chans = stats.shape[1]
+    coefficients = torch.empty_like(stats)
+    with torch.cuda.device_of(stats):
+        _coefficients_kernel[(_ceil_div(chans, FEW_CHANS),)](
+            first,
+            second,
+            stats,
+            coefficients,
+            len(first),
+            first.stride(0),
+            chans,
+            1 / rows,
+            eps,
+            CENTERED=centered,
+            PROGRAMS=AT_ONCE if len(first) > 1 else 1,
+            CHANS=FEW_CHANS,
+            num_warps=WARPS if len(first) > 1 else 1,
+        )
+    return coefficients
+
+
+def _call_elementwise(
+    grad: Tensor,
+    x: Tensor,
+    stats: Tensor,
+    coefficients: Tensor | None,
+    out: Tensor,
+    act: str,
+    *,
+    BACKWARD: bool,
+    SCALED: bool,
+) -> None:
+    rows, chans, vector, block, lines = _sizes(x)
+    with torch.cuda.device_of(x):
+        _elementwise_kernel[(_ceil_div(rows, lines) * _ceil_div(chans, block),)](
+            grad,
+            x,
+            stats,
+            coefficients,
+            out,
+            rows,
+            chans // vector,
+            ACT=act,
+            BACKWARD=BACKWARD,
+            SCALED=SCALED,
+            VECTOR=vector,
+            ROWS=lines,
+            CHANS=block,
+            num_warps=WARPS,
+        )
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int, int]:
+    """Pixels, channels, a divisor of them, channels and pixels of a program at a time."""
+    chans = x.shape[1]
+    block = _block(chans, least=16, most=128)
+    return x.numel() // chans, chans, math.gcd(chans, 16), block, 32 * WARPS * VALUES // block
+
+
+def _prologue(stats: Tensor, act: str) -> Prologue:
+    return Prologue(stats[2], stats[3], "none" if act == "identity" else act)
+
+
+def _like(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+@_jit("rows", "chan_vectors")
+@no_type_check
+def _sums_kernel(
+    grad,
+    x,
+    stats,
+    partial,
+    rows,
+    chan_vectors,
+    ACT: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANS: tl.constexpr,
+):
+    """Of (x - first pixel) and its square; BACKWARD: of g (x - mean) and g."""
+    chans = chan_vectors * VECTOR  # so that the compiler knows a divisor, and loads vectors
+    blocks = (chans + CHANS - 1) // CHANS
+    program = tl.program_id(0) // blocks
+    programs = tl.num_programs(0) // blocks
+    c_line = tl.program_id(0) % blocks * CHANS + tl.arange(0, CHANS)
+    c_inside = c_line < chans
+    c = c_line[None, :]
+    if BACKWARD:
+        center = tl.load(stats + c_line, c_inside, 0.0)[None, :]
+        a = tl.load(stats + 2 * chans + c_line, c_inside, 0.0)[None, :]
+        b = tl.load(stats + 3 * chans + c_line, c_inside, 0.0)[None, :]
+    else:
+        center = tl.load(x + c_line, c_inside, 0.0).to(tl.float32)[None, :]
+    first = tl.full((ROWS, CHANS), 0, tl.float32)
+    second = tl.full((ROWS, CHANS), 0, tl.float32)
+    for start in range(program * ROWS, rows, programs * ROWS):
+        row = (start + tl.arange(0, ROWS))[:, None]
+        ok = (row < rows) & c_inside[None, :]
+        at = row.to(tl.int64) * chans + c
+        value = tl.load(x + at, ok, 0.0).to(tl.float32)
+        if BACKWARD:
+            g = tl.load(grad + at, ok, 0.0).to(tl.float32) * _slope(value * a + b, ACT)
+            first += g * (value - center)
+            second += g
+        else:
+            value = tl.where(ok, value - center, 0.0)
+            first += value
+            second += value * value
+    partial += program * 2 * chans + c_line
+    tl.store(partial, tl.sum(first, 0), c_inside)
+    tl.store(partial + chans, tl.sum(second, 0), c_inside)
+
+
+@_jit("rows", "chan_vectors")
+@no_type_check
+def _elementwise_kernel(
+    grad,
+    x,
+    stats,
+    coefficients,
+    out,
+    rows,
+    chan_vectors,
+    ACT: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    SCALED: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANS: tl.constexpr,
+):
+    """Norm and activation, or the gradient of x. SCALED: grad is at x, but for the statistics."""
+    chans = chan_vectors * VECTOR
+    blocks = (chans + CHANS - 1) // CHANS
+    c_line = tl.program_id(0) % blocks * CHANS + tl.arange(0, CHANS)
+    c_inside = c_line < chans
+    row = (tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS))[:, None]
+    ok = (row < rows) & c_inside[None, :]
+    at = row.to(tl.int64) * chans + c_line[None, :]
+    a = tl.load(stats + 2 * chans + c_line, c_inside, 0.0)[None, :]
+    b = tl.load(stats + 3 * chans + c_line, c_inside, 0.0)[None, :]
+    value = tl.load(x + at, ok, 0.0).to(tl.float32)
+    if BACKWARD:
+        by_x = tl.load(coefficients + 2 * chans + c_line, c_inside, 0.0)[None, :]
+        constant = tl.load(coefficients + 3 * chans + c_line, c_inside, 0.0)[None, :]
+        g = tl.load(grad + at, ok, 0.0).to(tl.float32)
+        if not SCALED:
+            g = g * _slope(value * a + b, ACT) * a
+        value = g + (value * by_x + constant)
+    else:
+        value = _activate(value * a + b, ACT)
+    tl.store(out + at, value.to(out.dtype.element_ty), ok)
+
+
+AT_ONCE, FEW_CHANS = 128, 16  # parts of a sum, channels
+
+
+@_jit()
+@no_type_check
+def _add_up(parts, programs, stride, chans, c, PROGRAMS: tl.constexpr, CHANS: tl.constexpr):
+    """The sum of all programs' parts."""
+    total = tl.full((PROGRAMS, CHANS), 0, tl.float32)
+    for start in range(0, programs, PROGRAMS):
+        program = (start + tl.arange(0, PROGRAMS))[:, None]
+        ok = (program < programs) & (c < chans)[None, :]
+        total += tl.load(parts + program * stride + c[None, :], ok, 0.0)
+    return tl.sum(total, 0)
+
+
+@_jit("programs", "stride", "chans")
+@no_type_check
+def _statistics_kernel(
+    firsts,
+    seconds,
+    x,
+    weight,
+    bias,
+    stats,
+    programs,
+    stride,
+    chans,
+    share,
+    eps,
+    PROGRAMS: tl.constexpr,
+    CHANS: tl.constexpr,
+):
+    c = tl.program_id(0) * CHANS + tl.arange(0, CHANS)
+    ok = c < chans
+    first = _add_up(firsts, programs, stride, chans, c, PROGRAMS, CHANS)
+    second = _add_up(seconds, programs, stride, chans, c, PROGRAMS, CHANS)
+    offset = first * share
+    mean = tl.load(x + c, ok, 0.0).to(tl.float32) + offset
+    var = tl.maximum(second * share - offset * offset, 0.0, tl.PropagateNan.ALL)
+    scale = tl.load(weight + c, ok, 0.0) * tl.rsqrt(var + eps)
+    tl.store(stats + c, mean, ok)
+    tl.store(stats + chans + c, var, ok)
+    tl.store(stats + 2 * chans + c, scale, ok)
+    tl.store(stats + 3 * chans + c, tl.load(bias + c, ok, 0.0) - mean * scale, ok)
+
+
+@_jit("programs", "stride", "chans")
+@no_type_check
+def _coefficients_kernel(
+    firsts,
+    seconds,
+    stats,
+    coefficients,
+    programs,
+    stride,
+    chans,
+    share,
+    eps,
+    CENTERED: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    CHANS: tl.constexpr,
+):
+    c = tl.program_id(0) * CHANS + tl.arange(0, CHANS)
+    ok = c < chans
+    first = _add_up(firsts, programs, stride, chans, c, PROGRAMS, CHANS)
+    second = _add_up(seconds, programs, stride, chans, c, PROGRAMS, CHANS)
+    mean = tl.load(stats + c, ok, 0.0)
+    per_std = tl.rsqrt(tl.load(stats + chans + c, ok, 0.0) + eps)
+    scale = tl.load(stats + 2 * chans + c, ok, 0.0)
+    if not CENTERED:
+        first = first - mean * second
+    grad_weight = first * per_std
+    by_x = -scale * per_std * grad_weight * share
+    tl.store(coefficients + c, grad_weight, ok)
+    tl.store(coefficients + chans + c, second, ok)
+    tl.store(coefficients + 2 * chans + c, by_x, ok)
+    tl.store(coefficients + 3 * chans + c, -scale * second * share - by_x * mean, ok)
+
+
+@_jit("chans")
+@no_type_check
+def _update_kernel(
+    stats, running_mean, running_var, tracked, chans, momentum, of_var, CHANS: tl.constexpr
+):
+    c = tl.program_id(0) * CHANS + tl.arange(0, CHANS)
+    ok = c < chans
+    old = tl.load(running_mean + c, ok, 0.0)
+    tl.store(running_mean + c, old + momentum * (tl.load(stats + c, ok, 0.0) - old), ok)
+    old = tl.load(running_var + c, ok, 0.0) * (1.0 - momentum)
+    tl.store(running_var + c, old + of_var * tl.load(stats + chans + c, ok, 0.0), ok)
+    if tracked is not None and tl.program_id(0) == 0:
+        tl.store(tracked, tl.load(tracked) + 1)

@@ -1,0 +1,197 @@
+"""The Triton kernels of norms against PyTorch in float64: in Triton's interpreter, and on a GPU
+where there is one (``-m gpu``).
+"""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dwsep_zoo.ops
+from dwsep_zoo.ops import native, triton_depthwise, triton_norm
+from dwsep_zoo.ops.norm import ACTS
+
+EPS = 1e-3
+SHAPES = [(2, 17, 3, 5), (3, 40, 7, 2), (1, 1, 3, 4), (2, 136, 2, 3)]
+
+
+def load_again(module, name):
+    spec = importlib.util.spec_from_file_location(name, module.__file__)
+    again = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, again)
+        spec.loader.exec_module(again)
+    return again
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """Triton takes TRITON_INTERPRET as it decorates, so the modules are imported once more."""
+    pytest.importorskip("triton", minversion="3.9")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        depthwise = load_again(triton_depthwise, "interpreted_depthwise")
+        patch.setattr(dwsep_zoo.ops, "triton_depthwise", depthwise)
+        patch.setitem(sys.modules, triton_depthwise.__name__, depthwise)
+        return load_again(triton_norm, "interpreted_norm")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernels(request, monkeypatch):
+    if request.param == "cuda":
+        return triton_norm
+    module = request.getfixturevalue("interpreted")
+    for function in ("sum", "max"):  # decorated when Triton was imported
+        monkeypatch.setattr(module.tl, function, getattr(module.tl, function).fn)
+    return module
+
+
+@pytest.fixture
+def device(kernels):
+    return "cuda" if kernels is triton_norm else "cpu"
+
+
+def draw(shape, device, dtype=torch.float32, mean=1.0):
+    x = (torch.randn(shape, device=device) + mean).to(dtype)
+    weight, bias = 2 * torch.randn(2, shape[1], device=device)
+    return x.to(memory_format=torch.channels_last), weight, bias
+
+
+def oracle(x, weight, bias, act, taps=None, stride=1, padding=1):
+    """The output and a function of its gradient, which gives those of all inputs, in float64."""
+    inputs = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y = ACTS[act](F.batch_norm(inputs[0], None, None, *inputs[1:], True, 0.0, EPS))
+    if taps is not None:
+        inputs.append(taps.double().requires_grad_())
+        y = F.conv2d(y, inputs[-1], None, stride, padding, 1, x.shape[1])
+    return y, lambda grad: torch.autograd.grad(y, inputs, grad.double())
+
+
+def assert_near(ours, exact, times=2.0):
+    eps = torch.finfo(ours.dtype).eps if ours.dtype is not torch.float32 else 2e-5
+    bound = times * eps * (exact.abs() + exact.abs().max())
+    worst = ((ours.double() - exact).abs() / bound).max().item()
+    assert worst <= 1, f"{worst:.2f} times the bound"
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm_and_activation(kernels, device, shape, act):
+    x, weight, bias = draw(shape, device)
+    assert kernels.covers(x)
+    y, stats = kernels.norm_act(x, weight, bias, EPS, act)
+    want, differentiate = oracle(x, weight, bias, act)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_near(y, want)
+    var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    assert_near(stats[0], mean)
+    assert_near(stats[1], var)
+    grad = torch.randn_like(y)
+    ours = kernels.norm_act_backward(grad, x, stats, EPS, act)
+    for got, exact in zip(ours, differentiate(grad), strict=True):
+        assert_near(got, exact)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("act", ["identity", "relu6", "silu"])
+def test_a_depthwise_convolution_behind_them(kernels, device, size, stride, act):
+    x, weight, bias = draw((2, 19, 5, 7), device)
+    taps = torch.randn(19, 1, size, size, device=device)
+    shape = (stride, size // 2)
+    assert kernels.covers_norm_act_depthwise(x, taps, *shape)
+    y, stats = kernels.norm_act_depthwise(x, weight, bias, taps, EPS, act, *shape)
+    want, differentiate = oracle(x, weight, bias, act, taps, *shape)
+    assert_near(y, want)
+    grad = torch.randn_like(y)
+    ours = kernels.norm_act_depthwise_backward(grad, x, taps, stats, EPS, act, *shape)
+    for got, exact in zip(ours, differentiate(grad), strict=True):
+        assert_near(got, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(kernels, device, dtype):
+    x, weight, bias = draw((2, 24, 4, 5), device, dtype)
+    taps = torch.randn(24, 1, 3, 3, device=device)
+    for more in ((), (taps,)):
+        y, stats = (
+            kernels.norm_act_depthwise(x, weight, bias, taps, EPS, "silu", 1, 1)
+            if more
+            else kernels.norm_act(x, weight, bias, EPS, "silu")
+        )
+        want, differentiate = oracle(x, weight, bias, "silu", *more)
+        assert y.dtype is dtype
+        assert_near(y, want)
+        grad = torch.randn_like(y)
+        ours = (
+            kernels.norm_act_depthwise_backward(grad, x, taps, stats, EPS, "silu", 1, 1)
+            if more
+            else kernels.norm_act_backward(grad, x, stats, EPS, "silu")
+        )
+        for got, exact in zip(ours, differentiate(grad), strict=True):
+            assert_near(got, exact)
+
+
+def test_a_large_mean_costs_no_digits(kernels, device):
+    x, weight, bias = draw((4, 16, 6, 6), device, mean=1000.0)
+    _, stats = kernels.norm_act(x, weight, bias, EPS, "identity")
+    var = x.double().var((0, 2, 3), correction=0)
+    assert_near(stats[1], var, times=10)
+
+
+def test_many_programs_and_many_rows_each(kernels, device, monkeypatch):
+    x, weight, bias = draw((2, 17, 16, 31), device)
+    want, differentiate = oracle(x, weight, bias, "relu")
+    grad = torch.randn_like(x)
+    exact_grads = differentiate(grad)
+    for programs in (1, 3, 1024):
+        monkeypatch.setattr(kernels, "PROGRAMS", programs)
+        first, second = (kernels.norm_act(x, weight, bias, EPS, "relu") for _ in range(2))
+        assert all(map(torch.equal, first, second))
+        assert_near(first[0], want)
+        ours = kernels.norm_act_backward(grad, x, first[1], EPS, "relu")
+        for got, exact in zip(ours, exact_grads, strict=True):
+            assert_near(got, exact)
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_running_statistics(kernels, device, tracked):
+    x, weight, bias = draw((3, 21, 4, 4), device)
+    norm = nn.BatchNorm2d(21, momentum=0.3).to(device)
+    norm(x + 1)  # not the initial ones
+    mean, var, number = (b.clone() for b in norm.buffers())
+    norm(x)
+    _, stats = kernels.norm_act(x, weight, bias, EPS, "relu")
+    kernels.update_running(stats, mean, var, number if tracked else None, 0.3, 3 * 16)
+    assert_near(mean, norm.running_mean.double())
+    assert_near(var, norm.running_var.double())
+    assert number.item() == 1 + tracked
+
+
+def test_a_nan_stays_one(kernels, device):
+    x, weight, bias = draw((2, 5, 3, 3), device)
+    x[0, 2, 1, 1] = torch.nan
+    y, stats = kernels.norm_act(x, weight, bias, EPS, "relu6")
+    assert y[:, 2].isnan().all()
+    assert stats[:, 2].isnan().all()
+    assert not y[:, [0, 1, 3, 4]].isnan().any()
+
+
+def test_what_is_not_covered(kernels, device):
+    x, _, _ = draw((2, 16, 6, 6), device)
+    taps = torch.randn(16, 1, 3, 3, device=device)
+    assert kernels.covers(x)
+    for other in (x.double(), x.contiguous(), x[:0], x[..., ::2], x[0]):
+        assert not kernels.covers(other)
+    assert kernels.covers_norm_act_depthwise(x, taps, 2, 1)
+    assert not kernels.covers_norm_act_depthwise(x, torch.randn(16, 1, 7, 7), 1, 3)
+    assert not kernels.covers_norm_act_depthwise(x, taps, 3, 1)
+    assert not kernels.covers_norm_act_depthwise(x.double(), taps, 1, 1)
+
+
+def test_activations_are_those_of_the_processor():
+    assert (*ACTS,) == native.ACTIVATIONS
+    assert {*ACTS} - {"identity"} == {*triton_depthwise.ACTIVATIONS} - {"none"}
