@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from dwsep_zoo.nn.layers import ACT_MODULES, DepthwiseConv2d
-from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, plain
+from dwsep_zoo.nn.layers import ACT_MODULES, DepthwiseConv2d, PointwiseConv2d
+from dwsep_zoo.ops import (
+    batch_norm_act,
+    batch_norm_act_depthwise,
+    expand_norm_act_depthwise,
+    plain,
+)
 from dwsep_zoo.ops.dtype import autocast_dtype
-from dwsep_zoo.ops.norm import covers, covers_depthwise
+from dwsep_zoo.ops.norm import covers, covers_depthwise, covers_expand
 
 _NAMES = {module: name for name, module in ACT_MODULES.items()}
 
@@ -28,9 +33,10 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
     """The modules one after the other, some of them at once.
 
     In training a norm, an activation behind it and a depthwise 3 x 3 convolution (on a GPU also
-    5 x 5) behind that are one operation, also where one block ends with the first and the next begins with the
-    last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. Whatever that does not cover, and modules
-    that somebody listens to, are called one by one.
+    5 x 5) behind that are one operation, also where one block ends with the first and the next
+    begins with the last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. On a GPU the expansion in
+    front of them, too: :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`. Whatever these do not
+    cover, and modules that somebody listens to, are called one by one.
     """
     if not _may_fuse(x):
         for module in modules:
@@ -39,16 +45,25 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
     steps = [*_flat(modules)]
     while steps:
         module = steps.pop(0)
-        x = _normalise(x, module, steps) if _is_fused(module, x) else module(x)
+        if _is_normalised(module, x, x.shape[1]) and covers(x):
+            x = _normalise(x, module, steps)
+        elif _is_expansion(module, x) and (y := _expand(x, module, steps)) is not None:
+            x = y
+        else:
+            x = module(x)
     return x
 
 
 def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tensor:
     """The norm and what can be computed with it, which is taken from what is ``behind``."""
     act = "identity"
-    if behind and type(behind[0]) in _NAMES and not is_heard(behind[0]):
+    if behind and _is_activation(behind[0]):
         act = _NAMES[type(behind.pop(0))]
-    if behind and _is_fused_depthwise(conv := behind[0], x):
+    if (
+        behind
+        and _is_depthwise(conv := behind[0], x)
+        and covers_depthwise(x, conv.weight, conv.stride[0], int(conv.padding[0]))
+    ):
         del behind[0]
         y, stats = batch_norm_act_depthwise(
             *(x, norm.weight, norm.bias, norm.eps, act),
@@ -56,6 +71,26 @@ def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tens
         )
     else:
         y, stats = batch_norm_act(x, norm.weight, norm.bias, norm.eps, act)
+    _update(norm, stats, x.numel() // x.shape[1])
+    return y
+
+
+def _expand(x: Tensor, expand: PointwiseConv2d, behind: list[nn.Module]) -> Tensor | None:
+    """Expansion, norm, activation and depthwise convolution, if that is what there is."""
+    norm, *others = behind[:3]
+    act = _NAMES[type(others.pop(0))] if others and _is_activation(others[0]) else "identity"
+    if not (
+        others
+        and _is_normalised(norm, x, expand.out_channels)
+        and _is_depthwise(conv := others[0], x)
+        and covers_expand(x, expand.weight, conv.weight, conv.stride[0], int(conv.padding[0]))
+    ):
+        return None
+    del behind[: behind.index(conv) + 1]
+    y, stats = expand_norm_act_depthwise(
+        *(x, expand.weight, norm.weight, norm.bias, norm.eps, act),
+        *(conv.weight, conv.stride[0], int(conv.padding[0])),
+    )
     _update(norm, stats, x.numel() // x.shape[1])
     return y
 
@@ -79,22 +114,26 @@ def _may_fuse(x: Tensor) -> bool:
     )
 
 
-def _is_fused(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
+def _is_activation(act: nn.Module) -> bool:
+    return type(act) in _NAMES and not is_heard(act)
+
+
+def _is_normalised(norm: nn.Module, x: Tensor, chans: int) -> TypeGuard[nn.BatchNorm2d]:
+    """By the batch's own statistics; the norm of ``chans`` channels of ``x`` or what follows it."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
         and norm.momentum is not None
         and norm.running_mean is not None
-        and norm.num_features == x.shape[1]
+        and norm.num_features == chans
         and all(_is_usual(t, x) for t in (norm.weight, norm.bias))
         and (x.requires_grad or norm.weight.requires_grad)
         and not is_heard(norm)
         and x.numel() > x.shape[1]
-        and covers(x)
     )
 
 
-def _is_fused_depthwise(conv: nn.Module, x: Tensor) -> TypeGuard[DepthwiseConv2d]:
+def _is_depthwise(conv: nn.Module, x: Tensor) -> TypeGuard[DepthwiseConv2d]:
     return (
         type(conv) is DepthwiseConv2d
         and not conv.same
@@ -103,7 +142,17 @@ def _is_fused_depthwise(conv: nn.Module, x: Tensor) -> TypeGuard[DepthwiseConv2d
         and autocast_dtype(x) is x.dtype
         and not is_heard(conv)
         and not is_in_torch_dispatch_mode()  # something counts the convolutions
-        and covers_depthwise(x, conv.weight, conv.stride[0], int(conv.padding[0]))
+    )
+
+
+def _is_expansion(conv: nn.Module, x: Tensor) -> TypeGuard[PointwiseConv2d]:
+    return (
+        type(conv) is PointwiseConv2d
+        and x.is_cuda
+        and conv.bias is None
+        and _is_usual(conv.weight, x)
+        and autocast_dtype(x) is x.dtype
+        and not is_heard(conv)
     )
 
 

@@ -2,7 +2,11 @@
 
 from dwsep_zoo.ops.depthwise import depthwise_conv2d
 from dwsep_zoo.ops.fallback import fallbacks, plain, plain_kernels
-from dwsep_zoo.ops.norm import batch_norm_act, batch_norm_act_depthwise
+from dwsep_zoo.ops.norm import (
+    batch_norm_act,
+    batch_norm_act_depthwise,
+    expand_norm_act_depthwise,
+)
 from dwsep_zoo.ops.pointwise import pointwise_conv2d
 from dwsep_zoo.ops.pool import pool_beside
 
@@ -10,6 +14,7 @@ __all__ = [
     "batch_norm_act",
     "batch_norm_act_depthwise",
     "depthwise_conv2d",
+    "expand_norm_act_depthwise",
     "fallbacks",
     "plain",
     "plain_kernels",

@@ -210,7 +210,13 @@ def norm_act_depthwise(
     _library().dwsep_norm_act_depthwise(
         *_pointers(x, y, weight, bias, taps, stats),
         *(images, chans, height, width, *image, eps),
-        *(stride, padding, x.dtype is torch.bfloat16, ACTIVATIONS.index(act), torch.get_num_threads()),
+        *(
+            stride,
+            padding,
+            x.dtype is torch.bfloat16,
+            ACTIVATIONS.index(act),
+            torch.get_num_threads(),
+        ),
     )
     return y, stats
 
@@ -234,7 +240,13 @@ def norm_act_depthwise_backward(
         *_pointers(grad, x, taps, stats),
         *_pointers(grad_x, grad_weight, grad_bias, grad_taps),
         *(images, chans, *image, *grad.shape[2:], eps),
-        *(stride, padding, x.dtype is torch.bfloat16, ACTIVATIONS.index(act), torch.get_num_threads()),
+        *(
+            stride,
+            padding,
+            x.dtype is torch.bfloat16,
+            ACTIVATIONS.index(act),
+            torch.get_num_threads(),
+        ),
     )
     return grad_x, grad_weight, grad_bias, grad_taps.t().reshape(shape)
 

@@ -37,6 +37,15 @@ def covers_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool
     return _kernels(x).covers_norm_act_depthwise(x, taps, stride, padding)
 
 
+def covers_expand(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
+    """Whether :func:`expand_norm_act_depthwise` does, and is faster than its parts."""
+    if not x.is_cuda:
+        return False
+    from dwsep_zoo.ops import triton_expand
+
+    return triton_expand.covers(x, expand, taps, stride, padding)
+
+
 def batch_norm_act(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
 ) -> tuple[Tensor, Tensor]:
@@ -133,6 +142,72 @@ class _NormActDepthwise(torch.autograd.Function):
                 grad, x, taps, stats, ctx.eps, ctx.act, *ctx.shape
             )
         return of_x, of_weight, of_bias, None, None, of_taps, None, None
+
+
+def expand_norm_act_depthwise(
+    x: Tensor,
+    expand: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    act: str,
+    taps: Tensor,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor]:
+    """A 1 x 1 convolution with the weight ``expand`` and :func:`batch_norm_act_depthwise`.
+
+    What is multiplied is rounded to the type of ``x``, as autocast does. Takes what
+    :func:`covers_expand` is true of.
+    """
+    y, stats = _ExpandNormActDepthwise.apply(
+        x, expand, weight, bias, eps, act, taps, stride, padding
+    )
+    return y, stats[:2]
+
+
+class _ExpandNormActDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        expand: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        act: str,
+        taps: Tensor,
+        stride: int,
+        padding: int,
+    ) -> tuple[Tensor, Tensor]:
+        from dwsep_zoo.ops import triton_expand
+
+        rounded = expand.to(x.dtype)
+        y, kept = triton_expand.forward(x, rounded, weight, bias, taps, eps, act, stride, padding)
+        ctx.eps, ctx.act, ctx.shape = eps, act, (stride, padding)
+        ctx.save_for_backward(x, expand, weight, bias, taps, rounded, *kept)
+        ctx.mark_non_differentiable(kept.stats)
+        return y, kept.stats
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        from dwsep_zoo.ops import triton_expand
+
+        *leaves, rounded = ctx.saved_tensors[:6]
+        x, expand, weight, bias, taps = leaves
+        if torch.is_grad_enabled():
+            e = F.conv2d(x, expand.to(x.dtype))
+            z = ACTS[ctx.act](F.batch_norm(e, None, None, weight, bias, True, 0.0, ctx.eps))
+            stride, padding = ctx.shape
+            y = F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, z.shape[1])
+            grads = _grads(y, leaves, grad)
+        else:
+            kept = triton_expand.Kept(*ctx.saved_tensors[6:])
+            grads = [
+                *triton_expand.backward(grad, x, rounded, taps, kept, ctx.eps, ctx.act, *ctx.shape)
+            ]
+        of_x, of_expand, of_weight, of_bias, of_taps = grads
+        return of_x, of_expand, of_weight, of_bias, None, None, of_taps, None, None
 
 
 def _grads(y: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:

@@ -20,7 +20,7 @@ memory; the kernels are laid out around that:
   normalisation and activation before the convolution then never write their result to memory.
 """
 
-# ruff: noqa: RUF005 - Triton has no (*tuple, value)
+# ruff: noqa: RUF005, SIM910 - Triton has no (*tuple, value)
 
 from __future__ import annotations
 
@@ -109,23 +109,30 @@ def covered(x: Tensor, weight: Tensor, stride: int, padding: int) -> str | None:
         return f"input on {x.device}, weight on {weight.device}"
     if x.dim() != 4 or weight.dim() != 4:
         return f"input of {x.dim()} and weight of {weight.dim()} dimensions instead of 4"
-    size = weight.shape[-1]
     if x.dtype not in DTYPES or weight.dtype not in DTYPES:
         return f"input of {x.dtype}, weight of {weight.dtype}"
-    if weight.shape[0] != x.shape[1] or weight.shape[1] != 1:
-        return f"weight {tuple(weight.shape)} is not one filter for each of {x.shape[1]} channels"
+    if (reason := covered_sizes(x.shape, weight, stride, padding)) is not None:
+        return reason
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return "input is not channels_last"
+    return None
+
+
+def covered_sizes(shape: torch.Size, weight: Tensor, stride: int, padding: int) -> str | None:
+    """As :func:`covered`, of what depends on the input's shape."""
+    size = weight.shape[-1]
+    if weight.shape[0] != shape[1] or weight.shape[1] != 1:
+        return f"weight {tuple(weight.shape)} is not one filter for each of {shape[1]} channels"
     if size not in KERNEL_SIZES or weight.shape[-2] != size:
         return f"kernel of {weight.shape[-2]} x {size}"
     if stride not in STRIDES:
         return f"stride {stride}"
     if not 0 <= padding <= size // 2:
         return f"padding {padding} for a kernel of {size}"
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        return "input is not channels_last"
-    if x.numel() == 0 or min(_output_size(x, size, stride, padding)) < 1:
-        return f"input {tuple(x.shape)} gives an empty output"
-    if x[0].numel() >= LONGEST_IMAGE:
-        return f"input {tuple(x.shape)} has images of 2**31 values or more"
+    if math.prod(shape) == 0 or min(_output_size(shape, size, stride, padding)) < 1:
+        return f"input {tuple(shape)} gives an empty output"
+    if math.prod(shape[1:]) >= LONGEST_IMAGE:
+        return f"input {tuple(shape)} has images of 2**31 values or more"
     return None
 
 
@@ -152,7 +159,7 @@ def forward(
     """
     n, chans, height, width = x.shape
     size = weight.shape[-1]
-    out_height, out_width = _output_size(x, size, stride, padding)
+    out_height, out_width = _output_size(x.shape, size, stride, padding)
     tile = tile or forward_tile(n, chans, out_height, out_width, size)
     y = _empty_nhwc(x, out_height, out_width)
     columns = min(tile.columns, out_width)
@@ -288,9 +295,7 @@ def forward_tile(images: int, chans: int, height: int, width: int, size: int) ->
     return _tile(images, chans, height, width, rows, values)
 
 
-def backward_tile(
-    images: int, chans: int, height: int, width: int, size: int, stride: int
-) -> Tile:
+def backward_tile(images: int, chans: int, height: int, width: int, size: int, stride: int) -> Tile:
     """For inputs of ``height`` x ``width`` cells. A thread has k^2 sums for each of its channels."""
     rows, values = {3: (4 // stride, 2), 5: (2 // stride, 2), 7: (1, 1)}[size]
     return _tile(images, chans, height, width, rows, values)
@@ -317,8 +322,8 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _output_size(x: Tensor, size: int, stride: int, padding: int) -> tuple[int, int]:
-    height, width = ((n + 2 * padding - size) // stride + 1 for n in x.shape[2:])
+def _output_size(shape: torch.Size, size: int, stride: int, padding: int) -> tuple[int, int]:
+    height, width = ((n + 2 * padding - size) // stride + 1 for n in shape[2:])
     return height, width
 
 
@@ -364,13 +369,13 @@ def _constant(function: Callable[..., int]) -> Any:
 @_jit()
 @no_type_check
 def _activate(t, ACT: tl.constexpr):
-    """Comparisons are written such that a NaN stays one."""
+    """A NaN stays one."""
     if ACT == "relu":
-        t = tl.where(t <= 0.0, 0.0, t)
+        t = tl.maximum(t, 0.0, tl.PropagateNan.ALL)
     elif ACT == "relu6":
-        t = tl.where(t <= 0.0, 0.0, tl.where(t >= 6.0, 6.0, t))
+        t = _between(t, 0.0, 6.0)
     elif ACT == "hard_swish":
-        t = tl.where(t <= -3.0, 0.0, tl.where(t >= 3.0, t, t * (t + 3.0) * (1.0 / 6.0)))
+        t = t * _between(t * (1.0 / 6.0) + 0.5, 0.0, 1.0)
     elif ACT == "silu":
         t = t / (1.0 + tl.exp(-t))
     return t
@@ -378,20 +383,25 @@ def _activate(t, ACT: tl.constexpr):
 
 @_jit()
 @no_type_check
-def _slope(t, ACT: tl.constexpr):
-    """Derivative of ``_activate``; where there is none, PyTorch's choice."""
+def _between(t, least, most):
+    t = tl.maximum(t, least, tl.PropagateNan.ALL)
+    return tl.minimum(t, most, tl.PropagateNan.ALL)
+
+
+@_jit()
+@no_type_check
+def _differentiate(g, t, ACT: tl.constexpr):
+    """The gradient at ``t`` of that of ``_activate(t)``; where there is none, PyTorch's choice."""
     if ACT == "relu":
-        slope = tl.where(t <= 0.0, 0.0, 1.0)
+        g = tl.where(t <= 0.0, 0.0, g)
     elif ACT == "relu6":
-        slope = tl.where(t <= 0.0, 0.0, tl.where(t >= 6.0, 0.0, 1.0))
+        g = tl.where((t <= 0.0) | (t >= 6.0), 0.0, g)
     elif ACT == "hard_swish":
-        slope = tl.where(t <= -3.0, 0.0, tl.where(t >= 3.0, 1.0, t * (1.0 / 3.0) + 0.5))
+        g = g * tl.where(t <= -3.0, 0.0, tl.where(t >= 3.0, 1.0, t * (1.0 / 3.0) + 0.5))
     elif ACT == "silu":
         sigmoid = 1.0 / (1.0 + tl.exp(-t))
-        slope = sigmoid * (1.0 + t * (1.0 - sigmoid))
-    else:
-        slope = tl.full(t.shape, 1.0, tl.float32)
-    return slope
+        g = g * (sigmoid * (1.0 + t * (1.0 - sigmoid)))
+    return g
 
 
 @_constant
@@ -430,6 +440,13 @@ def _ahead(size, stride):
     return (size - 1) // stride + 1
 
 
+@_constant
+@no_type_check
+def _place(pixel, cell, stride, rows):
+    """Of a pixel of a cell in columns of pixels that lie one after the other."""
+    return (cell * stride + pixel % stride) * rows * stride + pixel // stride
+
+
 @_jit()
 @no_type_check
 def _shifted(values, new, COUNT: tl.constexpr):
@@ -441,26 +458,44 @@ def _shifted(values, new, COUNT: tl.constexpr):
 
 @_jit()
 @no_type_check
-def _column(image, row, w, limits, width, chans):
-    """The values in column ``w``, from ``row`` on; 0 beyond a row's limit."""
-    column = ()
-    for q in tl.static_range(len(limits)):
-        ok = w.to(tl.uint32) < limits[q]
-        value = tl.load(image + ((row + q) * width + w) * chans, ok, 0.0)
-        column = column + (value.to(tl.float32),)
-    return column
+def _columns(image, row, first, limits, width, chans, COUNT: tl.constexpr):
+    """The values in ``COUNT`` columns, from ``row`` and ``first`` on; 0 beyond a row's limit."""
+    columns = ()
+    for d in tl.static_range(COUNT):
+        w = first + d
+        for q in tl.static_range(len(limits)):
+            ok = w.to(tl.uint32) < limits[q]
+            columns = columns + (tl.load(image + ((row + q) * width + w) * chans, ok, 0.0),)
+    return columns
+
+
+@_jit()
+@no_type_check
+def _in_front(values, new, FROM: tl.constexpr, COUNT: tl.constexpr, ALL: tl.constexpr):
+    """``COUNT`` of ``new`` as float32, then as many of ``values`` as make ``ALL``."""
+    front = ()
+    for k in tl.static_range(COUNT):
+        front = front + (new[FROM + k].to(tl.float32),)
+    return _shifted(values, front, ALL)
 
 
 # In the kernels: u counts columns of a strip, q rows of what is read, r rows of the strip, p its
 # pixels, d columns of the gradient, t the filter's taps, i its rows and j its columns, m outputs
 # before the column's own. A row outside the image has no columns: as an unsigned number a column
-# is less than `limit` if it is inside.
+# is less than its limit if it is inside.
 # Weights, scale and shift are loaded for a whole tile: all threads need them in the layout of the
 # data, and a load that hits the cache is cheaper than an exchange between threads.
 
 
 @_jit(
-    "images", "height", "width", "chan_vectors", "out_height", "out_width", "tiles_h", "tiles_w",
+    "images",
+    "height",
+    "width",
+    "chan_vectors",
+    "out_height",
+    "out_width",
+    "tiles_h",
+    "tiles_w",
     "columns",
 )
 @no_type_check
@@ -511,26 +546,33 @@ def _forward_kernel(
     image = strip // (tiles_w * tiles_h)
     x += image.to(tl.int64) * (height * width * chans) + c
     y += image.to(tl.int64) * (out_height * out_width * chans) + c
-    width = tl.where((image < images) & c_inside, width, 0)
+    inside = (image < images) & c_inside
     limits = ()
     for q in tl.static_range(IN_ROWS):
         h = row * STRIDE + (q - PADDING)
-        limits = limits + (tl.where((h >= 0) & (h < height), width, 0).to(tl.uint32),)
+        limit = tl.where(inside & (h >= 0) & (h < height), width, 0)
+        limits = limits + (limit.to(tl.uint32),)
     last = tl.minimum(first + columns, out_width)
+    out_limits = ()
+    for r in tl.static_range(ROWS):
+        out_limits = out_limits + (tl.where(inside & (row + r < out_height), last, 0),)
 
     zero = tl.full((STRIPS, CHANS), 0, tl.float32)
     sums = (zero,) * (AHEAD * ROWS)
+    row_in, column_in = row * STRIDE - PADDING, first * STRIDE - PADDING
+    ahead = _columns(x, row_in, column_in, limits, width, chans, UNROLL * STRIDE)
     for start in range(0, columns + (AHEAD - 1), UNROLL):
+        read = ahead  # while these are used, the next ones are on their way
+        w = column_in + (start + UNROLL) * STRIDE
+        ahead = _columns(x, row_in, w, limits, width, chans, UNROLL * STRIDE)
         for v in tl.static_range(UNROLL):
-            u = first + start + v
             for s in tl.static_range(STRIDE):
-                w = u * STRIDE + (s - PADDING)
                 for q in tl.static_range(IN_ROWS):
-                    ok = w.to(tl.uint32) < limits[q]
-                    h = row * STRIDE + (q - PADDING)
-                    value = tl.load(x + (h * width + w) * chans, ok, 0.0).to(tl.float32)
+                    value = read[(v * STRIDE + s) * IN_ROWS + q].to(tl.float32)
                     if ACT is not None:
-                        value = tl.where(ok, _activate(value * a + b, ACT), 0.0)
+                        w = column_in + (start + v) * STRIDE + s
+                        value = _activate(value * a + b, ACT)
+                        value = tl.where(w.to(tl.uint32) < limits[q], value, 0.0)
                     new = ()
                     for m in tl.static_range(AHEAD):
                         for r in tl.static_range(ROWS):
@@ -539,9 +581,9 @@ def _forward_kernel(
                                 total += value * taps[_at(q - STRIDE * r, s + STRIDE * m, SIZE)]
                             new = new + (total,)
                     sums = new
-            o = u - (AHEAD - 1)
+            o = first + (start + v - (AHEAD - 1))
             for r in tl.static_range(ROWS):
-                ok = (o >= first) & (o < last) & (row + r < out_height) & (width > 0)
+                ok = (o >= first) & (o < out_limits[r])
                 at = ((row + r) * out_width + o) * chans
                 total = sums[(AHEAD - 1) * ROWS + r]
                 tl.store(y + at, total.to(y.dtype.element_ty), ok)
@@ -549,7 +591,14 @@ def _forward_kernel(
 
 
 @_jit(
-    "images", "height", "width", "chan_vectors", "out_height", "out_width", "tiles_h", "tiles_w",
+    "images",
+    "height",
+    "width",
+    "chan_vectors",
+    "out_height",
+    "out_width",
+    "tiles_h",
+    "tiles_w",
     "columns",
 )
 @no_type_check
@@ -634,28 +683,34 @@ def _backward_kernel(
         last = tl.minimum((first + columns) * STRIDE, width)
         x_limits = ()
         for r in tl.static_range(ROWS * STRIDE):
-            x_limits = x_limits + (tl.where(inside & (row * STRIDE + r < height), last, 0),)
+            limit = tl.where(inside & (row * STRIDE + r < height), last, 0)
+            x_limits = x_limits + (limit.to(tl.uint32),)
 
-        window = (zero,) * (GRAD_COLUMNS * GRAD_ROWS)  # the last column first
+        # Columns of the gradient that touch a cell's, the last one first.
+        window = (zero,) * (GRAD_COLUMNS * GRAD_ROWS)
+        kept = _columns(
+            grad_image, row + FIRST, first + FIRST, limits, out_width, chans, GRAD_COLUMNS - 1
+        )
         for d in tl.static_range(GRAD_COLUMNS - 1):
-            new_column = _column(grad_image, row + FIRST, first + (d + FIRST), limits, out_width, chans)
-            window = _shifted(window, new_column, GRAD_COLUMNS * GRAD_ROWS)
+            window = _in_front(window, kept, d * GRAD_ROWS, GRAD_ROWS, GRAD_COLUMNS * GRAD_ROWS)
+        row_g, column_g = row + FIRST, first + (GRAD_COLUMNS - 1 + FIRST)
+        row_x, column_x = row * STRIDE, first * STRIDE
+        ahead = _columns(grad_image, row_g, column_g, limits, out_width, chans, UNROLL)
+        ahead_x = _columns(x_image, row_x, column_x, x_limits, width, chans, UNROLL * STRIDE)
         for start in range(0, columns, UNROLL):
+            read, read_x = ahead, ahead_x  # while these are used, the next ones are on their way
+            w = start + UNROLL
+            ahead = _columns(grad_image, row_g, column_g + w, limits, out_width, chans, UNROLL)
+            w = column_x + (start + UNROLL) * STRIDE
+            ahead_x = _columns(x_image, row_x, w, x_limits, width, chans, UNROLL * STRIDE)
             for v in tl.static_range(UNROLL):
-                u = first + start + v
-                w = u + (GRAD_COLUMNS - 1 + FIRST)
-                new_column = _column(grad_image, row + FIRST, w, limits, out_width, chans)
-                window = _shifted(window, new_column, GRAD_COLUMNS * GRAD_ROWS)
-
-                pixels = ()
+                window = _in_front(window, read, v * GRAD_ROWS, GRAD_ROWS, GRAD_COLUMNS * GRAD_ROWS)
+                w = column_x + (start + v) * STRIDE
                 inputs = ()  # of the convolution
                 for p in tl.static_range(PIXELS):
-                    h = row * STRIDE + p // STRIDE
-                    w = u * STRIDE + p % STRIDE
-                    ok = w < x_limits[p // STRIDE]
-                    pixel = tl.load(x_image + (h * width + w) * chans, ok, 0.0).to(tl.float32)
-                    pixels = pixels + (pixel,)
+                    pixel = read_x[_place(p, v, STRIDE, ROWS)].to(tl.float32)
                     if ACT is not None:
+                        ok = (w + p % STRIDE).to(tl.uint32) < x_limits[p // STRIDE]
                         pixel = tl.where(ok, _activate(pixel * a + b, ACT), 0.0)
                     inputs = inputs + (pixel,)
 
@@ -682,17 +737,16 @@ def _backward_kernel(
 
                 if NEED_X:
                     for p in tl.static_range(PIXELS):
-                        h = row * STRIDE + p // STRIDE
-                        w = u * STRIDE + p % STRIDE
-                        ok = w < x_limits[p // STRIDE]
+                        ok = (w + p % STRIDE).to(tl.uint32) < x_limits[p // STRIDE]
                         g = input_grads[p]
                         if ACT is not None:
                             # A cell reaches beyond the image, into the padding.
-                            g = tl.where(ok, g * _slope(pixels[p] * a + b, ACT), 0.0)
-                            scale_sum += g * pixels[p]
+                            pixel = read_x[_place(p, v, STRIDE, ROWS)].to(tl.float32)
+                            g = tl.where(ok, _differentiate(g, pixel * a + b, ACT), 0.0)
+                            scale_sum += g * pixel
                             shift_sum += g
                             g = g * a
-                        at = (h * width + w) * chans
+                        at = ((row_x + p // STRIDE) * width + (w + p % STRIDE)) * chans
                         tl.store(grad_x_image + at, g.to(grad_x.dtype.element_ty), ok)
 
     partial += program * LINES * chans + c_line

@@ -23,17 +23,19 @@ from torch import Tensor
 from dwsep_zoo.ops import triton_depthwise
 from dwsep_zoo.ops.triton_depthwise import (
     DTYPES,
+    Gradients,
     Prologue,
     _activate,
     _block,
     _ceil_div,
+    _differentiate,
     _interpreted,
     _jit,
-    _slope,
     tl,
 )
 
 VALUES = 32  # of a thread
+VECTOR_VALUES, UNROLL = 8, 8  # of a sum: so many of a thread, so many times at once
 WARPS = 4
 PROGRAMS = 1024  # of a sum
 KERNEL_SIZES = (3, 5)  # of what is fused with a norm; larger ones leave no registers for it
@@ -86,24 +88,8 @@ def norm_act_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
     grad = _like(grad, x)
-    rows, chans, vector, block, lines = _sizes(x)
-    programs = min(_ceil_div(PROGRAMS, _ceil_div(chans, block)), _ceil_div(rows, lines))
-    partial = x.new_empty((programs, 2, chans), dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        _sums_kernel[(programs * _ceil_div(chans, block),)](
-            grad,
-            x,
-            stats,
-            partial,
-            rows,
-            chans // vector,
-            ACT=act,
-            BACKWARD=True,
-            VECTOR=vector,
-            ROWS=lines,
-            CHANS=block,
-            num_warps=WARPS,
-        )
+    partial = _sums(grad, x, stats, act, BACKWARD=True)
+    rows = x.numel() // x.shape[1]
     coefficients = _coefficients(partial[:, 0], partial[:, 1], stats, rows, eps, centered=True)
     grad_x = torch.empty_like(x)
     _call_elementwise(grad, x, stats, coefficients, grad_x, act, BACKWARD=True, SCALED=False)
@@ -125,7 +111,7 @@ def norm_act_depthwise(
     What is normalised and activated is not rounded to the type of ``x``.
     """
     stats = _statistics(x, weight, bias, eps)
-    y = triton_depthwise.forward(x, taps, stride, padding, _prologue(stats, act))
+    y = triton_depthwise.forward(x, taps, stride, padding, prologue(stats, act))
     return y, stats
 
 
@@ -142,15 +128,11 @@ def norm_act_depthwise_backward(
     """Gradients of ``x``, ``weight``, ``bias`` and ``taps`` of :func:`norm_act_depthwise`."""
     grad = grad.to(x.dtype)
     through = triton_depthwise.backward(
-        grad, x, taps, stride, padding, prologue=_prologue(stats, act)
+        grad, x, taps, stride, padding, prologue=prologue(stats, act)
     )
+    coefficients = coefficients_of(through, x, stats, eps)
     assert through.x is not None
     assert through.weight is not None
-    assert through.scale is not None
-    assert through.shift is not None
-    rows = x.numel() // x.shape[1]
-    sums = (through.scale[None], through.shift[None])
-    coefficients = _coefficients(*sums, stats, rows, eps, centered=False)
     # What came through the convolution is multiplied by the scale already, and not needed again.
     _call_elementwise(
         through.x, x, stats, coefficients, through.x, "identity", BACKWARD=True, SCALED=True
@@ -188,25 +170,10 @@ def update_running(
 
 def _statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """``(4, C)``, as of :func:`norm_act`."""
-    rows, chans, vector, block, lines = _sizes(x)
-    programs = min(_ceil_div(PROGRAMS, _ceil_div(chans, block)), _ceil_div(rows, lines))
-    partial = x.new_empty((programs, 2, chans), dtype=torch.float32)
+    partial = sums(x)
+    chans = x.shape[1]
     stats = x.new_empty((4, chans), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _sums_kernel[(programs * _ceil_div(chans, block),)](
-            x,
-            x,
-            None,
-            partial,
-            rows,
-            chans // vector,
-            ACT="identity",
-            BACKWARD=False,
-            VECTOR=vector,
-            ROWS=lines,
-            CHANS=block,
-            num_warps=WARPS,
-        )
         _statistics_kernel[(_ceil_div(chans, FEW_CHANS),)](
             partial[:, 0],
             partial[:, 1],
@@ -214,16 +181,54 @@ def _statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
             weight,
             bias,
             stats,
-            programs,
+            len(partial),
             2 * chans,
             chans,
-            1 / rows,
+            chans / x.numel(),
             eps,
             PROGRAMS=AT_ONCE,
             CHANS=FEW_CHANS,
             num_warps=WARPS,
         )
     return stats
+
+
+def sums(x: Tensor) -> Tensor:
+    """``(parts, 2, C)``: of the sums of x - its first pixel, and of the square of that."""
+    return _sums(x, x, None, "identity", BACKWARD=False)
+
+
+def coefficients_of(through: Gradients, x: Tensor, stats: Tensor, eps: float) -> Tensor:
+    """As of ``_coefficients``; ``through``: of the convolution behind the norm of ``x``."""
+    assert through.scale is not None
+    assert through.shift is not None
+    parts = (through.scale[None], through.shift[None])
+    return _coefficients(*parts, stats, x.numel() // x.shape[1], eps, centered=False)
+
+
+def _sums(grad: Tensor, x: Tensor, stats: Tensor | None, act: str, *, BACKWARD: bool) -> Tensor:
+    """``(programs, 2, C)``: parts of the two sums of the kernel."""
+    rows, chans, vector, block, lines = _sizes(x, VECTOR_VALUES)
+    blocks, unroll = _ceil_div(chans, block), UNROLL // 2 if BACKWARD else UNROLL
+    programs = min(_ceil_div(PROGRAMS, blocks), _ceil_div(rows, lines * unroll))
+    partial = x.new_empty((programs, 2, chans), dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _sums_kernel[(programs * blocks,)](
+            grad,
+            x,
+            stats,
+            partial,
+            rows,
+            chans // vector,
+            ACT=act,
+            BACKWARD=BACKWARD,
+            UNROLL=unroll,
+            VECTOR=vector,
+            ROWS=lines,
+            CHANS=block,
+            num_warps=WARPS,
+        )
+    return partial
 
 
 def _coefficients(
@@ -266,7 +271,7 @@ def _call_elementwise(
     BACKWARD: bool,
     SCALED: bool,
 ) -> None:
-    rows, chans, vector, block, lines = _sizes(x)
+    rows, chans, vector, block, lines = _sizes(x, VALUES)
     with torch.cuda.device_of(x):
         _elementwise_kernel[(_ceil_div(rows, lines) * _ceil_div(chans, block),)](
             grad,
@@ -286,14 +291,15 @@ def _call_elementwise(
         )
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int, int, int]:
+def _sizes(x: Tensor, values: int) -> tuple[int, int, int, int, int]:
     """Pixels, channels, a divisor of them, channels and pixels of a program at a time."""
     chans = x.shape[1]
     block = _block(chans, least=16, most=128)
-    return x.numel() // chans, chans, math.gcd(chans, 16), block, 32 * WARPS * VALUES // block
+    return x.numel() // chans, chans, math.gcd(chans, 16), block, 32 * WARPS * values // block
 
 
-def _prologue(stats: Tensor, act: str) -> Prologue:
+def prologue(stats: Tensor, act: str) -> Prologue:
+    """Norm and activation, in front of a convolution."""
     return Prologue(stats[2], stats[3], "none" if act == "identity" else act)
 
 
@@ -312,6 +318,7 @@ def _sums_kernel(
     chan_vectors,
     ACT: tl.constexpr,
     BACKWARD: tl.constexpr,
+    UNROLL: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     CHANS: tl.constexpr,
@@ -332,19 +339,27 @@ def _sums_kernel(
         center = tl.load(x + c_line, c_inside, 0.0).to(tl.float32)[None, :]
     first = tl.full((ROWS, CHANS), 0, tl.float32)
     second = tl.full((ROWS, CHANS), 0, tl.float32)
-    for start in range(program * ROWS, rows, programs * ROWS):
-        row = (start + tl.arange(0, ROWS))[:, None]
-        ok = (row < rows) & c_inside[None, :]
-        at = row.to(tl.int64) * chans + c
-        value = tl.load(x + at, ok, 0.0).to(tl.float32)
-        if BACKWARD:
-            g = tl.load(grad + at, ok, 0.0).to(tl.float32) * _slope(value * a + b, ACT)
-            first += g * (value - center)
-            second += g
-        else:
-            value = tl.where(ok, value - center, 0.0)
-            first += value
-            second += value * value
+    for start in range(program * ROWS * UNROLL, rows, programs * ROWS * UNROLL):
+        values = ()
+        grads = ()
+        for k in tl.static_range(UNROLL):  # all of them are on their way before one is used
+            row = (start + k * ROWS + tl.arange(0, ROWS))[:, None]
+            at = row.to(tl.int64) * chans + c
+            ok = (row < rows) & c_inside[None, :]
+            values = values + (tl.load(x + at, ok, 0.0),)
+            if BACKWARD:
+                grads = grads + (tl.load(grad + at, ok, 0.0),)
+        for k in tl.static_range(UNROLL):
+            value = values[k].to(tl.float32)
+            if BACKWARD:
+                g = _differentiate(grads[k].to(tl.float32), value * a + b, ACT)
+                first += g * (value - center)
+                second += g
+            else:
+                row = (start + k * ROWS + tl.arange(0, ROWS))[:, None]
+                value = tl.where((row < rows) & c_inside[None, :], value - center, 0.0)
+                first += value
+                second += value * value
     partial += program * 2 * chans + c_line
     tl.store(partial, tl.sum(first, 0), c_inside)
     tl.store(partial + chans, tl.sum(second, 0), c_inside)
@@ -383,7 +398,7 @@ def _elementwise_kernel(
         constant = tl.load(coefficients + 3 * chans + c_line, c_inside, 0.0)[None, :]
         g = tl.load(grad + at, ok, 0.0).to(tl.float32)
         if not SCALED:
-            g = g * _slope(value * a + b, ACT) * a
+            g = _differentiate(g, value * a + b, ACT) * a
         value = g + (value * by_x + constant)
     else:
         value = _activate(value * a + b, ACT)

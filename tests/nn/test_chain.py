@@ -11,7 +11,6 @@ from dwsep_zoo import create_model
 from dwsep_zoo.nn.chain import Chain, chain
 from dwsep_zoo.nn.layers import ACTS, DepthwiseConv2d
 from dwsep_zoo.ops import native, plain_kernels
-from dwsep_zoo.ops.norm import ACTS as FUNCTIONS
 
 pytestmark = pytest.mark.skipif(native.native().library is None, reason=native.native().why)
 

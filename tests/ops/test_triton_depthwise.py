@@ -285,7 +285,7 @@ W = torch.zeros(8, 1, 3, 3)
         ((X, W, 1, 2), "padding 2"),
         ((X[0], W, 1, 1), "3 and weight of 4 dimensions"),
         ((X[:0], W, 1, 1), "empty output"),
-        ((X[..., :2], W, 1, 0), "not channels_last"),
+        ((X[..., :4], W, 1, 0), "not channels_last"),
         ((X, torch.zeros(8, 1, 7, 7), 1, 0), "empty output"),
         ((X, W.to("meta"), 1, 1), "weight on meta"),
     ],

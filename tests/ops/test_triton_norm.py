@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dwsep_zoo.ops
-from dwsep_zoo.ops import native, triton_depthwise, triton_norm
+from dwsep_zoo.ops import native, triton_depthwise, triton_expand, triton_norm
 from dwsep_zoo.ops.norm import ACTS
 
 EPS = 1e-3
@@ -36,14 +36,17 @@ def interpreted():
         depthwise = load_again(triton_depthwise, "interpreted_depthwise")
         patch.setattr(dwsep_zoo.ops, "triton_depthwise", depthwise)
         patch.setitem(sys.modules, triton_depthwise.__name__, depthwise)
-        return load_again(triton_norm, "interpreted_norm")
+        norm = load_again(triton_norm, "interpreted_norm")
+        patch.setattr(dwsep_zoo.ops, "triton_norm", norm)
+        patch.setitem(sys.modules, triton_norm.__name__, norm)
+        return norm, load_again(triton_expand, "interpreted_expand")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernels(request, monkeypatch):
     if request.param == "cuda":
         return triton_norm
-    module = request.getfixturevalue("interpreted")
+    module, _ = request.getfixturevalue("interpreted")
     for function in ("sum", "max"):  # decorated when Triton was imported
         monkeypatch.setattr(module.tl, function, getattr(module.tl, function).fn)
     return module
@@ -52,6 +55,11 @@ def kernels(request, monkeypatch):
 @pytest.fixture
 def device(kernels):
     return "cuda" if kernels is triton_norm else "cpu"
+
+
+@pytest.fixture
+def expansion(kernels, request):
+    return triton_expand if kernels is triton_norm else request.getfixturevalue("interpreted")[1]
 
 
 def draw(shape, device, dtype=torch.float32, mean=1.0):
@@ -195,3 +203,76 @@ def test_what_is_not_covered(kernels, device):
 def test_activations_are_those_of_the_processor():
     assert (*ACTS,) == native.ACTIVATIONS
     assert {*ACTS} - {"identity"} == {*triton_depthwise.ACTIVATIONS} - {"none"}
+
+
+def of_four_layers(x, expand, weight, bias, taps, act, stride, padding):
+    """Output, and a function of its gradient, in float64."""
+    inputs = [t.double().requires_grad_() for t in (x, expand, weight, bias, taps)]
+    e = F.conv2d(inputs[0], inputs[1])
+    z = ACTS[act](F.batch_norm(e, None, None, *inputs[2:4], True, 0.0, EPS))
+    y = F.conv2d(z, inputs[4], None, stride, padding, 1, len(taps))
+    return e, y, lambda grad: torch.autograd.grad(y, inputs, grad.double())
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "size", "stride", "act"),
+    [
+        (16, 96, 3, 1, "relu6"),
+        (5, 17, 3, 2, "silu"),
+        (24, 72, 5, 1, "identity"),
+        (70, 210, 5, 2, "relu"),
+    ],
+)
+def test_an_expansion_in_front_of_them(expansion, device, narrow, wide, size, stride, act):
+    x, _, _ = draw((2, narrow, 6, 7), device)
+    expand = torch.randn(wide, narrow, 1, 1, device=device) / narrow**0.5
+    weight, bias = 2 * torch.randn(2, wide, device=device)
+    taps = torch.randn(wide, 1, size, size, device=device)
+    shape = (stride, size // 2)
+    assert expansion.covers(x, expand, taps, *shape)
+    y, kept = expansion.forward(x, expand, weight, bias, taps, EPS, act, *shape)
+    e, want, differentiate = of_four_layers(x, expand, weight, bias, taps, act, *shape)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_near(y, want)
+    assert_near(kept.stats[0], e.mean((0, 2, 3)))
+    assert_near(kept.stats[1], e.var((0, 2, 3), correction=0))
+    grad = torch.randn_like(y)
+    ours = expansion.backward(grad, x, expand, taps, kept, EPS, act, *shape)
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    for got, exact, like in zip(
+        ours, differentiate(grad), (x, expand, weight, bias, taps), strict=True
+    ):
+        assert got.shape == like.shape
+        assert_near(got, exact, times=4)
+
+
+def test_an_expansion_in_half_precision_is_as_exact_as_layer_by_layer(expansion, device):
+    torch.manual_seed(1)
+    x, _, _ = draw((4, 24, 12, 12), device, torch.bfloat16)
+    expand = (torch.randn(144, 24, 1, 1, device=device) / 5).bfloat16()
+    weight, bias = 1 + 0.2 * torch.randn(2, 144, device=device)
+    taps = torch.randn(144, 1, 3, 3, device=device) / 3
+    _, want, differentiate = of_four_layers(x, expand, weight, bias, taps, "relu6", 1, 1)
+    grad = torch.randn_like(want).bfloat16()
+    exact = [want, *differentiate(grad)]
+
+    leaves = [t.clone().requires_grad_() for t in (x, expand, weight, bias, taps)]
+    z = F.relu6(F.batch_norm(F.conv2d(*leaves[:2]), None, None, *leaves[2:4], True, 0.0, EPS))
+    y = F.conv2d(z, leaves[4].bfloat16(), None, 1, 1, 1, 144)
+    layer_by_layer = [y, *torch.autograd.grad(y, leaves, grad)]
+
+    y, kept = expansion.forward(x, expand, weight, bias, taps, EPS, "relu6", 1, 1)
+    ours = [y, *expansion.backward(grad, x, expand, taps, kept, EPS, "relu6", 1, 1)]
+    for a, b, truth in zip(ours, layer_by_layer, exact, strict=True):
+        errors = [((t.double() - truth).norm() / truth.norm()).item() for t in (a, b)]
+        assert errors[0] <= 1.2 * errors[1], errors
+
+
+def test_which_expansions_are_covered(expansion, device):
+    x, _, _ = draw((2, 16, 6, 6), device)
+    expand, taps = torch.randn(48, 16, 1, 1, device=device), torch.randn(48, 1, 3, 3, device=device)
+    assert expansion.covers(x, expand, taps, 1, 1)
+    assert not expansion.covers(x, expand[:32], taps[:32], 1, 1)  # not wide enough
+    assert not expansion.covers(x, expand, taps, 3, 1)
+    assert not expansion.covers(x, expand, torch.randn(48, 1, 7, 7, device=device), 1, 3)
+    assert not expansion.covers(x.double(), expand, taps, 1, 1)

@@ -1,0 +1,295 @@
+"""An expansion, its norm, activation and depthwise convolution on NVIDIA GPUs, with fewer passes.
+
+The middle of an inverted residual is several times as wide as its ends, and what costs time is how
+often the wide tensor passes through memory. Let X be the narrow input (pixels x channels), W the
+weight of the expansion and E = X W' what it gives. Batch normalisation needs E's mean and variance,
+and these follow from the narrow side:
+
+    mean(E) = W mean(X),    var(E) = diag(W cov(X) W').
+
+Backward, the gradient of E is that of the norm's input as if scale and shift were constants, G,
+plus E k2 + k1, with a number k1 and k2 for each channel. As E = X W', that sum need not be made:
+
+    dX = G W + X (W' diag(k2) W) + k1' W,
+    dW = G' X + diag(k2) W (X' X) + k1 (sum of X)'.
+
+What stands in brackets has the size of the narrow side. So the wide tensor is written and read once
+forward instead of once and three times, and backward two of three writes and reads go away. It is
+the same function; only roundings differ: E's statistics are those before it was rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, no_type_check
+
+import torch
+from torch import Tensor
+
+from dwsep_zoo.ops import triton_depthwise, triton_norm
+from dwsep_zoo.ops.triton_depthwise import _ceil_div, _interpreted, _jit, tl
+from dwsep_zoo.ops.triton_norm import _add_up
+
+MIN_RATIO = 3  # of the wide to the narrow side; below, there is nothing to gain
+MAX_CHANS = 256  # of the narrow side, whose products are held in registers
+ROWS, PART = 16, 64  # of a small matrix that a program computes, and with how many columns at once
+
+
+class Kept(NamedTuple):
+    """What ``backward`` needs of ``forward``."""
+
+    wide: Tensor  # (N, C', H, W)
+    stats: Tensor  # (4, C')
+    gram: Tensor  # (C, C) float32: X' X
+    sums: Tensor  # (C,) float32, of X
+
+
+def covers(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
+    """Whether the functions below take these arguments, and it is worth while."""
+    wide, narrow = expand.shape[:2]
+    shape = torch.Size((x.shape[0], wide, *x.shape[2:]))
+    return (
+        triton_norm.covers(x)
+        and wide >= MIN_RATIO * narrow
+        and narrow <= MAX_CHANS
+        and taps.device == x.device
+        and taps.shape[-1] in triton_norm.KERNEL_SIZES
+        and triton_depthwise.covered_sizes(shape, taps, stride, padding) is None
+    )
+
+
+def forward(
+    x: Tensor,
+    expand: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    taps: Tensor,
+    eps: float,
+    act: str,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Kept]:
+    """The four layers.
+
+    Args:
+        x: ``(N, C, H, W)`` that :func:`covers` is true of.
+        expand: ``(C', C, 1, 1)`` of the type of ``x``, the 1 x 1 convolution.
+        weight: ``(C',)`` float32, of the norm, as ``bias``.
+        bias: added last before the activation.
+        taps: ``(C', 1, k, k)``, the depthwise convolution.
+        eps: added to the variance.
+        act: a key of :data:`~dwsep_zoo.ops.norm.ACTS`.
+        stride: of the depthwise convolution, as ``padding``.
+        padding: zeros on each side.
+    """
+    flat, matrix = _rows(x), expand.flatten(1)
+    pixels, narrow = flat.shape
+    wide = len(matrix)
+    gram = _float_product(flat.t(), flat)
+    parts = triton_norm.sums(x)
+    e = _image(flat @ matrix.t(), x)
+    stats = gram.new_empty((4, wide))
+    sums = gram.new_empty(narrow)
+    with torch.cuda.device_of(x):
+        _statistics_kernel[(_ceil_div(wide, ROWS),)](
+            parts,
+            x,
+            gram,
+            matrix,
+            weight,
+            bias,
+            stats,
+            sums,
+            len(parts),
+            narrow,
+            wide,
+            float(pixels),
+            1 / pixels,
+            eps,
+            NARROW=_power_of_2(narrow),
+            ROWS=ROWS,
+            PART=min(PART, _power_of_2(narrow)),
+            num_warps=4,
+        )
+    prologue = triton_norm.prologue(stats, act)
+    return triton_depthwise.forward(e, taps, stride, padding, prologue), Kept(e, stats, gram, sums)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    expand: Tensor,
+    taps: Tensor,
+    kept: Kept,
+    eps: float,
+    act: str,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``expand``, ``weight``, ``bias`` and ``taps`` of :func:`forward`."""
+    through = triton_depthwise.backward(
+        *(grad.to(x.dtype), kept.wide, taps, stride, padding),
+        prologue=triton_norm.prologue(kept.stats, act),
+    )
+    coefficients = triton_norm.coefficients_of(through, kept.wide, kept.stats, eps)
+    assert through.x is not None
+    assert through.weight is not None
+    flat, matrix, g = _rows(x), expand.flatten(1), _rows(through.x)
+    narrow, wide = flat.shape[1], len(matrix)
+    of_x = flat.new_empty((narrow, narrow))
+    constant = flat.new_empty(narrow)
+    grad_expand = _float_product(g.t(), flat)
+    sizes = {"NARROW": _power_of_2(narrow), "ROWS": ROWS, "PART": PART, "num_warps": 4}
+    with torch.cuda.device_of(x):
+        _input_kernel[(_ceil_div(narrow, ROWS),)](
+            *(matrix, coefficients, of_x, constant, narrow, wide), **sizes
+        )
+        _weight_kernel[(_ceil_div(wide, ROWS),)](
+            *(matrix, coefficients, kept.gram, kept.sums, grad_expand, narrow, wide),
+            **{**sizes, "PART": min(PART, sizes["NARROW"])},
+        )
+    grad_x = torch.addmm(torch.addmm(constant, flat, of_x), g, matrix)
+    return (
+        _image(grad_x, x),
+        grad_expand.view(expand.shape),
+        coefficients[0],
+        coefficients[1],
+        through.weight,
+    )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``(N, C, H, W)`` in channels_last -> ``(N H W, C)``, a view."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    n, _, height, width = like.shape
+    return rows.view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def _float_product(a: Tensor, b: Tensor) -> Tensor:
+    """Of matrices of any type, in float32."""
+    if a.is_cuda and a.dtype is not torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def _power_of_2(number: int) -> int:
+    return max(16, 1 << math.ceil(math.log2(number)))
+
+
+@_jit("programs", "narrow", "wide")
+@no_type_check
+def _statistics_kernel(
+    parts,
+    x,
+    gram,
+    matrix,
+    weight,
+    bias,
+    stats,
+    sums,
+    programs,
+    narrow,
+    wide,
+    pixels,
+    share,
+    eps,
+    NARROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """``parts`` are of the sums of X - its first pixel."""
+    o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    ok = o < wide
+    k = tl.arange(0, NARROW)
+    w = tl.load(matrix + o[:, None] * narrow + k[None, :], ok[:, None] & (k < narrow)[None, :], 0.0)
+    w = w.to(tl.float32)
+    square = tl.full((ROWS,), 0, tl.float32)
+    mean = tl.full((ROWS,), 0, tl.float32)
+    for start in tl.static_range(0, NARROW, PART):
+        j = start + tl.arange(0, PART)
+        j_inside = (j < narrow)[None, :]
+        g = tl.load(gram + k[:, None] * narrow + j[None, :], (k < narrow)[:, None] & j_inside, 0.0)
+        part = tl.load(matrix + o[:, None] * narrow + j[None, :], ok[:, None] & j_inside, 0.0)
+        part = part.to(tl.float32)
+        square += tl.sum(tl.dot(w, g, input_precision="ieee") * part, 1)
+        total = _add_up(parts, programs, 2 * narrow, narrow, j, 64, PART)
+        total += pixels * tl.load(x + j, j < narrow, 0.0).to(tl.float32)
+        mean += tl.sum(part * total[None, :], 1)
+        if tl.program_id(0) == 0:
+            tl.store(sums + j, total, j < narrow)
+    mean = mean * share
+    var = tl.maximum(square * share - mean * mean, 0.0, tl.PropagateNan.ALL)
+    scale = tl.load(weight + o, ok, 0.0) * tl.rsqrt(var + eps)
+    tl.store(stats + o, mean, ok)
+    tl.store(stats + wide + o, var, ok)
+    tl.store(stats + 2 * wide + o, scale, ok)
+    tl.store(stats + 3 * wide + o, tl.load(bias + o, ok, 0.0) - mean * scale, ok)
+
+
+@_jit("narrow", "wide")
+@no_type_check
+def _input_kernel(
+    matrix,
+    coefficients,
+    of_x,
+    constant,
+    narrow,
+    wide,
+    NARROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """Some rows of W' diag(k2) W, and of k1' W."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, NARROW)
+    total = tl.full((ROWS, NARROW), 0, tl.float32)
+    line = tl.full((ROWS,), 0, tl.float32)
+    for start in range(0, wide, PART):
+        o = start + tl.arange(0, PART)
+        ok = (o < wide)[:, None]
+        left = tl.load(matrix + o[:, None] * narrow + i[None, :], ok & (i < narrow)[None, :], 0.0)
+        right = tl.load(matrix + o[:, None] * narrow + k[None, :], ok & (k < narrow)[None, :], 0.0)
+        left = left.to(tl.float32)
+        by_x = tl.load(coefficients + 2 * wide + o, o < wide, 0.0)
+        by_one = tl.load(coefficients + 3 * wide + o, o < wide, 0.0)
+        line += tl.sum(left * by_one[:, None], 0)
+        left = tl.trans(left * by_x[:, None])
+        total += tl.dot(left, right.to(tl.float32), input_precision="ieee")
+    kind = of_x.dtype.element_ty
+    ok = (i < narrow)[:, None] & (k < narrow)[None, :]
+    tl.store(of_x + i[:, None] * narrow + k[None, :], total.to(kind), ok)
+    tl.store(constant + i, line.to(kind), i < narrow)
+
+
+@_jit("narrow", "wide")
+@no_type_check
+def _weight_kernel(
+    matrix,
+    coefficients,
+    gram,
+    sums,
+    grad,
+    narrow,
+    wide,
+    NARROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """Adds diag(k2) W (X' X) + k1 (sum of X)' to some rows of the gradient."""
+    o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    ok = (o < wide)[:, None]
+    k = tl.arange(0, NARROW)
+    w = tl.load(matrix + o[:, None] * narrow + k[None, :], ok & (k < narrow)[None, :], 0.0)
+    w = w.to(tl.float32) * tl.load(coefficients + 2 * wide + o, o < wide, 0.0)[:, None]
+    by_one = tl.load(coefficients + 3 * wide + o, o < wide, 0.0)[:, None]
+    for start in tl.static_range(0, NARROW, PART):
+        j = start + tl.arange(0, PART)
+        inside = (j < narrow)[None, :]
+        g = tl.load(gram + k[:, None] * narrow + j[None, :], (k < narrow)[:, None] & inside, 0.0)
+        total = tl.dot(w, g, input_precision="ieee")
+        total += by_one * tl.load(sums + j, j < narrow, 0.0)[None, :]
+        at = o[:, None] * narrow + j[None, :]
+        tl.store(grad + at, tl.load(grad + at, ok & inside, 0.0) + total, ok & inside)
