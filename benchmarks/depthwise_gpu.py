@@ -232,12 +232,13 @@ def faster_tile(t: Tensors, backward: bool, rounds: int) -> str:
     """The neighbour of the rule's tile, halved or doubled in one respect, that is fastest."""
     layer, count = t.layer, len(t.x)
     k, s, p = layer.kernel_size, layer.stride, layer.padding
+    batch = len(t.x[0])
     if backward:
         cells = (-(-layer.height // s), -(-layer.width // s))
-        rule = triton_depthwise.backward_tile(layer.chans, *cells, k, s)
+        rule = triton_depthwise.backward_tile(batch, layer.chans, *cells, k, s)
     else:
         height, width = t.grad[0].shape[2:]
-        rule = triton_depthwise.forward_tile(layer.chans, height, width, k, s)
+        rule = triton_depthwise.forward_tile(batch, layer.chans, height, width, k, s)
 
     def call(tile: Tile) -> Call:
         if backward:
@@ -247,7 +248,7 @@ def faster_tile(t: Tensors, backward: bool, rounds: int) -> str:
         return lambda i: triton_depthwise.forward(t.x[i % count], t.weight, s, p, tile=tile)
 
     tiles = {str(rule): rule}
-    for field in ("rows", "width", "chans", "warps"):
+    for field in ("rows", "strips", "chans", "warps"):
         for value in (getattr(rule, field) // 2, getattr(rule, field) * 2):
             if value >= 1 and not (field == "warps" and value > 16):
                 tile = replace(rule, **{field: value})

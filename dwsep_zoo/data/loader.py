@@ -130,7 +130,7 @@ class Loader:
         reader: makes a batch from its key.
         batch_sampler: the keys.
         num_workers: processes that make batches; 0: none, this process makes each when it is due.
-        pin_memory: copy batches to memory from which a GPU fetches faster (with workers only).
+        pin_memory: copy batches to memory from which a GPU fetches them while others are made.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Loader:
                 pin_memory=pin_memory,
             )
         else:
-            self._batches = _Mapped(reader, batch_sampler)
+            self._batches = _Mapped(reader, batch_sampler, pin_memory=pin_memory)
         self._position = (0, 0)
         self._restart: tuple[int, int] | None = None
 
@@ -202,9 +202,14 @@ class Loader:
 class _Mapped:
     """Batches made in this process."""
 
-    def __init__(self, reader: Reader, keys: EpochBatches):
+    def __init__(self, reader: Reader, keys: EpochBatches, *, pin_memory: bool):
         self.reader = reader
         self.keys = keys
+        self.pin_memory = pin_memory
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...] | UserError]:
-        return map(self.reader.__getitem__, self.keys)
+        for key in self.keys:
+            batch = self.reader[key]
+            if self.pin_memory and not isinstance(batch, UserError):
+                batch = tuple(t.pin_memory() for t in batch)
+            yield batch

@@ -398,17 +398,17 @@ class ImageData(L.LightningDataModule):
         if not isinstance(self.augment, ResizedCrop):
             augment = self.augment if training else None
             if images.pixels is not None:
-                return Loader(MemoryReader(images.pixels, images.labels, augment=augment), batches)
-            pixels, positions = self.cached.pixels, self.cached.positions[split]
-            return Loader(
-                MemoryReader(pixels, images.labels, augment=augment, positions=positions), batches
-            )
+                reader: Reader = MemoryReader(images.pixels, images.labels, augment=augment)
+            else:
+                pixels, positions = self.cached.pixels, self.cached.positions[split]
+                reader = MemoryReader(pixels, images.labels, augment=augment, positions=positions)
+            return Loader(reader, batches, pin_memory=torch.cuda.is_available())
         assert self.root is not None
         if training:
             transform = self.augment.transform(self.image_size, self.interpolation)
         else:
             transform = eval_transform(self.image_size, self.interpolation, self.crop_pct)
-        reader: Reader = FileReader(self.root, images, transform, random=training)
+        reader = FileReader(self.root, images, transform, random=training)
         workers = self.num_workers
         if workers is None:
             workers = max(1, min(16, (os.cpu_count() or 1) // sampler.world_size))

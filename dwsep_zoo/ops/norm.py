@@ -1,10 +1,11 @@
 """Batch normalisation with what is behind it, as one operation in training.
 
-On the CPU PyTorch's own take several times as long as their memory traffic: together almost a third of
-MobileNetV1's step in bfloat16. Here a pass is bound by memory (``native.cpp``), the activation is
-part of the norm's, and where a depthwise convolution follows, it takes what it needs of both: what
-lies between them is neither written nor read nor kept for the backward pass. On NVIDIA GPUs it is
-the same with Triton kernels (``triton_norm.py``).
+On the CPU PyTorch's own take several times as long as their memory traffic: together almost a third
+of MobileNetV1's step in bfloat16. Here a pass is bound by memory (``native.cpp``), the activation
+is part of the norm's, and where a depthwise convolution follows, it takes what it needs of both:
+what lies between them is neither written nor read nor kept for the backward pass. On NVIDIA GPUs it
+is the same with Triton kernels (``triton_norm.py``), also with the expansion in front of them
+(``triton_expand.py``).
 """
 
 from __future__ import annotations

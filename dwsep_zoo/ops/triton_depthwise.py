@@ -20,7 +20,7 @@ memory; the kernels are laid out around that:
   normalisation and activation before the convolution then never write their result to memory.
 """
 
-# ruff: noqa: RUF005, SIM910 - Triton has no (*tuple, value)
+# ruff: noqa: RUF005 - Triton has no (*tuple, value)
 
 from __future__ import annotations
 
@@ -44,7 +44,24 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("none", "relu", "relu6", "hard_swish", "silu")
 MIN_CAPABILITY = (8, 0)  # bfloat16
 PROGRAMS = 2048  # of a backward sweep: some waves on the largest GPU, so the last one costs little
-WARPS = 4  # of a program
+# Rows of a strip and channels of a thread, by kernel size and stride.
+FORWARD_TILES = {
+    (3, 1): (2, 4),
+    (3, 2): (1, 2),
+    (5, 1): (2, 2),
+    (5, 2): (1, 2),
+    (7, 1): (2, 1),
+    (7, 2): (1, 1),
+}
+BACKWARD_TILES = {
+    (3, 1): (2, 4),
+    (3, 2): (1, 2),
+    (5, 1): (2, 1),
+    (5, 2): (1, 1),
+    (7, 1): (1, 1),
+    (7, 2): (1, 1),
+}
+WARPS = 2  # of a program
 ENOUGH_THREADS = 2**18  # to fill the largest GPU
 SHORTEST_STRIP = 8  # columns; the first ones of a strip are read twice
 LONGEST_IMAGE = 2**31  # offsets within an image are 32 bits, those between images 64
@@ -160,7 +177,7 @@ def forward(
     n, chans, height, width = x.shape
     size = weight.shape[-1]
     out_height, out_width = _output_size(x.shape, size, stride, padding)
-    tile = tile or forward_tile(n, chans, out_height, out_width, size)
+    tile = tile or forward_tile(n, chans, out_height, out_width, size, stride)
     y = _empty_nhwc(x, out_height, out_width)
     columns = min(tile.columns, out_width)
     tiles_h, tiles_w = _ceil_div(out_height, tile.rows), _ceil_div(out_width, columns)
@@ -289,16 +306,14 @@ def backward(
     )
 
 
-def forward_tile(images: int, chans: int, height: int, width: int, size: int) -> Tile:
+def forward_tile(images: int, chans: int, height: int, width: int, size: int, stride: int) -> Tile:
     """For outputs of ``height`` x ``width``."""
-    rows, values = {3: (4, 2), 5: (4, 2), 7: (2, 2)}[size]
-    return _tile(images, chans, height, width, rows, values)
+    return _tile(images, chans, height, width, *FORWARD_TILES[size, stride])
 
 
 def backward_tile(images: int, chans: int, height: int, width: int, size: int, stride: int) -> Tile:
-    """For inputs of ``height`` x ``width`` cells. A thread has k^2 sums for each of its channels."""
-    rows, values = {3: (4 // stride, 2), 5: (2 // stride, 2), 7: (1, 1)}[size]
-    return _tile(images, chans, height, width, rows, values)
+    """For inputs of ``height`` x ``width`` cells."""
+    return _tile(images, chans, height, width, *BACKWARD_TILES[size, stride])
 
 
 def _tile(images: int, chans: int, height: int, width: int, most_rows: int, values: int) -> Tile:

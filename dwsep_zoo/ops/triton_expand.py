@@ -27,8 +27,13 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.ops import triton_depthwise, triton_norm
-from dwsep_zoo.ops.triton_depthwise import _ceil_div, _interpreted, _jit, tl
+from dwsep_zoo.ops.triton_depthwise import _ceil_div, _jit
 from dwsep_zoo.ops.triton_norm import _add_up
+
+try:
+    import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+except ImportError:
+    tl = None
 
 MIN_RATIO = 3  # of the wide to the narrow side; below, there is nothing to gain
 MAX_CHANS = 256  # of the narrow side, whose products are held in registers

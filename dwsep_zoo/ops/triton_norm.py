@@ -14,6 +14,7 @@ Sums are float32, are made in a fixed order and need no atomics: equal runs give
 
 from __future__ import annotations
 
+# ruff: noqa: RUF005 - Triton has no (*tuple, value)
 import math
 from typing import no_type_check
 
@@ -31,8 +32,12 @@ from dwsep_zoo.ops.triton_depthwise import (
     _differentiate,
     _interpreted,
     _jit,
-    tl,
 )
+
+try:
+    import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+except ImportError:
+    tl = None
 
 VALUES = 32  # of a thread
 VECTOR_VALUES, UNROLL = 8, 8  # of a sum: so many of a thread, so many times at once

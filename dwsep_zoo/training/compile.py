@@ -1,7 +1,8 @@
 """Compiled training steps: what lies between two convolutions becomes one pass over memory.
 
 Compilation takes about a minute, so by default a run has to be long enough to repay it, and its own
-steps are timed: on a CPU, where eager ones have kernels of ours, they may be no faster compiled.
+steps are timed: eager ones have kernels of ours, so that they may be no faster compiled. On a GPU
+eager ones are CUDA graphs.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from dwsep_zoo.errors import UserError, first_line
 from dwsep_zoo.training.classifier import LitClassifier, total_steps
 from dwsep_zoo.training.failures import is_out_of_memory
+from dwsep_zoo.training.graph import Forward, graphed_forward, unchanged
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -33,7 +35,6 @@ RECOMPILE_LIMIT = 1000  # of all networks and sizes of images in a process
 WARM_UP, ROUNDS = 2, 5  # steps of each kind
 
 Step = Callable[[], float]
-Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Compile(Callback):
         self.option = option
         self.shape = (batch_size, *input_size)
         self.choice: Choice | None = None
-        self.forward: Forward | None = None
+        self.eager: Forward | None = None
+        self.compiled: Forward | None = None
         self.starts: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,6 +117,9 @@ class Compile(Callback):
             self.choice = Choice(state_dict["compiled"], "as the training began")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitClassifier)
+        self.eager = eager_forward(trainer, pl_module, self.option)
+        pl_module.train_forward = self.eager
         if self.option != "auto":
             self.choice = self._measure(trainer, pl_module, 0.0, sizes=1)
         elif self.choice is None and torch.are_deterministic_algorithms_enabled():
@@ -149,17 +154,18 @@ class Compile(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, seconds: float, *, sizes: int
     ) -> Choice:
         assert isinstance(module, LitClassifier)
-        model, forward = module.model, compiled_forward(module.model, module.device)
-        self.forward = forward  # another one would be compiled again
+        model, eager = module.model, self.eager or module.model
+        compiled = compiled_forward(model, module.device)
+        self.compiled = compiled  # another one would be compiled again
         context = trainer.precision_plugin.forward_context
         images = torch.randn(self.shape, device=module.device)
         images = images.to(memory_format=torch.channels_last)  # as the data come
-        with _unchanged(model):
+        with unchanged(model):
             choice = choose_compile(
                 self.option,
                 seconds,
-                lambda: _step(model, model, images, context),
-                lambda: _step(model, forward, images, context),
+                lambda: _step(model, eager, images, context),
+                lambda: _step(model, compiled, images, context),
                 sizes=sizes,
             )
         return trainer.strategy.broadcast(choice)
@@ -168,7 +174,19 @@ class Compile(Callback):
         log.info("training steps: %s (%s)", "compiled" if choice.compiled else "eager", choice.why)
         if choice.compiled:
             assert isinstance(module, LitClassifier)
-            module.train_forward = self.forward or compiled_forward(module.model, module.device)
+            module.train_forward = self.compiled or compiled_forward(module.model, module.device)
+
+
+def eager_forward(trainer: L.Trainer, module: LitClassifier, option: bool | str) -> Forward:
+    """Of a network that is not compiled: as CUDA graphs, where that can be."""
+    if (
+        option is not False  # who wants it plain may be looking for an error
+        and module.device.type == "cuda"
+        and trainer.world_size == 1
+        and trainer.accumulate_grad_batches == 1  # a graph's gradients replace the last ones
+    ):
+        return graphed_forward(module.model)
+    return module.forward
 
 
 def compiled_forward(model: nn.Module, device: torch.device) -> Forward:
@@ -204,18 +222,6 @@ def _step(
     torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
     _wait(images.device)
     return time.perf_counter() - begin
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Give the statistics of norms and the random numbers back as they were."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
 
 
 def _wait(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """What is computed at once is what the modules compute one by one."""
 
+import contextlib
 import copy
 
 import pytest
@@ -251,3 +252,27 @@ def test_networks_use_it(name, convolved):
     model = model.to(memory_format=torch.channels_last).train()
     model(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last))
     assert len(convolved) == DEPTHWISE_BEHIND_A_NORM[name]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "xception"],
+)
+def test_networks_train_alike_on_a_gpu(name):
+    """Layer by layer and with what is computed at once there."""
+
+    def gradients(*, plain):
+        torch.manual_seed(0)
+        model = create_model(name, num_classes=10, output_stride=16, dropout=0.0, drop_path=0.0)
+        model.cuda().to(memory_format=torch.channels_last)
+        x = torch.randn(16, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+        with plain_kernels() if plain else contextlib.nullcontext():
+            logits = model(x)
+        loss = nn.functional.cross_entropy(logits, torch.arange(16, device="cuda") % 10)
+        grads = torch.autograd.grad(loss, [*model.parameters()])
+        return [loss, *grads, *model.buffers()]
+
+    for ours, theirs in zip(gradients(plain=False), gradients(plain=True), strict=True):
+        error = (ours.double() - theirs.double()).norm() / (theirs.double().norm() + 1e-6)
+        assert error < 0.01

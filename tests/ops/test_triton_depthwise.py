@@ -407,7 +407,7 @@ def test_compiles_to_wide_loads_without_spills(
 ):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    tile = triton_depthwise.forward_tile(128, 64, 56, 56, size)
+    tile = triton_depthwise.forward_tile(128, 64, 56, 56, size, stride)
     constants = constants_of(size, stride, act, tile)
     compiled = compile_for(capability, triton_depthwise._forward_kernel, constants, tile.warps)
     assert re.search(r"ld\.global\S*\.v[24]\.b32", compiled.asm["ptx"])

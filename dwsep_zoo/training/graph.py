@@ -1,0 +1,100 @@
+"""Forward and backward pass of a network as CUDA graphs.
+
+The kernels of a training step on a GPU can be over sooner than Python has called them: at CIFAR
+size that is so for all of these networks. As a graph all are launched by one call. A graph is of
+one size of images; nothing about the network may change but the values of its tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from dwsep_zoo.errors import first_line
+from dwsep_zoo.training.failures import is_out_of_memory
+
+log = logging.getLogger("dwsep_zoo")
+
+Forward = Callable[[Tensor], Tensor]
+
+
+class _Network(nn.Module):
+    """PyTorch replaces the forward of what it makes a graph of."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def capture(network: nn.Module, x: Tensor) -> Forward:
+    """Forward and backward pass for inputs like ``x``, as graphs."""
+    with unchanged(network):  # a few passes are made before it is recorded
+        forward: Forward = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
+            _Network(network), (x.detach().clone(),)
+        )
+        return forward
+
+
+def graphed_forward(network: nn.Module) -> Forward:
+    """The network's forward pass, as graphs with its backward pass.
+
+    They are recorded when a size of images comes for the first time, and again if training or
+    freezing of some part begins or ends. Where that is impossible, which the log says once, and
+    without gradients the network is called as it is.
+    """
+    graphs: dict[Hashable, Forward] = {}
+
+    def forward(x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return network(x)
+        key = (x.shape, x.dtype, x.stride(), *_state(network))
+        with _without_cache():
+            if key not in graphs:
+                graphs[key] = _capture_or_not(network, x)
+            return graphs[key](x)
+
+    return forward
+
+
+def _capture_or_not(network: nn.Module, x: Tensor) -> Forward:
+    try:
+        return capture(network, x)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        log.warning("training steps: not as CUDA graphs: %s", first_line(error))
+        torch.cuda.synchronize()
+        return network
+
+
+def _state(network: nn.Module) -> Iterator[bool]:
+    """What decides which kernels are called."""
+    yield from (module.training for module in network.modules())
+    yield from (parameter.requires_grad for parameter in network.parameters())
+
+
+def _without_cache() -> AbstractContextManager[object]:
+    """Autocast that rounds the weights in every pass: in a graph there is no other time for it."""
+    if not torch.is_autocast_enabled("cuda"):
+        return nullcontext()
+    dtype = torch.get_autocast_dtype("cuda")
+    return torch.autocast("cuda", dtype=dtype, cache_enabled=False)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Give the statistics of norms and the random numbers back as they were."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
