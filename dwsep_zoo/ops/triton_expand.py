@@ -20,7 +20,6 @@ the same function; only roundings differ: E's statistics are those before it was
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, no_type_check
 
 import torch
@@ -36,8 +35,8 @@ except ImportError:
     tl = None
 
 MIN_RATIO = 3  # of the wide to the narrow side; below, there is nothing to gain
-MAX_CHANS = 256  # of the narrow side, whose products are held in registers
-ROWS, PART = 16, 64  # of a small matrix that a program computes, and with how many columns at once
+MAX_CHANS = 512  # of the narrow side; its square is made in one piece
+ROWS, PART = 16, 32  # of a small matrix that a program computes at once
 
 
 class Kept(NamedTuple):
@@ -111,9 +110,8 @@ def forward(
             float(pixels),
             1 / pixels,
             eps,
-            NARROW=_power_of_2(narrow),
             ROWS=ROWS,
-            PART=min(PART, _power_of_2(narrow)),
+            PART=PART,
             num_warps=4,
         )
     prologue = triton_norm.prologue(stats, act)
@@ -144,14 +142,14 @@ def backward(
     of_x = flat.new_empty((narrow, narrow))
     constant = flat.new_empty(narrow)
     grad_expand = _float_product(g.t(), flat)
-    sizes = {"NARROW": _power_of_2(narrow), "ROWS": ROWS, "PART": PART, "num_warps": 4}
+    sizes = {"ROWS": ROWS, "PART": PART, "num_warps": 4}
+    parts = _ceil_div(narrow, PART)
     with torch.cuda.device_of(x):
-        _input_kernel[(_ceil_div(narrow, ROWS),)](
+        _input_kernel[(_ceil_div(narrow, ROWS), parts)](
             *(matrix, coefficients, of_x, constant, narrow, wide), **sizes
         )
-        _weight_kernel[(_ceil_div(wide, ROWS),)](
-            *(matrix, coefficients, kept.gram, kept.sums, grad_expand, narrow, wide),
-            **{**sizes, "PART": min(PART, sizes["NARROW"])},
+        _weight_kernel[(_ceil_div(wide, ROWS), parts)](
+            *(matrix, coefficients, kept.gram, kept.sums, grad_expand, narrow, wide), **sizes
         )
     grad_x = torch.addmm(torch.addmm(constant, flat, of_x), g, matrix)
     return (
@@ -180,8 +178,13 @@ def _float_product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-def _power_of_2(number: int) -> int:
-    return max(16, 1 << math.ceil(math.log2(number)))
+@_jit("narrow")
+@no_type_check
+def _block_of(matrix, rows, columns, height, narrow):
+    """In float32; 0 beyond ``height`` rows and ``narrow`` columns."""
+    ok = (rows < height)[:, None] & (columns < narrow)[None, :]
+    at = rows[:, None] * narrow + columns[None, :]
+    return tl.load(matrix + at, ok, 0.0).to(tl.float32)
 
 
 @_jit("programs", "narrow", "wide")
@@ -201,32 +204,31 @@ def _statistics_kernel(
     pixels,
     share,
     eps,
-    NARROW: tl.constexpr,
     ROWS: tl.constexpr,
     PART: tl.constexpr,
 ):
     """``parts`` are of the sums of X - its first pixel."""
     o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    ok = o < wide
-    k = tl.arange(0, NARROW)
-    w = tl.load(matrix + o[:, None] * narrow + k[None, :], ok[:, None] & (k < narrow)[None, :], 0.0)
-    w = w.to(tl.float32)
     square = tl.full((ROWS,), 0, tl.float32)
     mean = tl.full((ROWS,), 0, tl.float32)
-    for start in tl.static_range(0, NARROW, PART):
+    for start in range(0, narrow, PART):
         j = start + tl.arange(0, PART)
-        j_inside = (j < narrow)[None, :]
-        g = tl.load(gram + k[:, None] * narrow + j[None, :], (k < narrow)[:, None] & j_inside, 0.0)
-        part = tl.load(matrix + o[:, None] * narrow + j[None, :], ok[:, None] & j_inside, 0.0)
-        part = part.to(tl.float32)
-        square += tl.sum(tl.dot(w, g, input_precision="ieee") * part, 1)
+        product = tl.full((ROWS, PART), 0, tl.float32)
+        for first in range(0, narrow, PART):
+            k = first + tl.arange(0, PART)
+            w = _block_of(matrix, o, k, wide, narrow)
+            g = _block_of(gram, k, j, narrow, narrow)
+            product = tl.dot(w, g, product, input_precision="ieee")
+        w = _block_of(matrix, o, j, wide, narrow)
+        square += tl.sum(product * w, 1)
         total = _add_up(parts, programs, 2 * narrow, narrow, j, 64, PART)
         total += pixels * tl.load(x + j, j < narrow, 0.0).to(tl.float32)
-        mean += tl.sum(part * total[None, :], 1)
+        mean += tl.sum(w * total[None, :], 1)
         if tl.program_id(0) == 0:
             tl.store(sums + j, total, j < narrow)
     mean = mean * share
     var = tl.maximum(square * share - mean * mean, 0.0, tl.PropagateNan.ALL)
+    ok = o < wide
     scale = tl.load(weight + o, ok, 0.0) * tl.rsqrt(var + eps)
     tl.store(stats + o, mean, ok)
     tl.store(stats + wide + o, var, ok)
@@ -243,30 +245,27 @@ def _input_kernel(
     constant,
     narrow,
     wide,
-    NARROW: tl.constexpr,
     ROWS: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """Some rows of W' diag(k2) W, and of k1' W."""
+    """A part of W' diag(k2) W, and of k1' W."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    k = tl.arange(0, NARROW)
-    total = tl.full((ROWS, NARROW), 0, tl.float32)
+    k = tl.program_id(1) * PART + tl.arange(0, PART)
+    total = tl.full((ROWS, PART), 0, tl.float32)
     line = tl.full((ROWS,), 0, tl.float32)
     for start in range(0, wide, PART):
         o = start + tl.arange(0, PART)
-        ok = (o < wide)[:, None]
-        left = tl.load(matrix + o[:, None] * narrow + i[None, :], ok & (i < narrow)[None, :], 0.0)
-        right = tl.load(matrix + o[:, None] * narrow + k[None, :], ok & (k < narrow)[None, :], 0.0)
-        left = left.to(tl.float32)
+        left = _block_of(matrix, o, i, wide, narrow)
+        right = _block_of(matrix, o, k, wide, narrow)
         by_x = tl.load(coefficients + 2 * wide + o, o < wide, 0.0)
         by_one = tl.load(coefficients + 3 * wide + o, o < wide, 0.0)
         line += tl.sum(left * by_one[:, None], 0)
-        left = tl.trans(left * by_x[:, None])
-        total += tl.dot(left, right.to(tl.float32), input_precision="ieee")
+        total = tl.dot(tl.trans(left * by_x[:, None]), right, total, input_precision="ieee")
     kind = of_x.dtype.element_ty
     ok = (i < narrow)[:, None] & (k < narrow)[None, :]
     tl.store(of_x + i[:, None] * narrow + k[None, :], total.to(kind), ok)
-    tl.store(constant + i, line.to(kind), i < narrow)
+    if tl.program_id(1) == 0:
+        tl.store(constant + i, line.to(kind), i < narrow)
 
 
 @_jit("narrow", "wide")
@@ -279,22 +278,20 @@ def _weight_kernel(
     grad,
     narrow,
     wide,
-    NARROW: tl.constexpr,
     ROWS: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """Adds diag(k2) W (X' X) + k1 (sum of X)' to some rows of the gradient."""
+    """Adds a part of diag(k2) W (X' X) + k1 (sum of X)' to the gradient."""
     o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    ok = (o < wide)[:, None]
-    k = tl.arange(0, NARROW)
-    w = tl.load(matrix + o[:, None] * narrow + k[None, :], ok & (k < narrow)[None, :], 0.0)
-    w = w.to(tl.float32) * tl.load(coefficients + 2 * wide + o, o < wide, 0.0)[:, None]
+    j = tl.program_id(1) * PART + tl.arange(0, PART)
+    by_x = tl.load(coefficients + 2 * wide + o, o < wide, 0.0)[:, None]
     by_one = tl.load(coefficients + 3 * wide + o, o < wide, 0.0)[:, None]
-    for start in tl.static_range(0, NARROW, PART):
-        j = start + tl.arange(0, PART)
-        inside = (j < narrow)[None, :]
-        g = tl.load(gram + k[:, None] * narrow + j[None, :], (k < narrow)[:, None] & inside, 0.0)
-        total = tl.dot(w, g, input_precision="ieee")
-        total += by_one * tl.load(sums + j, j < narrow, 0.0)[None, :]
-        at = o[:, None] * narrow + j[None, :]
-        tl.store(grad + at, tl.load(grad + at, ok & inside, 0.0) + total, ok & inside)
+    total = by_one * tl.load(sums + j, j < narrow, 0.0)[None, :]
+    for start in range(0, narrow, PART):
+        k = start + tl.arange(0, PART)
+        w = by_x * _block_of(matrix, o, k, wide, narrow)
+        g = _block_of(gram, k, j, narrow, narrow)
+        total = tl.dot(w, g, total, input_precision="ieee")
+    total += _block_of(grad, o, j, wide, narrow)
+    ok = (o < wide)[:, None] & (j < narrow)[None, :]
+    tl.store(grad + o[:, None] * narrow + j[None, :], total, ok)

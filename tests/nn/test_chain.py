@@ -264,7 +264,9 @@ def test_networks_train_alike_on_a_gpu(name):
 
     def gradients(*, plain):
         torch.manual_seed(0)
-        model = create_model(name, num_classes=10, output_stride=16, dropout=0.0, drop_path=0.0)
+        model = create_model(
+            name, num_classes=10, output_stride=16, drop_rate=0.0, drop_path_rate=0.0
+        )
         model.cuda().to(memory_format=torch.channels_last)
         x = torch.randn(16, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
         with plain_kernels() if plain else contextlib.nullcontext():

@@ -93,7 +93,7 @@ def test_equals_eager_steps(name):
 
     def train(graphs):
         torch.manual_seed(0)
-        model = create_model(name, num_classes=10, width_mult=0.25, dropout=0.0).cuda()
+        model = create_model(name, num_classes=10, width_mult=0.25, drop_rate=0.0).cuda()
         model.to(memory_format=torch.channels_last)
         forward = graphed_forward(model) if graphs else model
         optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, fused=True)
