@@ -1,9 +1,10 @@
-"""How long until a depthwise network knows CIFAR-10? From the command to its test accuracy.
+"""How long until a depthwise network knows CIFAR-10?
 
-Runs ``train.py experiment=cifar10_fast`` as a user would: start of Python, reading of the pictures,
-training, validation and test are all in the time.
+On the CPU runs ``train.py experiment=cifar10_fast`` as a user would: start of Python, reading of
+the pictures, training, validation and test are all in the time.
 
     python benchmarks/time_to_accuracy.py --root data/cifar10    # CIFAR-10 as pictures in folders
+    python benchmarks/time_to_accuracy_gpu.py                    # the same on a GPU
 
 That folder is the default. An absolute time means nothing on another machine: the conditions have
 the rate at which this one multiplies matrices.
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import Ratio, Record, finish, machine, parse, parser
@@ -30,50 +32,52 @@ ACCURACY = 90.0  # percent of the test images
 MINUTES = 12.0
 
 
-def measure(root: str) -> tuple[dict[str, float], int]:
-    """Of one training: minutes, test error in percent, images/s; and its epochs."""
+def train(*overrides: str) -> tuple[dict[str, Any], float]:
+    """What a training left in its ``result.json``, and the seconds of the whole command."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            *(sys.executable, str(TRAIN), *EXPERIMENT, "trainer=cpu"),
-            *("data=folder", f"data.root={root}", f"hydra.run.dir={folder}/run"),
-        ]
         begin = time.perf_counter()
+        command = [sys.executable, str(TRAIN), *overrides, f"hydra.run.dir={folder}/run"]
         subprocess.run(command, check=True)
-        minutes = (time.perf_counter() - begin) / 60
-        result = json.loads((Path(folder) / "run" / "result.json").read_text())
-    figures = {
-        "minutes": minutes,
-        "test error %": 100 * (1 - result["metrics"]["test/acc"]),
-        "images/s": result["images_per_second"],
-    }
-    return figures, result["epochs"]
+        seconds = time.perf_counter() - begin
+        result: dict[str, Any] = json.loads((Path(folder) / "run" / "result.json").read_text())
+    return result, seconds
 
 
-def gflop_s() -> float:
+def gflop_s(device: str) -> float:
     """Of large matrix products, in the precision of the training."""
-    bf16 = auto_precision("cpu") == "bf16-mixed"
-    a = torch.randn(2048, 2048, dtype=torch.bfloat16 if bf16 else torch.float32)
+    size = 2048 if device == "cpu" else 8192
+    bf16 = auto_precision(device) == "bf16-mixed"
+    a = torch.randn(size, size, dtype=torch.bfloat16 if bf16 else torch.float32, device=device)
     timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
-    return 2 * 2048**3 / timer.blocked_autorange(min_run_time=2).median / 1e9
+    return 2 * size**3 / timer.blocked_autorange(min_run_time=2).median / 1e9
 
 
-def main() -> None:
-    arguments = parser(__doc__)
+def error_ratio(result: dict[str, Any], accuracy: float, figures: dict[str, float]) -> Ratio:
+    figures["test error %"] = 100 * (1 - result["metrics"]["test/acc"])
+    figures["images/s"] = result["images_per_second"]
+    most = 100 - accuracy
+    case = f"mobilenet_v1: test error / {most:g} %"
+    return Ratio(case, figures["test error %"] / most, 1.0, figures, at_most=True)
+
+
+def root_of(doc: str | None) -> Any:
+    """The options, whose ``root`` is a folder."""
+    arguments = parser(doc)
     arguments.add_argument("--root", default="data/cifar10", help="folder with train/ and test/")
     options = parse(arguments)
     if not Path(options.root).is_dir():
         arguments.error(f"--root: there is no folder {options.root}")
-    rate = gflop_s()
-    figures, epochs = measure(str(Path(options.root).resolve()))
-    most = 100 - ACCURACY
+    return options
+
+
+def main() -> None:
+    options = root_of(__doc__)
+    rate = gflop_s("cpu")
+    root = Path(options.root).resolve()
+    result, seconds = train(*EXPERIMENT, "trainer=cpu", "data=folder", f"data.root={root}")
+    figures = {"minutes": seconds / 60}
     ratios = [
-        Ratio(
-            f"mobilenet_v1: test error / {most:g} %",
-            figures["test error %"] / most,
-            1.0,
-            figures,
-            at_most=True,
-        ),
+        error_ratio(result, ACCURACY, figures),
         Ratio(
             f"mobilenet_v1: time / {MINUTES:g} min",
             figures["minutes"] / MINUTES,
@@ -83,8 +87,8 @@ def main() -> None:
         ),
     ]
     conditions = (
-        f"CIFAR-10 as JPEG pictures, {' '.join(EXPERIMENT)}, {epochs} epochs, one seed, an image "
-        f"and its mirror image averaged in the test, the whole command; "
+        f"CIFAR-10 as JPEG pictures, {' '.join(EXPERIMENT)}, {result['epochs']} epochs, one seed, "
+        f"an image and its mirror image averaged in the test, the whole command; "
         f"{auto_precision('cpu')}, {rate:.0f} GFLOP/s in large matrix products. {machine()}"
     )
     claim = f"Time to accuracy: CIFAR-10 to {ACCURACY:g} % of the test images"

@@ -47,15 +47,15 @@ PROGRAMS = 2048  # of a backward sweep: some waves on the largest GPU, so the la
 # Rows of a strip and channels of a thread, by kernel size and stride.
 FORWARD_TILES = {
     (3, 1): (2, 4),
-    (3, 2): (1, 2),
-    (5, 1): (2, 2),
-    (5, 2): (1, 2),
+    (3, 2): (2, 2),
+    (5, 1): (4, 2),
+    (5, 2): (2, 2),
     (7, 1): (2, 1),
     (7, 2): (1, 1),
 }
 BACKWARD_TILES = {
     (3, 1): (2, 4),
-    (3, 2): (1, 2),
+    (3, 2): (1, 4),
     (5, 1): (2, 1),
     (5, 2): (1, 1),
     (7, 1): (1, 1),

@@ -1,0 +1,52 @@
+"""How long until a depthwise network knows CIFAR-10, on a GPU?
+
+Runs ``train.py experiment=cifar10_fast_gpu``. The time is that of the training, from its first step
+to its last; the pictures are read and the kernels are compiled before (by a training of one epoch,
+from which Triton keeps them). The time of the whole command stands beside it.
+
+    python benchmarks/time_to_accuracy_gpu.py --root data/cifar10    # as pictures in folders
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from record import Ratio, Record, finish, machine
+from time_to_accuracy import error_ratio, gflop_s, root_of, train
+
+from dwsep_zoo.training.trainer import auto_precision
+
+EXPERIMENT = ("experiment=cifar10_fast_gpu", "conv.mid=none")
+ACCURACY = 94.0  # percent of the test images
+SECONDS = 20.0
+
+
+def main() -> None:
+    options = root_of(__doc__)
+    if not torch.cuda.is_available():
+        sys.exit("time_to_accuracy_gpu: there is no CUDA device")
+    root = Path(options.root).resolve()
+    overrides = (*EXPERIMENT, "trainer=gpu", "data=folder", f"data.root={root}")
+    train(*overrides, "recipe.epochs=1")
+    result, whole = train(*overrides)
+    rate = gflop_s("cuda")
+    seconds = result["time"]["train_s"]
+    figures = {"seconds": seconds, "whole command s": whole}
+    ratios = [
+        error_ratio(result, ACCURACY, figures),
+        Ratio(f"mobilenet_v1: time / {SECONDS:g} s", seconds / SECONDS, 1.0, figures, at_most=True),
+    ]
+    conditions = (
+        f"CIFAR-10 as JPEG pictures, {' '.join(EXPERIMENT)}, {result['epochs']} epochs, one seed, "
+        f"an image and its mirror image averaged in the test; {auto_precision('cuda')}, "
+        f"{rate / 1000:.0f} TFLOP/s in large matrix products. {machine('cuda')}"
+    )
+    claim = f"Time to accuracy on a GPU: CIFAR-10 to {ACCURACY:g} % of the test images"
+    record = Record("time_to_accuracy_gpu", claim, conditions, ratios, options.arguments)
+    finish(record, check=options.check)
+
+
+if __name__ == "__main__":
+    main()
