@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from record import DIFFERS_CODE, RESULTS
 
 FOLDER = Path(__file__).parent
@@ -28,6 +29,10 @@ def main() -> None:
     for name in names:
         if name not in recorded:
             parser.error(f"nothing is recorded for {name!r}; recorded are {', '.join(recorded)}")
+    if names is recorded and not torch.cuda.is_available():
+        names = [name for name in recorded if not name.endswith("_gpu")]
+        if left_out := sorted({*recorded} - {*names}):
+            print(f"left out, as there is no CUDA device: {', '.join(left_out)}")
     commands = {name: [sys.executable, str(FOLDER / f"{name}.py"), "--check"] for name in names}
     codes = {name: subprocess.run(commands[name]).returncode for name in names}
     failed = [name for name, code in codes.items() if code not in (0, DIFFERS_CODE)]

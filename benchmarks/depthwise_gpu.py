@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from dwsep_zoo import create_model
 from dwsep_zoo.nn.layers import DepthwiseConv2d
-from dwsep_zoo.ops import cpu, triton_depthwise
+from dwsep_zoo.ops import cpu, triton_common, triton_depthwise
 from dwsep_zoo.ops.triton_depthwise import Prologue, Tile
 
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "efficientnet_b0")
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compiled", action="store_true", help="prologue against torch.compile")
     parser.add_argument("--tune", action="store_true", help="look for tiles better than the rule's")
     options = parser.parse_args(arguments)
-    if (reason := triton_depthwise.unavailable()) is not None or not torch.cuda.is_available():
+    if (reason := triton_common.unavailable()) is not None or not torch.cuda.is_available():
         raise SystemExit(f"this benchmark needs an NVIDIA GPU: {reason or 'there is none'}")
 
     torch.backends.cudnn.benchmark = True

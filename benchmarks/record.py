@@ -85,7 +85,7 @@ class Record:
             f"|---|{'--:|' * (len(figures) + 2)}",
         ]
         for ratio in self.ratios:
-            cells = [f"{ratio.figures[f]:,.4g}" if f in ratio.figures else "" for f in figures]
+            cells = [_number(ratio.figures[f]) if f in ratio.figures else "" for f in figures]
             lines.append(
                 f"| {ratio.case} | {' | '.join(cells)} | {ratio.value:.3g} | {_bar(ratio)} |"
             )
@@ -108,6 +108,10 @@ class Record:
                 if case in before and now[case].worse_than(before[case])
             ),
         ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _bar(ratio: Ratio) -> str:

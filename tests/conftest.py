@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from helpers import load_kernels_again
 
 torch.set_num_threads(1)  # the tests' tensors are too small to share among cores
 
@@ -12,3 +15,21 @@ torch.set_num_threads(1)  # the tests' tensors are too small to share among core
 def _seed() -> None:
     """Each test draws the same random numbers whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def loaded() -> SimpleNamespace:
+    # Older interpreters fail with newer versions of NumPy, and leave Triton's language changed.
+    pytest.importorskip("triton", minversion="3.9")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        return load_kernels_again(patch)
+
+
+@pytest.fixture
+def interpreted(loaded: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The modules, by their names, with kernels that run on the CPU."""
+    language = loaded.triton_common.tl
+    for function in ("sum", "max"):  # decorated when Triton was imported
+        monkeypatch.setattr(language, function, getattr(language, function).fn)
+    return loaded

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import dwsep_zoo.ops
 from dwsep_zoo import list_convs, list_models
 
 REPRESENTATIVES = (
@@ -22,6 +26,26 @@ REPRESENTATIVES = (
     "efficientnet_lite0",
 )
 """One model a family."""
+KERNELS = ("triton_common", "triton_depthwise", "triton_norm", "triton_expand")
+"""Modules with Triton kernels."""
+
+
+def load_kernels_again(patch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The modules with kernels once more, each with the new ones before it.
+
+    Triton takes TRITON_INTERPRET as it decorates a kernel, and the modules may be imported.
+    """
+    found: dict[str, ModuleType] = {}
+    for name in KERNELS:
+        full = f"dwsep_zoo.ops.{name}"
+        spec = importlib.util.find_spec(full)
+        assert spec is not None
+        assert spec.loader is not None
+        found[name] = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, full, found[name])
+        patch.setattr(dwsep_zoo.ops, name, found[name], raising=False)
+        spec.loader.exec_module(found[name])
+    return SimpleNamespace(**found)
 
 
 def model_conv_pairs(*, costly: bool = False) -> list[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import record
 from benchmarks.record import RESULTS, Ratio, Record, finish, load, parse, parser, records
@@ -147,6 +148,25 @@ def test_all_that_is_recorded_is_checked(run, recorded, code, line, monkeypatch,
     assert line in capsys.readouterr().out.splitlines()
 
 
+def test_what_needs_a_gpu_is_left_out_where_there_is_none(run, recorded, monkeypatch, capsys):
+    recorded.path.with_name("other_gpu.json").write_text(recorded.path.read_text())
+    called = []
+
+    def measure(command):
+        called.append(Path(command[1]).stem)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", measure)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="False"):
+        run("check")
+    assert called == ["name"]
+    assert "no CUDA device: other_gpu" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="False"):
+        run("check", "other_gpu")
+    assert called == ["name", "other_gpu"]
+
+
 def test_wrong_verdicts_of_the_latency_comparison_miss_the_bar(run):
     trials = run("latency_trials", run_name="latency_trials")
     kind = trials["Kind"]("same", (None, None), (3, 224, 224), 1.0, "no difference")
@@ -181,3 +201,14 @@ def test_the_speeds_in_the_readme_are_recorded_ones():
         for ratio in training.ratios
         if ratio.case.endswith("app / common")
     }
+
+
+def test_the_speed_on_a_gpu_in_the_readme_is_the_recorded_one():
+    (training,) = (made for made in records() if made.name == "train_gpu")
+    ratios = {ratio.case.partition(": ")[2]: ratio for ratio in training.ratios}
+    faster, smaller = ratios["ours / timm"], ratios["peak memory, ours / timm"]
+    text = " ".join(README.read_text().split())
+    assert f"{faster.value:.2f} times as many images a second as timm's" in text
+    for side in ("ours", "timm"):
+        assert f"{faster.figures[f'{side} images/s']:,.0f}" in text
+    assert f"{smaller.value:.2f} of its memory" in text

@@ -77,16 +77,16 @@ def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tens
 
 def _expand(x: Tensor, expand: PointwiseConv2d, behind: list[nn.Module]) -> Tensor | None:
     """Expansion, norm, activation and depthwise convolution, if that is what there is."""
-    norm, *others = behind[:3]
-    act = _NAMES[type(others.pop(0))] if others and _is_activation(others[0]) else "identity"
+    act = _NAMES[type(behind[1])] if len(behind) > 1 and _is_activation(behind[1]) else "identity"
+    number = 2 if act == "identity" else 3
     if not (
-        others
-        and _is_normalised(norm, x, expand.out_channels)
-        and _is_depthwise(conv := others[0], x)
+        len(behind) >= number
+        and _is_normalised(norm := behind[0], x, expand.out_channels)
+        and _is_depthwise(conv := behind[number - 1], x)
         and covers_expand(x, expand.weight, conv.weight, conv.stride[0], int(conv.padding[0]))
     ):
         return None
-    del behind[: behind.index(conv) + 1]
+    del behind[:number]
     y, stats = expand_norm_act_depthwise(
         *(x, expand.weight, norm.weight, norm.bias, norm.eps, act),
         *(conv.weight, conv.stride[0], int(conv.padding[0])),
@@ -148,7 +148,6 @@ def _is_depthwise(conv: nn.Module, x: Tensor) -> TypeGuard[DepthwiseConv2d]:
 def _is_expansion(conv: nn.Module, x: Tensor) -> TypeGuard[PointwiseConv2d]:
     return (
         type(conv) is PointwiseConv2d
-        and x.is_cuda
         and conv.bias is None
         and _is_usual(conv.weight, x)
         and autocast_dtype(x) is x.dtype
@@ -187,7 +186,7 @@ def _update(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
     assert norm.running_var is not None
     assert norm.momentum is not None
     if stats.is_cuda:
-        from dwsep_zoo.ops import triton_norm
+        from dwsep_zoo.ops import triton_norm  # Triton is imported where there is a GPU only
 
         running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
         triton_norm.update_running(stats, *running, norm.momentum, count)

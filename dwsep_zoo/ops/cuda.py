@@ -2,7 +2,8 @@
 
 Which of cuDNN's kernels, PyTorch's own and ours is the fastest depends on channels, size, kernel
 and GPU, and no rule holds for all. So each is timed when a shape is first met, and the choice is
-kept as long as the process lives. **Unmeasured** so far, as the kernels are.
+kept as long as the process lives. In training most are computed with the norm in front of them,
+which is another kernel (:mod:`dwsep_zoo.ops.norm`).
 """
 
 from __future__ import annotations

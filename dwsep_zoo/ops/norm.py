@@ -40,11 +40,8 @@ def covers_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool
 
 def covers_expand(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
     """Whether :func:`expand_norm_act_depthwise` does, and is faster than its parts."""
-    if not x.is_cuda:
-        return False
-    from dwsep_zoo.ops import triton_expand
-
-    return triton_expand.covers(x, expand, taps, stride, padding)
+    kernels = _expansion_kernels(x)
+    return kernels is not None and kernels.covers(x, expand, taps, stride, padding)
 
 
 def batch_norm_act(
@@ -181,10 +178,10 @@ class _ExpandNormActDepthwise(torch.autograd.Function):
         stride: int,
         padding: int,
     ) -> tuple[Tensor, Tensor]:
-        from dwsep_zoo.ops import triton_expand
-
         rounded = expand.to(x.dtype)
-        y, kept = triton_expand.forward(x, rounded, weight, bias, taps, eps, act, stride, padding)
+        y, kept = _expansion_kernels(x).forward(
+            x, rounded, weight, bias, taps, eps, act, stride, padding
+        )
         ctx.eps, ctx.act, ctx.shape = eps, act, (stride, padding)
         ctx.save_for_backward(x, expand, weight, bias, taps, rounded, *kept)
         ctx.mark_non_differentiable(kept.stats)
@@ -192,8 +189,6 @@ class _ExpandNormActDepthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        from dwsep_zoo.ops import triton_expand
-
         *leaves, rounded = ctx.saved_tensors[:6]
         x, expand, weight, bias, taps = leaves
         if torch.is_grad_enabled():
@@ -203,10 +198,9 @@ class _ExpandNormActDepthwise(torch.autograd.Function):
             y = F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, z.shape[1])
             grads = _grads(y, leaves, grad)
         else:
-            kept = triton_expand.Kept(*ctx.saved_tensors[6:])
-            grads = [
-                *triton_expand.backward(grad, x, rounded, taps, kept, ctx.eps, ctx.act, *ctx.shape)
-            ]
+            kernels = _expansion_kernels(x)
+            kept = kernels.Kept(*ctx.saved_tensors[6:])
+            grads = kernels.backward(grad, x, rounded, taps, kept, ctx.eps, ctx.act, *ctx.shape)
         of_x, of_expand, of_weight, of_bias, of_taps = grads
         return of_x, of_expand, of_weight, of_bias, None, None, of_taps, None, None
 
@@ -266,3 +260,12 @@ def _kernels(x: Tensor) -> _Kernels:
 
         return triton_norm
     return native
+
+
+def _expansion_kernels(x: Tensor) -> Any:
+    """``None`` where an expansion is no faster with what follows it."""
+    if x.is_cuda:
+        from dwsep_zoo.ops import triton_expand
+
+        return triton_expand
+    return None

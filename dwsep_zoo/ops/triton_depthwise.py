@@ -1,14 +1,12 @@
 """Depthwise convolution and its gradients on NVIDIA GPUs, as Triton kernels.
 
-**Unmeasured**: the kernels are checked under Triton's interpreter and compiled for sm_80 and sm_90,
-but have not yet run on a GPU. ``benchmarks/depthwise_gpu.py`` is the measurement to make.
-
 A depthwise convolution does 2 k^2 operations for each value it reads, so it can only be as fast as
 memory; the kernels are laid out around that:
 
-* channels_last. A program owns a block of channels, which lie side by side in memory, over a tile
-  of rows x columns. A value that is loaded serves all output rows of the tile it contributes to:
-  k (rows + k - 1) loads for ``rows`` outputs instead of k^2 each, and most of those hit the cache.
+* channels_last. A program goes along strips of some rows from left to right, for a block of
+  channels, which lie side by side in memory. A value is loaded once for all outputs of the strip
+  that it contributes to: (rows + k - 1) / rows loads for an output instead of k^2. What is loaded
+  next is on its way while the last is used.
 * Sums are float32 whatever the tensors are.
 * Backward is one sweep over the input. Both gradients need the output's gradient at the same
   places, so input and gradient are read once and two results come out of it. With stride s the
@@ -25,24 +23,28 @@ memory; the kernels are laid out around that:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, no_type_check
+from typing import NamedTuple, no_type_check
 
 import torch
 from torch import Tensor
 
-try:
-    import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
-except ImportError:  # not on every platform; `unavailable` says so
-    triton = tl = None
+from dwsep_zoo.ops.triton_common import (
+    ACTIVATIONS,
+    DTYPES,
+    activate,
+    block_of,
+    ceil_div,
+    constant,
+    differentiate,
+    interpreted,
+    jit,
+    tl,
+    unavailable,
+)
 
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ACTIVATIONS = ("none", "relu", "relu6", "hard_swish", "silu")
-MIN_CAPABILITY = (8, 0)  # bfloat16
 PROGRAMS = 2048  # of a backward sweep: some waves on the largest GPU, so the last one costs little
 # Rows of a strip and channels of a thread, by kernel size and stride.
 FORWARD_TILES = {
@@ -76,7 +78,7 @@ class Prologue(NamedTuple):
 
     scale: Tensor  # (C,)
     shift: Tensor  # (C,)
-    act: str = "none"  # one of ACTIVATIONS
+    act: str = "identity"  # one of ACTIVATIONS
 
 
 class Gradients(NamedTuple):
@@ -103,26 +105,11 @@ class Tile:
     columns: int = 2**30  # of a strip, at most
 
 
-def unavailable() -> str | None:
-    """Why the kernels cannot run here, on a GPU or in Triton's interpreter, or None."""
-    if triton is None:
-        return "Triton is not installed"
-    if _interpreted():
-        return None
-    if not torch.cuda.is_available():
-        return "there is no CUDA device"
-    if torch.version.hip is not None:
-        return "the kernels are made for NVIDIA GPUs"
-    if torch.cuda.get_device_capability() < MIN_CAPABILITY:
-        return "the GPU is older than compute capability 8.0"
-    return None
-
-
 def covered(x: Tensor, weight: Tensor, stride: int, padding: int) -> str | None:
     """None, or in words why ``forward`` and ``backward`` do not take these arguments."""
     if (reason := unavailable()) is not None:
         return reason
-    if not (x.is_cuda or _interpreted()) or weight.device != x.device:
+    if not (x.is_cuda or interpreted()) or weight.device != x.device:
         return f"input on {x.device}, weight on {weight.device}"
     if x.dim() != 4 or weight.dim() != 4:
         return f"input of {x.dim()} and weight of {weight.dim()} dimensions instead of 4"
@@ -180,8 +167,8 @@ def forward(
     tile = tile or forward_tile(n, chans, out_height, out_width, size, stride)
     y = _empty_nhwc(x, out_height, out_width)
     columns = min(tile.columns, out_width)
-    tiles_h, tiles_w = _ceil_div(out_height, tile.rows), _ceil_div(out_width, columns)
-    groups, blocks = _ceil_div(n * tiles_h * tiles_w, tile.strips), _ceil_div(chans, tile.chans)
+    tiles_h, tiles_w = ceil_div(out_height, tile.rows), ceil_div(out_width, columns)
+    groups, blocks = ceil_div(n * tiles_h * tiles_w, tile.strips), ceil_div(chans, tile.chans)
     vector = math.gcd(chans, 16)
     with torch.cuda.device_of(x):
         _forward_kernel[(groups * blocks,)](
@@ -242,12 +229,12 @@ def backward(
     need_x, need_weight = mask
     n, chans, height, width = x.shape
     size = weight.shape[-1]
-    cells_h, cells_w = _ceil_div(height, stride), _ceil_div(width, stride)
+    cells_h, cells_w = ceil_div(height, stride), ceil_div(width, stride)
     tile = tile or backward_tile(n, chans, cells_h, cells_w, size, stride)
     columns = min(tile.columns, cells_w)
-    tiles_h, tiles_w = _ceil_div(cells_h, tile.rows), _ceil_div(cells_w, columns)
-    groups, blocks = _ceil_div(n * tiles_h * tiles_w, tile.strips), _ceil_div(chans, tile.chans)
-    programs = min(_ceil_div(PROGRAMS, blocks), groups)
+    tiles_h, tiles_w = ceil_div(cells_h, tile.rows), ceil_div(cells_w, columns)
+    groups, blocks = ceil_div(n * tiles_h * tiles_w, tile.strips), ceil_div(chans, tile.chans)
+    programs = min(ceil_div(PROGRAMS, blocks), groups)
     vector = math.gcd(chans, 16)
     grad = grad.contiguous(memory_format=torch.channels_last)
 
@@ -288,7 +275,7 @@ def backward(
             enable_fp_fusion=True,
         )
         if taps + sums:
-            _sum_kernel[(taps + sums, _ceil_div(chans, SUM_CHANS))](
+            _sum_kernel[(taps + sums, ceil_div(chans, SUM_CHANS))](
                 partial,
                 grad_weight,
                 grad_prologue,
@@ -318,23 +305,11 @@ def backward_tile(images: int, chans: int, height: int, width: int, size: int, s
 
 def _tile(images: int, chans: int, height: int, width: int, most_rows: int, values: int) -> Tile:
     """``values``: channels of a thread, which all have its strip."""
-    rows, block = _block(height, least=1, most=most_rows), _block(chans, least=16, most=64)
+    rows, block = block_of(height, least=1, most=most_rows), block_of(chans, least=16, most=64)
     strips = 32 * WARPS * values // block
-    threads = images * _ceil_div(height, rows) * _ceil_div(chans, block) * block // values
+    threads = images * ceil_div(height, rows) * ceil_div(chans, block) * block // values
     parts = max(1, min(ENOUGH_THREADS // threads, width // SHORTEST_STRIP))
-    return Tile(rows, strips, block, WARPS, _ceil_div(width, parts))
-
-
-def _block(length: int, least: int, most: int) -> int:
-    """Largest power of two that covers ``length`` with a quarter to spare, or else the tightest."""
-    blocks = [2**n for n in range(least.bit_length() - 1, most.bit_length())]
-    spare = {block: _ceil_div(length, block) * block / length for block in blocks}
-    fitting = [block for block in blocks if spare[block] <= 1.25]
-    return max(fitting) if fitting else min(blocks, key=lambda block: (spare[block], -block))
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
+    return Tile(rows, strips, block, WARPS, ceil_div(width, parts))
 
 
 def _output_size(shape: torch.Size, size: int, stride: int, padding: int) -> tuple[int, int]:
@@ -364,69 +339,14 @@ def _float32(prologue: Prologue | None) -> tuple[Tensor | None, Tensor | None]:
     )
 
 
-def _interpreted() -> bool:
-    """Triton decides as it decorates a kernel, not as it runs one."""
-    return triton is not None and not isinstance(_forward_kernel, triton.JITFunction)
-
-
-def _jit(*sizes: str) -> Callable[[Callable[..., Any]], Any]:
-    """``triton.jit``, if there is Triton; one compilation serves all values of ``sizes``."""
-    if triton is None:
-        return lambda kernel: kernel
-    return triton.jit(do_not_specialize=list(sizes))
-
-
-def _constant(function: Callable[..., int]) -> Any:
-    """Called in a kernel, ``function`` is computed as the kernel is compiled."""
-    return function if triton is None else triton.constexpr_function(function)
-
-
-@_jit()
-@no_type_check
-def _activate(t, ACT: tl.constexpr):
-    """A NaN stays one."""
-    if ACT == "relu":
-        t = tl.maximum(t, 0.0, tl.PropagateNan.ALL)
-    elif ACT == "relu6":
-        t = _between(t, 0.0, 6.0)
-    elif ACT == "hard_swish":
-        t = t * _between(t * (1.0 / 6.0) + 0.5, 0.0, 1.0)
-    elif ACT == "silu":
-        t = t / (1.0 + tl.exp(-t))
-    return t
-
-
-@_jit()
-@no_type_check
-def _between(t, least, most):
-    t = tl.maximum(t, least, tl.PropagateNan.ALL)
-    return tl.minimum(t, most, tl.PropagateNan.ALL)
-
-
-@_jit()
-@no_type_check
-def _differentiate(g, t, ACT: tl.constexpr):
-    """The gradient at ``t`` of that of ``_activate(t)``; where there is none, PyTorch's choice."""
-    if ACT == "relu":
-        g = tl.where(t <= 0.0, 0.0, g)
-    elif ACT == "relu6":
-        g = tl.where((t <= 0.0) | (t >= 6.0), 0.0, g)
-    elif ACT == "hard_swish":
-        g = g * tl.where(t <= -3.0, 0.0, tl.where(t >= 3.0, 1.0, t * (1.0 / 3.0) + 0.5))
-    elif ACT == "silu":
-        sigmoid = 1.0 / (1.0 + tl.exp(-t))
-        g = g * (sigmoid * (1.0 + t * (1.0 - sigmoid)))
-    return g
-
-
-@_constant
+@constant
 @no_type_check
 def _at(row, column, size):
     """Number of the tap at a row and a column, or -1."""
     return row * size + column if 0 <= row < size and 0 <= column < size else -1
 
 
-@_constant
+@constant
 @no_type_check
 def _tap(pixel, q, d, size, stride, base):
     """Tap by which a pixel of a tile meets the gradient at row q and column d, or -1.
@@ -438,7 +358,7 @@ def _tap(pixel, q, d, size, stride, base):
     return row * size + column if 0 <= row < size and 0 <= column < size else -1
 
 
-@_constant
+@constant
 @no_type_check
 def _pixel(tap, q, d, size, stride, base, rows):
     """Pixel of a tile that meets the gradient at row q and column d by a tap, or -1."""
@@ -448,21 +368,21 @@ def _pixel(tap, q, d, size, stride, base, rows):
     return row * stride + column if inside else -1
 
 
-@_constant
+@constant
 @no_type_check
 def _ahead(size, stride):
     """Outputs of a row that an input pixel can contribute to."""
     return (size - 1) // stride + 1
 
 
-@_constant
+@constant
 @no_type_check
 def _place(pixel, cell, stride, rows):
     """Of a pixel of a cell in columns of pixels that lie one after the other."""
     return (cell * stride + pixel % stride) * rows * stride + pixel // stride
 
 
-@_jit()
+@jit()
 @no_type_check
 def _shifted(values, new, COUNT: tl.constexpr):
     """``new`` and then as many of ``values`` as make ``COUNT``."""
@@ -471,7 +391,7 @@ def _shifted(values, new, COUNT: tl.constexpr):
     return new
 
 
-@_jit()
+@jit()
 @no_type_check
 def _columns(image, row, first, limits, width, chans, COUNT: tl.constexpr):
     """The values in ``COUNT`` columns, from ``row`` and ``first`` on; 0 beyond a row's limit."""
@@ -484,7 +404,7 @@ def _columns(image, row, first, limits, width, chans, COUNT: tl.constexpr):
     return columns
 
 
-@_jit()
+@jit()
 @no_type_check
 def _in_front(values, new, FROM: tl.constexpr, COUNT: tl.constexpr, ALL: tl.constexpr):
     """``COUNT`` of ``new`` as float32, then as many of ``values`` as make ``ALL``."""
@@ -502,7 +422,7 @@ def _in_front(values, new, FROM: tl.constexpr, COUNT: tl.constexpr, ALL: tl.cons
 # data, and a load that hits the cache is cheaper than an exchange between threads.
 
 
-@_jit(
+@jit(
     "images",
     "height",
     "width",
@@ -586,7 +506,7 @@ def _forward_kernel(
                     value = read[(v * STRIDE + s) * IN_ROWS + q].to(tl.float32)
                     if ACT is not None:
                         w = column_in + (start + v) * STRIDE + s
-                        value = _activate(value * a + b, ACT)
+                        value = activate(value * a + b, ACT)
                         value = tl.where(w.to(tl.uint32) < limits[q], value, 0.0)
                     new = ()
                     for m in tl.static_range(AHEAD):
@@ -605,7 +525,7 @@ def _forward_kernel(
             sums = _shifted(sums, (zero,) * ROWS, AHEAD * ROWS)
 
 
-@_jit(
+@jit(
     "images",
     "height",
     "width",
@@ -726,7 +646,7 @@ def _backward_kernel(
                     pixel = read_x[_place(p, v, STRIDE, ROWS)].to(tl.float32)
                     if ACT is not None:
                         ok = (w + p % STRIDE).to(tl.uint32) < x_limits[p // STRIDE]
-                        pixel = tl.where(ok, _activate(pixel * a + b, ACT), 0.0)
+                        pixel = tl.where(ok, activate(pixel * a + b, ACT), 0.0)
                     inputs = inputs + (pixel,)
 
                 input_grads = (zero,) * PIXELS
@@ -757,7 +677,7 @@ def _backward_kernel(
                         if ACT is not None:
                             # A cell reaches beyond the image, into the padding.
                             pixel = read_x[_place(p, v, STRIDE, ROWS)].to(tl.float32)
-                            g = tl.where(ok, _differentiate(g, pixel * a + b, ACT), 0.0)
+                            g = tl.where(ok, differentiate(g, pixel * a + b, ACT), 0.0)
                             scale_sum += g * pixel
                             shift_sum += g
                             g = g * a
@@ -777,7 +697,7 @@ def _backward_kernel(
 SUM_PROGRAMS, SUM_CHANS = 256, 16
 
 
-@_jit("programs", "chans")
+@jit("programs", "chans")
 @no_type_check
 def _sum_kernel(
     partial,

@@ -26,13 +26,8 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.ops import triton_depthwise, triton_norm
-from dwsep_zoo.ops.triton_depthwise import _ceil_div, _jit
-from dwsep_zoo.ops.triton_norm import _add_up
-
-try:
-    import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
-except ImportError:
-    tl = None
+from dwsep_zoo.ops.triton_common import ceil_div, jit, tl
+from dwsep_zoo.ops.triton_norm import add_up
 
 MIN_RATIO = 3  # of the wide to the narrow side; below, there is nothing to gain
 MAX_CHANS = 512  # of the narrow side; its square is made in one piece
@@ -95,7 +90,7 @@ def forward(
     stats = gram.new_empty((4, wide))
     sums = gram.new_empty(narrow)
     with torch.cuda.device_of(x):
-        _statistics_kernel[(_ceil_div(wide, ROWS),)](
+        _statistics_kernel[(ceil_div(wide, ROWS),)](
             parts,
             x,
             gram,
@@ -143,12 +138,12 @@ def backward(
     constant = flat.new_empty(narrow)
     grad_expand = _float_product(g.t(), flat)
     sizes = {"ROWS": ROWS, "PART": PART, "num_warps": 4}
-    parts = _ceil_div(narrow, PART)
+    parts = ceil_div(narrow, PART)
     with torch.cuda.device_of(x):
-        _input_kernel[(_ceil_div(narrow, ROWS), parts)](
+        _input_kernel[(ceil_div(narrow, ROWS), parts)](
             *(matrix, coefficients, of_x, constant, narrow, wide), **sizes
         )
-        _weight_kernel[(_ceil_div(wide, ROWS), parts)](
+        _weight_kernel[(ceil_div(wide, ROWS), parts)](
             *(matrix, coefficients, kept.gram, kept.sums, grad_expand, narrow, wide), **sizes
         )
     grad_x = torch.addmm(torch.addmm(constant, flat, of_x), g, matrix)
@@ -178,16 +173,16 @@ def _float_product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-@_jit("narrow")
+@jit("narrow")
 @no_type_check
-def _block_of(matrix, rows, columns, height, narrow):
+def _part(matrix, rows, columns, height, narrow):
     """In float32; 0 beyond ``height`` rows and ``narrow`` columns."""
     ok = (rows < height)[:, None] & (columns < narrow)[None, :]
     at = rows[:, None] * narrow + columns[None, :]
     return tl.load(matrix + at, ok, 0.0).to(tl.float32)
 
 
-@_jit("programs", "narrow", "wide")
+@jit("programs", "narrow", "wide")
 @no_type_check
 def _statistics_kernel(
     parts,
@@ -216,12 +211,12 @@ def _statistics_kernel(
         product = tl.full((ROWS, PART), 0, tl.float32)
         for first in range(0, narrow, PART):
             k = first + tl.arange(0, PART)
-            w = _block_of(matrix, o, k, wide, narrow)
-            g = _block_of(gram, k, j, narrow, narrow)
+            w = _part(matrix, o, k, wide, narrow)
+            g = _part(gram, k, j, narrow, narrow)
             product = tl.dot(w, g, product, input_precision="ieee")
-        w = _block_of(matrix, o, j, wide, narrow)
+        w = _part(matrix, o, j, wide, narrow)
         square += tl.sum(product * w, 1)
-        total = _add_up(parts, programs, 2 * narrow, narrow, j, 64, PART)
+        total = add_up(parts, programs, 2 * narrow, narrow, j, 64, PART)
         total += pixels * tl.load(x + j, j < narrow, 0.0).to(tl.float32)
         mean += tl.sum(w * total[None, :], 1)
         if tl.program_id(0) == 0:
@@ -236,7 +231,7 @@ def _statistics_kernel(
     tl.store(stats + 3 * wide + o, tl.load(bias + o, ok, 0.0) - mean * scale, ok)
 
 
-@_jit("narrow", "wide")
+@jit("narrow", "wide")
 @no_type_check
 def _input_kernel(
     matrix,
@@ -255,8 +250,8 @@ def _input_kernel(
     line = tl.full((ROWS,), 0, tl.float32)
     for start in range(0, wide, PART):
         o = start + tl.arange(0, PART)
-        left = _block_of(matrix, o, i, wide, narrow)
-        right = _block_of(matrix, o, k, wide, narrow)
+        left = _part(matrix, o, i, wide, narrow)
+        right = _part(matrix, o, k, wide, narrow)
         by_x = tl.load(coefficients + 2 * wide + o, o < wide, 0.0)
         by_one = tl.load(coefficients + 3 * wide + o, o < wide, 0.0)
         line += tl.sum(left * by_one[:, None], 0)
@@ -268,7 +263,7 @@ def _input_kernel(
         tl.store(constant + i, line.to(kind), i < narrow)
 
 
-@_jit("narrow", "wide")
+@jit("narrow", "wide")
 @no_type_check
 def _weight_kernel(
     matrix,
@@ -289,9 +284,9 @@ def _weight_kernel(
     total = by_one * tl.load(sums + j, j < narrow, 0.0)[None, :]
     for start in range(0, narrow, PART):
         k = start + tl.arange(0, PART)
-        w = by_x * _block_of(matrix, o, k, wide, narrow)
-        g = _block_of(gram, k, j, narrow, narrow)
+        w = by_x * _part(matrix, o, k, wide, narrow)
+        g = _part(gram, k, j, narrow, narrow)
         total = tl.dot(w, g, total, input_precision="ieee")
-    total += _block_of(grad, o, j, wide, narrow)
+    total += _part(grad, o, j, wide, narrow)
     ok = (o < wide)[:, None] & (j < narrow)[None, :]
     tl.store(grad + o[:, None] * narrow + j[None, :], total, ok)

@@ -22,22 +22,18 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.ops import triton_depthwise
-from dwsep_zoo.ops.triton_depthwise import (
+from dwsep_zoo.ops.triton_common import (
     DTYPES,
-    Gradients,
-    Prologue,
-    _activate,
-    _block,
-    _ceil_div,
-    _differentiate,
-    _interpreted,
-    _jit,
+    activate,
+    block_of,
+    ceil_div,
+    differentiate,
+    interpreted,
+    jit,
+    tl,
+    unavailable,
 )
-
-try:
-    import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
-except ImportError:
-    tl = None
+from dwsep_zoo.ops.triton_depthwise import Gradients, Prologue
 
 VALUES = 32  # of a thread
 VECTOR_VALUES, UNROLL = 8, 8  # of a sum: so many of a thread, so many times at once
@@ -49,8 +45,8 @@ KERNEL_SIZES = (3, 5)  # of what is fused with a norm; larger ones leave no regi
 def covers(x: Tensor) -> bool:
     """Whether the functions below take this input."""
     return (
-        triton_depthwise.unavailable() is None
-        and (x.is_cuda or _interpreted())
+        unavailable() is None
+        and (x.is_cuda or interpreted())
         and x.dim() == 4
         and x.dtype in DTYPES
         and x.numel() > 0
@@ -160,7 +156,7 @@ def update_running(
     """
     chans = stats.shape[1]
     with torch.cuda.device_of(stats):
-        _update_kernel[(_ceil_div(chans, FEW_CHANS),)](
+        _update_kernel[(ceil_div(chans, FEW_CHANS),)](
             stats,
             mean,
             var,
@@ -179,7 +175,7 @@ def _statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     chans = x.shape[1]
     stats = x.new_empty((4, chans), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _statistics_kernel[(_ceil_div(chans, FEW_CHANS),)](
+        _statistics_kernel[(ceil_div(chans, FEW_CHANS),)](
             partial[:, 0],
             partial[:, 1],
             x,
@@ -214,8 +210,8 @@ def coefficients_of(through: Gradients, x: Tensor, stats: Tensor, eps: float) ->
 def _sums(grad: Tensor, x: Tensor, stats: Tensor | None, act: str, *, BACKWARD: bool) -> Tensor:
     """``(programs, 2, C)``: parts of the two sums of the kernel."""
     rows, chans, vector, block, lines = _sizes(x, VECTOR_VALUES)
-    blocks, unroll = _ceil_div(chans, block), UNROLL // 2 if BACKWARD else UNROLL
-    programs = min(_ceil_div(PROGRAMS, blocks), _ceil_div(rows, lines * unroll))
+    blocks, unroll = ceil_div(chans, block), UNROLL // 2 if BACKWARD else UNROLL
+    programs = min(ceil_div(PROGRAMS, blocks), ceil_div(rows, lines * unroll))
     partial = x.new_empty((programs, 2, chans), dtype=torch.float32)
     with torch.cuda.device_of(x):
         _sums_kernel[(programs * blocks,)](
@@ -247,7 +243,7 @@ def _coefficients(
     chans = stats.shape[1]
     coefficients = torch.empty_like(stats)
     with torch.cuda.device_of(stats):
-        _coefficients_kernel[(_ceil_div(chans, FEW_CHANS),)](
+        _coefficients_kernel[(ceil_div(chans, FEW_CHANS),)](
             first,
             second,
             stats,
@@ -278,7 +274,7 @@ def _call_elementwise(
 ) -> None:
     rows, chans, vector, block, lines = _sizes(x, VALUES)
     with torch.cuda.device_of(x):
-        _elementwise_kernel[(_ceil_div(rows, lines) * _ceil_div(chans, block),)](
+        _elementwise_kernel[(ceil_div(rows, lines) * ceil_div(chans, block),)](
             grad,
             x,
             stats,
@@ -299,20 +295,20 @@ def _call_elementwise(
 def _sizes(x: Tensor, values: int) -> tuple[int, int, int, int, int]:
     """Pixels, channels, a divisor of them, channels and pixels of a program at a time."""
     chans = x.shape[1]
-    block = _block(chans, least=16, most=128)
+    block = block_of(chans, least=16, most=128)
     return x.numel() // chans, chans, math.gcd(chans, 16), block, 32 * WARPS * values // block
 
 
 def prologue(stats: Tensor, act: str) -> Prologue:
     """Norm and activation, in front of a convolution."""
-    return Prologue(stats[2], stats[3], "none" if act == "identity" else act)
+    return Prologue(stats[2], stats[3], act)
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:
     return grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-@_jit("rows", "chan_vectors")
+@jit("rows", "chan_vectors")
 @no_type_check
 def _sums_kernel(
     grad,
@@ -357,7 +353,7 @@ def _sums_kernel(
         for k in tl.static_range(UNROLL):
             value = values[k].to(tl.float32)
             if BACKWARD:
-                g = _differentiate(grads[k].to(tl.float32), value * a + b, ACT)
+                g = differentiate(grads[k].to(tl.float32), value * a + b, ACT)
                 first += g * (value - center)
                 second += g
             else:
@@ -370,7 +366,7 @@ def _sums_kernel(
     tl.store(partial + chans, tl.sum(second, 0), c_inside)
 
 
-@_jit("rows", "chan_vectors")
+@jit("rows", "chan_vectors")
 @no_type_check
 def _elementwise_kernel(
     grad,
@@ -403,19 +399,19 @@ def _elementwise_kernel(
         constant = tl.load(coefficients + 3 * chans + c_line, c_inside, 0.0)[None, :]
         g = tl.load(grad + at, ok, 0.0).to(tl.float32)
         if not SCALED:
-            g = _differentiate(g, value * a + b, ACT) * a
+            g = differentiate(g, value * a + b, ACT) * a
         value = g + (value * by_x + constant)
     else:
-        value = _activate(value * a + b, ACT)
+        value = activate(value * a + b, ACT)
     tl.store(out + at, value.to(out.dtype.element_ty), ok)
 
 
 AT_ONCE, FEW_CHANS = 128, 16  # parts of a sum, channels
 
 
-@_jit()
+@jit()
 @no_type_check
-def _add_up(parts, programs, stride, chans, c, PROGRAMS: tl.constexpr, CHANS: tl.constexpr):
+def add_up(parts, programs, stride, chans, c, PROGRAMS: tl.constexpr, CHANS: tl.constexpr):
     """The sum of all programs' parts."""
     total = tl.full((PROGRAMS, CHANS), 0, tl.float32)
     for start in range(0, programs, PROGRAMS):
@@ -425,7 +421,7 @@ def _add_up(parts, programs, stride, chans, c, PROGRAMS: tl.constexpr, CHANS: tl
     return tl.sum(total, 0)
 
 
-@_jit("programs", "stride", "chans")
+@jit("programs", "stride", "chans")
 @no_type_check
 def _statistics_kernel(
     firsts,
@@ -444,8 +440,8 @@ def _statistics_kernel(
 ):
     c = tl.program_id(0) * CHANS + tl.arange(0, CHANS)
     ok = c < chans
-    first = _add_up(firsts, programs, stride, chans, c, PROGRAMS, CHANS)
-    second = _add_up(seconds, programs, stride, chans, c, PROGRAMS, CHANS)
+    first = add_up(firsts, programs, stride, chans, c, PROGRAMS, CHANS)
+    second = add_up(seconds, programs, stride, chans, c, PROGRAMS, CHANS)
     offset = first * share
     mean = tl.load(x + c, ok, 0.0).to(tl.float32) + offset
     var = tl.maximum(second * share - offset * offset, 0.0, tl.PropagateNan.ALL)
@@ -456,7 +452,7 @@ def _statistics_kernel(
     tl.store(stats + 3 * chans + c, tl.load(bias + c, ok, 0.0) - mean * scale, ok)
 
 
-@_jit("programs", "stride", "chans")
+@jit("programs", "stride", "chans")
 @no_type_check
 def _coefficients_kernel(
     firsts,
@@ -474,8 +470,8 @@ def _coefficients_kernel(
 ):
     c = tl.program_id(0) * CHANS + tl.arange(0, CHANS)
     ok = c < chans
-    first = _add_up(firsts, programs, stride, chans, c, PROGRAMS, CHANS)
-    second = _add_up(seconds, programs, stride, chans, c, PROGRAMS, CHANS)
+    first = add_up(firsts, programs, stride, chans, c, PROGRAMS, CHANS)
+    second = add_up(seconds, programs, stride, chans, c, PROGRAMS, CHANS)
     mean = tl.load(stats + c, ok, 0.0)
     per_std = tl.rsqrt(tl.load(stats + chans + c, ok, 0.0) + eps)
     scale = tl.load(stats + 2 * chans + c, ok, 0.0)
@@ -489,7 +485,7 @@ def _coefficients_kernel(
     tl.store(coefficients + 3 * chans + c, -scale * second * share - by_x * mean, ok)
 
 
-@_jit("chans")
+@jit("chans")
 @no_type_check
 def _update_kernel(
     stats, running_mean, running_var, tracked, chans, momentum, of_var, CHANS: tl.constexpr

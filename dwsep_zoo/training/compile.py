@@ -106,6 +106,7 @@ class Compile(Callback):
         self.shape = (batch_size, *input_size)
         self.choice: Choice | None = None
         self.eager: Forward | None = None
+        self.graphs = False  # of the steps that are not compiled
         self.compiled: Forward | None = None
         self.starts: list[float] = []
 
@@ -118,7 +119,8 @@ class Compile(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitClassifier)
-        self.eager = eager_forward(trainer, pl_module, self.option)
+        self.graphs = self.option is not False and can_be_graphs(trainer, pl_module.device)
+        self.eager = graphed_forward(pl_module.model) if self.graphs else pl_module.forward
         pl_module.train_forward = self.eager
         if self.option != "auto":
             self.choice = self._measure(trainer, pl_module, 0.0, sizes=1)
@@ -171,22 +173,22 @@ class Compile(Callback):
         return trainer.strategy.broadcast(choice)
 
     def _use(self, module: L.LightningModule, choice: Choice) -> None:
-        log.info("training steps: %s (%s)", "compiled" if choice.compiled else "eager", choice.why)
+        kind = "compiled" if choice.compiled else "eager"
+        if self.graphs and not choice.compiled:
+            kind += ", as CUDA graphs"
+        log.info("training steps: %s (%s)", kind, choice.why)
         if choice.compiled:
             assert isinstance(module, LitClassifier)
             module.train_forward = self.compiled or compiled_forward(module.model, module.device)
 
 
-def eager_forward(trainer: L.Trainer, module: LitClassifier, option: bool | str) -> Forward:
-    """Of a network that is not compiled: as CUDA graphs, where that can be."""
-    if (
-        option is not False  # who wants it plain may be looking for an error
-        and module.device.type == "cuda"
+def can_be_graphs(trainer: L.Trainer, device: torch.device) -> bool:
+    """Whether steps can be recorded as CUDA graphs."""
+    return (
+        device.type == "cuda"
         and trainer.world_size == 1
         and trainer.accumulate_grad_batches == 1  # a graph's gradients replace the last ones
-    ):
-        return graphed_forward(module.model)
-    return module.forward
+    )
 
 
 def compiled_forward(model: nn.Module, device: torch.device) -> Forward:

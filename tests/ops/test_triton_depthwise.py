@@ -2,7 +2,6 @@
 there is one (``-m gpu``). Without a GPU they are at least compiled for two of them.
 """
 
-import importlib.util
 import itertools
 import re
 import subprocess
@@ -11,11 +10,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import load_kernels_again
 
 from dwsep_zoo.ops import triton_depthwise
+from dwsep_zoo.ops.triton_common import block_of
 
 ACTIVATIONS = {
-    "none": lambda t: t,
+    "identity": lambda t: t,
     "relu": F.relu,
     "relu6": F.relu6,
     "hard_swish": F.hardswish,
@@ -23,35 +24,11 @@ ACTIVATIONS = {
 }
 
 
-def load_again(name):
-    """The module once more: Triton takes TRITON_INTERPRET as it decorates, and may be imported."""
-    spec = importlib.util.spec_from_file_location(name, triton_depthwise.__file__)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    return module
-
-
-@pytest.fixture(scope="module")
-def interpreted():
-    # Older interpreters fail with newer versions of NumPy, and leave Triton's language changed.
-    pytest.importorskip("triton", minversion="3.9")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        return load_again("interpreted_depthwise")
-
-
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def kernels(request, monkeypatch):
+def kernels(request):
     if request.param == "cuda":
         return triton_depthwise
-    module = request.getfixturevalue("interpreted")
-    # This one was decorated when Triton was imported.
-    monkeypatch.setattr(module.tl, "sum", module.tl.sum.fn)
-    return module
+    return request.getfixturevalue("interpreted").triton_depthwise
 
 
 @pytest.fixture
@@ -163,7 +140,7 @@ def test_prologue(kernels, device, act, stride):
 def test_prologue_names(kernels, device):
     assert set(kernels.ACTIVATIONS) == set(ACTIVATIONS)
     x, weight = draw((1, 5, 4, 4), 3, device=device)
-    with pytest.raises(ValueError, match=r"'gelu'; choices: none, relu"):
+    with pytest.raises(ValueError, match=r"'gelu'; choices: identity, relu"):
         kernels.forward(x, weight, 1, 1, draw_prologue(kernels, 5, "gelu", device))
 
 
@@ -307,7 +284,7 @@ def test_images_of_too_many_values_are_not_covered(kernels, device, monkeypatch)
 
 def test_without_triton_the_module_imports_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    module = load_again("depthwise_without_triton")
+    module = load_kernels_again(monkeypatch).triton_depthwise
     assert module.unavailable() == "Triton is not installed"
     assert module.covered(X, W, 1, 1) == "Triton is not installed"
 
@@ -330,7 +307,7 @@ def test_without_a_gpu_nothing_is_covered():
     ],
 )
 def test_blocks_leave_little_idle(length, least, most, block):
-    assert triton_depthwise._block(length, least, most) == block
+    assert block_of(length, least, most) == block
 
 
 # --- compiled, not run ---

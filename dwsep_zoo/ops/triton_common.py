@@ -1,0 +1,114 @@
+"""What the Triton kernels share: when they can run, activations, sizes of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, no_type_check
+
+import torch
+
+try:
+    import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+except ImportError:  # not on every platform; `unavailable` says so
+    triton = tl = None
+
+__all__ = [
+    "ACTIVATIONS",
+    "DTYPES",
+    "activate",
+    "block_of",
+    "ceil_div",
+    "constant",
+    "differentiate",
+    "interpreted",
+    "jit",
+    "tl",
+    "unavailable",
+]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish", "silu")
+MIN_CAPABILITY = (8, 0)  # bfloat16
+
+
+def unavailable() -> str | None:
+    """Why the kernels cannot run here, on a GPU or in Triton's interpreter, or None."""
+    if triton is None:
+        return "Triton is not installed"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    if torch.version.hip is not None:
+        return "the kernels are made for NVIDIA GPUs"
+    if torch.cuda.get_device_capability() < MIN_CAPABILITY:
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+def block_of(length: int, least: int, most: int) -> int:
+    """Largest power of two that covers ``length`` with a quarter to spare, or else the tightest."""
+    blocks = [2**n for n in range(least.bit_length() - 1, most.bit_length())]
+    spare = {block: ceil_div(length, block) * block / length for block in blocks}
+    fitting = [block for block in blocks if spare[block] <= 1.25]
+    return max(fitting) if fitting else min(blocks, key=lambda block: (spare[block], -block))
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which it decides as it decorates them."""
+    return triton is not None and not isinstance(activate, triton.JITFunction)
+
+
+def jit(*sizes: str) -> Callable[[Callable[..., Any]], Any]:
+    """``triton.jit``, if there is Triton; one compilation serves all values of ``sizes``."""
+    if triton is None:
+        return lambda kernel: kernel
+    return triton.jit(do_not_specialize=list(sizes))
+
+
+def constant(function: Callable[..., int]) -> Any:
+    """Called in a kernel, ``function`` is computed as the kernel is compiled."""
+    return function if triton is None else triton.constexpr_function(function)
+
+
+@jit()
+@no_type_check
+def activate(t, ACT: tl.constexpr):
+    """A NaN stays one."""
+    if ACT == "relu":
+        t = tl.maximum(t, 0.0, tl.PropagateNan.ALL)
+    elif ACT == "relu6":
+        t = _between(t, 0.0, 6.0)
+    elif ACT == "hard_swish":
+        t = t * _between(t * (1.0 / 6.0) + 0.5, 0.0, 1.0)
+    elif ACT == "silu":
+        t = t / (1.0 + tl.exp(-t))
+    return t
+
+
+@jit()
+@no_type_check
+def _between(t, least, most):
+    t = tl.maximum(t, least, tl.PropagateNan.ALL)
+    return tl.minimum(t, most, tl.PropagateNan.ALL)
+
+
+@jit()
+@no_type_check
+def differentiate(g, t, ACT: tl.constexpr):
+    """The gradient at ``t`` of that of ``activate(t)``; where there is none, PyTorch's choice."""
+    if ACT == "relu":
+        g = tl.where(t <= 0.0, 0.0, g)
+    elif ACT == "relu6":
+        g = tl.where((t <= 0.0) | (t >= 6.0), 0.0, g)
+    elif ACT == "hard_swish":
+        g = g * tl.where(t <= -3.0, 0.0, tl.where(t >= 3.0, 1.0, t * (1.0 / 3.0) + 0.5))
+    elif ACT == "silu":
+        sigmoid = 1.0 / (1.0 + tl.exp(-t))
+        g = g * (sigmoid * (1.0 + t * (1.0 - sigmoid)))
+    return g
