@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, no_type_check
 
 import torch
+
+from dwsep_zoo.errors import first_line
 
 try:
     import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -44,6 +47,16 @@ def unavailable() -> str | None:
         return "the kernels are made for NVIDIA GPUs"
     if torch.cuda.get_device_capability() < MIN_CAPABILITY:
         return "the GPU is older than compute capability 8.0"
+    return _failure()
+
+
+@functools.cache
+def _failure() -> str | None:
+    """Why no kernel can be compiled: there may be no C compiler, or no place to write to."""
+    try:
+        _trial_kernel[(1,)](torch.zeros(1, device="cuda"))
+    except Exception as error:  # of Triton, the compiler, the file system, the driver
+        return f"Triton cannot compile its kernels: {first_line(error)}"
     return None
 
 
@@ -74,6 +87,12 @@ def jit(*sizes: str) -> Callable[[Callable[..., Any]], Any]:
 def constant(function: Callable[..., int]) -> Any:
     """Called in a kernel, ``function`` is computed as the kernel is compiled."""
     return function if triton is None else triton.constexpr_function(function)
+
+
+@jit()
+@no_type_check
+def _trial_kernel(x):
+    tl.store(x, 1.0)
 
 
 @jit()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers import load_kernels_again
 
-from dwsep_zoo.ops import triton_depthwise
+from dwsep_zoo.ops import triton_common, triton_depthwise
 from dwsep_zoo.ops.triton_common import block_of
 
 ACTIVATIONS = {
@@ -287,6 +287,19 @@ def test_without_triton_the_module_imports_and_says_so(monkeypatch):
     module = load_kernels_again(monkeypatch).triton_depthwise
     assert module.unavailable() == "Triton is not installed"
     assert module.covered(X, W, 1, 1) == "Triton is not installed"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_that_cannot_be_compiled_cover_nothing(monkeypatch):
+    """Here as there is no GPU after all."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    triton_common._failure.cache_clear()
+    try:
+        assert re.match("Triton cannot compile its kernels: .+", triton_common.unavailable())
+    finally:
+        triton_common._failure.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
