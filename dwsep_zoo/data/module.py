@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
-import torch
 from torch import Tensor
 
 from dwsep_zoo.data.augment import (
@@ -402,7 +401,7 @@ class ImageData(L.LightningDataModule):
             else:
                 pixels, positions = self.cached.pixels, self.cached.positions[split]
                 reader = MemoryReader(pixels, images.labels, augment=augment, positions=positions)
-            return Loader(reader, batches, pin_memory=torch.cuda.is_available())
+            return Loader(reader, batches, pin_memory=self._is_on_gpu())
         assert self.root is not None
         if training:
             transform = self.augment.transform(self.image_size, self.interpolation)
@@ -412,7 +411,10 @@ class ImageData(L.LightningDataModule):
         workers = self.num_workers
         if workers is None:
             workers = max(1, min(16, (os.cpu_count() or 1) // sampler.world_size))
-        return Loader(reader, batches, num_workers=workers, pin_memory=torch.cuda.is_available())
+        return Loader(reader, batches, num_workers=workers, pin_memory=self._is_on_gpu())
+
+    def _is_on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _process(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""

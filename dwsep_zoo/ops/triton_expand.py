@@ -15,7 +15,12 @@ plus E k2 + k1, with a number k1 and k2 for each channel. As E = X W', that sum 
 
 What stands in brackets has the size of the narrow side. So the wide tensor is written and read once
 forward instead of once and three times, and backward two of three writes and reads go away. It is
-the same function; only roundings differ: E's statistics are those before it was rounded.
+the same function; only roundings differ: E's statistics are those before it was rounded. The
+variance is a difference, which loses digits where the mean is much larger than the deviation: 0.2 %
+of it at 30 times, 2 % at 100 times. Behind a norm, where expansions are, it is not.
+
+Float32 stays layer by layer: cuDNN's convolutions may round what they multiply there, which
+products of matrices do not, so that these would be slower.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from dwsep_zoo.ops import triton_depthwise, triton_norm
 from dwsep_zoo.ops.triton_common import ceil_div, jit, tl
 from dwsep_zoo.ops.triton_norm import add_up
 
+DTYPES = (torch.bfloat16, torch.float16)
 MIN_RATIO = 3  # of the wide to the narrow side; below, there is nothing to gain
 MAX_CHANS = 512  # of the narrow side; its square is made in one piece
 ROWS, PART = 16, 32  # of a small matrix that a program computes at once
@@ -48,7 +54,8 @@ def covers(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -
     wide, narrow = expand.shape[:2]
     shape = torch.Size((x.shape[0], wide, *x.shape[2:]))
     return (
-        triton_norm.covers(x)
+        x.dtype in DTYPES
+        and triton_norm.covers(x)
         and wide >= MIN_RATIO * narrow
         and narrow <= MAX_CHANS
         and taps.device == x.device

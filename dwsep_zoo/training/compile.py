@@ -162,14 +162,20 @@ class Compile(Callback):
         context = trainer.precision_plugin.forward_context
         images = torch.randn(self.shape, device=module.device)
         images = images.to(memory_format=torch.channels_last)  # as the data come
-        with unchanged(model):
-            choice = choose_compile(
-                self.option,
-                seconds,
-                lambda: _step(model, eager, images, context),
-                lambda: _step(model, compiled, images, context),
-                sizes=sizes,
-            )
+        try:
+            with unchanged(model):
+                choice = choose_compile(
+                    self.option,
+                    seconds,
+                    lambda: _step(model, eager, images, context),
+                    lambda: _step(model, compiled, images, context),
+                    sizes=sizes,
+                )
+        except RuntimeError as error:
+            # Graphs keep their memory while compiled steps need theirs; one of them alone fits.
+            if not (self.graphs and self.option == "auto" and is_out_of_memory(error)):
+                raise
+            choice = Choice(False, "not enough memory to try compiled ones")
         return trainer.strategy.broadcast(choice)
 
     def _use(self, module: L.LightningModule, choice: Choice) -> None:
@@ -180,6 +186,7 @@ class Compile(Callback):
         if choice.compiled:
             assert isinstance(module, LitClassifier)
             module.train_forward = self.compiled or compiled_forward(module.model, module.device)
+        self.eager = self.compiled = None  # what is not used gives its memory back
 
 
 def can_be_graphs(trainer: L.Trainer, device: torch.device) -> bool:

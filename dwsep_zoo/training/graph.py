@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.errors import first_line
+from dwsep_zoo.nn.chain import is_heard
 from dwsep_zoo.training.failures import is_out_of_memory
 
 log = logging.getLogger("dwsep_zoo")
@@ -35,28 +38,32 @@ class _Network(nn.Module):
 
 def capture(network: nn.Module, x: Tensor) -> Forward:
     """Forward and backward pass for inputs like ``x``, as graphs."""
+    record: Any = torch.cuda.make_graphed_callables
+    options = {}
+    if "capture_error_mode" in signature(record).parameters:  # torch 2.11 has none
+        options["capture_error_mode"] = "thread_local"  # other threads may load batches meanwhile
     with unchanged(network):  # a few passes are made before it is recorded
-        forward: Forward = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
-            _Network(network), (x.detach().clone(),)
-        )
+        forward: Forward = record(_Network(network), (x.detach().clone(),), **options)
         return forward
 
 
 def graphed_forward(network: nn.Module) -> Forward:
     """The network's forward pass, as graphs with its backward pass.
 
-    They are recorded when a size of images comes for the first time, and again if training or
-    freezing of some part begins or ends. Where that is impossible, which the log says once, and
-    without gradients the network is called as it is.
+    They are recorded again when another size of images comes, or if training or freezing of some
+    part begins or ends: only the last ones are kept, as graphs hold all memory of a step. Where
+    that is impossible, which the log says, without gradients, and while somebody listens to a
+    module, the network is called as it is.
     """
     graphs: dict[Hashable, Forward] = {}
 
     def forward(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or any(map(is_heard, network.modules())):
             return network(x)
         key = (x.shape, x.dtype, x.stride(), *_state(network))
         with _without_cache():
             if key not in graphs:
+                graphs.clear()
                 graphs[key] = _capture_or_not(network, x)
             return graphs[key](x)
 

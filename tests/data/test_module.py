@@ -101,7 +101,10 @@ def test_processes_have_their_share():
     data = _create()
     seen = []
     for rank in range(2):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, overfit_batches=0)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(
+            global_rank=rank, world_size=2, overfit_batches=0, strategy=strategy
+        )
         assert len(data.train_dataloader()) == 1259 // 2 // 64
         seen += [labels for _, labels in _batches(data, "test")]
     data.trainer = None

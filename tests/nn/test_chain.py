@@ -273,6 +273,7 @@ def like_a_gpu(interpreted, monkeypatch):
     noted(interpreted.triton_expand, "forward")
     monkeypatch.setattr(norm_ops, "_kernels", lambda x: interpreted.triton_norm)
     monkeypatch.setattr(norm_ops, "_expansion_kernels", lambda x: interpreted.triton_expand)
+    monkeypatch.setattr(interpreted.triton_expand, "DTYPES", (torch.float32,))
     return called
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -25,11 +27,40 @@ def captured(monkeypatch):
     return shapes
 
 
-def test_a_size_of_images_is_recorded_once(captured):
+def test_a_size_of_images_is_recorded_when_it_comes(captured):
     forward = graphed_forward(nn.Conv2d(3, 4, 1))
-    for side in (8, 8, 16, 8):
+    for side in (8, 8, 16, 16):
         forward(torch.randn(2, 3, side, side))
     assert captured == [(2, 3, 8, 8), (2, 3, 16, 16)]
+
+
+def test_only_the_last_size_is_kept(monkeypatch):
+    """The graphs of another one hold as much memory as a step needs."""
+    alive = weakref.WeakSet()
+
+    def capture(network, x):
+        alive.add(copied := copy.deepcopy(network))
+        return copied
+
+    monkeypatch.setattr(graph, "capture", capture)
+    forward = graphed_forward(nn.Conv2d(3, 4, 1))
+    for side in (8, 16, 24):
+        forward(torch.randn(2, 3, side, side))
+        gc.collect()
+        assert len(alive) == 1
+
+
+def test_hooks_are_called_in_every_step(captured):
+    network, heard = nn.Sequential(nn.Conv2d(3, 4, 1)), []
+    forward, x = graphed_forward(network), torch.randn(2, 3, 8, 8)
+    forward(x)
+    hook = network[0].register_forward_hook(lambda *args: heard.append(args))
+    forward(x)
+    forward(x)
+    assert len(heard) == 2
+    hook.remove()
+    forward(x)
+    assert captured == [(2, 3, 8, 8)]
 
 
 def test_without_gradients_nothing_is_recorded(captured):
