@@ -131,9 +131,7 @@ class _NormActDepthwise(torch.autograd.Function):
         *leaves, stats = ctx.saved_tensors
         x, weight, bias, taps = leaves
         if torch.is_grad_enabled():
-            z = ACTS[ctx.act](F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps))
-            stride, padding = ctx.shape
-            y = F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
+            y = _by_layers(x, weight, bias, taps, ctx)
             of_x, of_weight, of_bias, of_taps = _grads(y, leaves, grad)
         else:
             of_x, of_weight, of_bias, of_taps = _kernels(x).norm_act_depthwise_backward(
@@ -192,10 +190,7 @@ class _ExpandNormActDepthwise(torch.autograd.Function):
         *leaves, rounded = ctx.saved_tensors[:6]
         x, expand, weight, bias, taps = leaves
         if torch.is_grad_enabled():
-            e = F.conv2d(x, expand.to(x.dtype))
-            z = ACTS[ctx.act](F.batch_norm(e, None, None, weight, bias, True, 0.0, ctx.eps))
-            stride, padding = ctx.shape
-            y = F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, z.shape[1])
+            y = _by_layers(F.conv2d(x, expand.to(x.dtype)), weight, bias, taps, ctx)
             grads = _grads(y, leaves, grad)
         else:
             kernels = _expansion_kernels(x)
@@ -203,6 +198,13 @@ class _ExpandNormActDepthwise(torch.autograd.Function):
             grads = kernels.backward(grad, x, rounded, taps, kept, ctx.eps, ctx.act, *ctx.shape)
         of_x, of_expand, of_weight, of_bias, of_taps = grads
         return of_x, of_expand, of_weight, of_bias, None, None, of_taps, None, None
+
+
+def _by_layers(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, ctx: Any) -> Tensor:
+    """Norm, activation and depthwise convolution as PyTorch's own operators."""
+    z = ACTS[ctx.act](F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps))
+    stride, padding = ctx.shape
+    return F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
 
 
 def _grads(y: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:

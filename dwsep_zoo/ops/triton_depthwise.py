@@ -414,6 +414,11 @@ def _in_front(values, new, FROM: tl.constexpr, COUNT: tl.constexpr, ALL: tl.cons
     return _shifted(values, front, ALL)
 
 
+_SIZES = (
+    *("images", "height", "width", "chan_vectors", "out_height", "out_width"),
+    *("tiles_h", "tiles_w", "columns"),
+)
+
 # In the kernels: u counts columns of a strip, q rows of what is read, r rows of the strip, p its
 # pixels, d columns of the gradient, t the filter's taps, i its rows and j its columns, m outputs
 # before the column's own. A row outside the image has no columns: as an unsigned number a column
@@ -422,17 +427,7 @@ def _in_front(values, new, FROM: tl.constexpr, COUNT: tl.constexpr, ALL: tl.cons
 # data, and a load that hits the cache is cheaper than an exchange between threads.
 
 
-@jit(
-    "images",
-    "height",
-    "width",
-    "chan_vectors",
-    "out_height",
-    "out_width",
-    "tiles_h",
-    "tiles_w",
-    "columns",
-)
+@jit(*_SIZES)
 @no_type_check
 def _forward_kernel(
     x,
@@ -525,17 +520,7 @@ def _forward_kernel(
             sums = _shifted(sums, (zero,) * ROWS, AHEAD * ROWS)
 
 
-@jit(
-    "images",
-    "height",
-    "width",
-    "chan_vectors",
-    "out_height",
-    "out_width",
-    "tiles_h",
-    "tiles_w",
-    "columns",
-)
+@jit(*_SIZES)
 @no_type_check
 def _backward_kernel(
     grad,

@@ -36,7 +36,7 @@ from dwsep_zoo.ops.triton_norm import add_up
 
 DTYPES = (torch.bfloat16, torch.float16)
 MIN_RATIO = 3  # of the wide to the narrow side; below, there is nothing to gain
-MAX_CHANS = 512  # of the narrow side; its square is made in one piece
+MAX_CHANS = 512  # of the narrow side, whose square is work that layer by layer is none
 ROWS, PART = 16, 32  # of a small matrix that a program computes at once
 
 

@@ -12,9 +12,10 @@ All of it is bound by memory, so what counts is how often a tensor passes. In ch
 Sums are float32, are made in a fixed order and need no atomics: equal runs give equal bits.
 """
 
+# ruff: noqa: RUF005 - Triton has no (*tuple, value)
+
 from __future__ import annotations
 
-# ruff: noqa: RUF005 - Triton has no (*tuple, value)
 import math
 from typing import no_type_check
 
