@@ -309,6 +309,26 @@ def test_blocks_train_alike_with_the_kernels_of_a_gpu(like_a_gpu, block):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_second_derivatives_with_the_kernels_of_a_gpu(like_a_gpu, block):
+    """A penalty on the gradient."""
+    layers = Layers(ACT_MODULES["silu"])
+    module = BLOCKS[block]({"conv": create_conv("depthwise_separable"), "layers": layers})
+    module.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 5, 6).to(memory_format=torch.channels_last)
+    results = []
+    for kernels in (contextlib.nullcontext(), plain_kernels()):
+        leaf = x.clone().requires_grad_()
+        with kernels:
+            y = module(leaf)
+            (grad,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+            results.append(torch.autograd.grad(grad.square().sum(), [*module.parameters()]))
+    assert like_a_gpu
+    largest = max(theirs.abs().max().item() for theirs in results[1])  # some are zero
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=5e-3, atol=1e-4 * largest)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "name",
