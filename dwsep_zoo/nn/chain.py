@@ -13,11 +13,12 @@ from dwsep_zoo.nn.layers import ACT_MODULES, DepthwiseConv2d, PointwiseConv2d
 from dwsep_zoo.ops import (
     batch_norm_act,
     batch_norm_act_depthwise,
+    batch_norm_act_depthwise_batch_norm_act,
     expand_norm_act_depthwise,
     plain,
 )
 from dwsep_zoo.ops.dtype import autocast_dtype
-from dwsep_zoo.ops.norm import covers, covers_depthwise, covers_expand
+from dwsep_zoo.ops.norm import covers, covers_both_norms, covers_depthwise, covers_expand
 
 _NAMES = {module: name for name, module in ACT_MODULES.items()}
 
@@ -34,8 +35,9 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
 
     In training a norm, an activation behind it and a depthwise 3 x 3 convolution (on a GPU also
     5 x 5) behind that are one operation, also where one block ends with the first and the next
-    begins with the last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. On a GPU the expansion in
-    front of them, too: :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`. Whatever these do not
+    begins with the last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. On a CPU another norm and
+    activation behind them, too: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise_batch_norm_act`. On
+    a GPU the expansion in front: :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`. Whatever these do not
     cover, and modules that somebody listens to, are called one by one.
     """
     if not _may_fuse(x):
@@ -56,23 +58,34 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
 
 def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tensor:
     """The norm and what can be computed with it, which is taken from what is ``behind``."""
-    act = "identity"
-    if behind and _is_activation(behind[0]):
-        act = _NAMES[type(behind.pop(0))]
-    if (
-        behind
-        and _is_depthwise(conv := behind[0], x)
-        and covers_depthwise(x, conv.weight, conv.stride[0], int(conv.padding[0]))
-    ):
-        del behind[0]
-        y, stats = batch_norm_act_depthwise(
-            *(x, norm.weight, norm.bias, norm.eps, act),
-            *(conv.weight, conv.stride[0], int(conv.padding[0])),
-        )
+    inputs = (x, norm.weight, norm.bias, norm.eps, _take_activation(behind))
+    if behind and _is_depthwise(conv := behind[0], x):
+        convolution = (conv.weight, conv.stride[0], int(conv.padding[0]))
+        if (
+            len(behind) > 1
+            and _is_normalised(norm2 := behind[1], x, conv.out_channels)
+            and covers_both_norms(x, *convolution)
+        ):
+            del behind[:2]
+            y, stats, stats2 = batch_norm_act_depthwise_batch_norm_act(
+                *(*inputs, *convolution),
+                *(norm2.weight, norm2.bias, norm2.eps, _take_activation(behind)),
+            )
+            _update(norm2, stats2, y.numel() // y.shape[1])
+        elif covers_depthwise(x, *convolution):
+            del behind[0]
+            y, stats = batch_norm_act_depthwise(*inputs, *convolution)
+        else:
+            y, stats = batch_norm_act(*inputs)
     else:
-        y, stats = batch_norm_act(x, norm.weight, norm.bias, norm.eps, act)
+        y, stats = batch_norm_act(*inputs)
     _update(norm, stats, x.numel() // x.shape[1])
     return y
+
+
+def _take_activation(behind: list[nn.Module]) -> str:
+    """Its name, if there is one."""
+    return _NAMES[type(behind.pop(0))] if behind and _is_activation(behind[0]) else "identity"
 
 
 def _expand(x: Tensor, expand: PointwiseConv2d, behind: list[nn.Module]) -> Tensor | None:

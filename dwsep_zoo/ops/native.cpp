@@ -142,6 +142,25 @@ static void add_pieces(const float *sums, long pieces, long count, float *total)
     }
 }
 
+// Filters, (chans, size), as taps, (size, chans), rounded to the type of the images, as autocast does.
+static std::vector<float> channels_last(const float *filters, long chans, long size, bool bf16) {
+    std::vector<float> taps(size * chans);
+    for (long c = 0; c < chans; c++)
+        for (long i = 0; i < size; i++) taps[i * chans + c] = filters[c * size + i];
+    for (long i = 0, end = bf16 ? size * chans : 0; i < end; i += V) {
+        float *const at = &taps[least(i, size * chans - V)];
+        uint16_t rounded[V];
+        store<BF16>(rounded, 0, load(at));
+        store(at, load<BF16>(rounded, 0));
+    }
+    return taps;
+}
+
+static void channels_first(const float *taps, long chans, long size, float *filters) {
+    for (long c = 0; c < chans; c++)
+        for (long i = 0; i < size; i++) filters[c * size + i] = taps[i * chans + c];
+}
+
 // ---- batch norm and activation --------------------------------------------------------------------
 //
 // y = act(x * scale + shift), scale = weight / std, shift = bias - mean * scale
@@ -179,29 +198,38 @@ INLINE void moments(const Norm &a, const void *x, long begin, long end, long c, 
     }
 }
 
-// Mean and variance of all rows from those moments of the pieces; Chan et al. 1983, equation 2.1.
-static void merge_moments(const Norm &a, const float *sums) {
+// Mean, variance, scale and shift of each channel from those moments of pieces, of which the i-th is
+// that part(i) of the rows; Chan et al. 1983, equation 2.1.
+template <typename F>
+static void merge_moments(const Norm &a, const float *sums, long pieces, F part,
+                          const float *weight, const float *bias) {
     for (long begin = 0; begin < a.chans; begin += 256) {
         const long n = least(256, a.chans - begin);
         double mean[256] = {}, squares[256] = {};
-        for (long i = 0; i < a.pieces(); i++)
-            for (long j = 0; j < n; j++)
-                mean[j] += a.part(i) * sums[i * 2 * a.chans + begin + j];
-        for (long i = 0; i < a.pieces(); i++)
+        for (long i = 0; i < pieces; i++)
+            for (long j = 0; j < n; j++) mean[j] += part(i) * sums[i * 2 * a.chans + begin + j];
+        for (long i = 0; i < pieces; i++)
             for (long j = 0; j < n; j++) {
                 const float *piece = sums + i * 2 * a.chans + begin + j;
                 const double d = piece[0] - mean[j];
-                squares[j] += piece[a.chans] / a.rows + a.part(i) * d * d;
+                squares[j] += piece[a.chans] / a.rows + part(i) * d * d;
             }
         for (long j = 0; j < n; j++) {
-            a.mean[begin + j] = (float)mean[j];
-            a.var[begin + j] = (float)(squares[j] < 0 ? 0 : squares[j]); // a NaN stays one
+            const long c = begin + j;
+            const double var = squares[j] < 0 ? 0 : squares[j]; // a NaN stays one
+            a.mean[c] = (float)mean[j];
+            a.var[c] = (float)var;
+            a.scale[c] = (float)(weight[c] / std::sqrt(a.var[c] + a.eps));
+            a.shift[c] = (float)(bias[c] - (double)a.mean[c] * a.scale[c]);
         }
     }
 }
 
-// Sums of the gradient behind the norm and of it times x - mean; of 16 n channels. Where computing
-// it is work, it is kept in dx.
+// Where computing the gradient behind the norm is work, it is kept.
+constexpr bool is_kept(Act act) { return act == SILU; }
+
+// Sums of the gradient behind the norm and of it times x - mean; of 16 n channels. It may be kept in
+// dx.
 template <Type type, Act act, int n>
 INLINE void grad_moments(const Norm &a, const void *grad, const void *x, void *dx, long begin,
                          long end, long c, float *sums) {
@@ -216,7 +244,7 @@ INLINE void grad_moments(const Norm &a, const void *grad, const void *x, void *d
             const long at = row * a.chans + c + i * V;
             const vec value = load<type>(x, at);
             const vec g = slope<act>(load<type>(grad, at), value * scale[i] + shift[i]);
-            if (act == SILU) store<type>(dx, at, g);
+            if (is_kept(act)) store<type>(dx, at, g);
             one[i] += g;
             two[i] += g * (value - mean[i]);
         }
@@ -247,17 +275,12 @@ static void find_stats(const Norm &a, const void *x, const float *weight, const 
             moments<type, n>(a, x, i * size, least(a.rows, (i + 1) * size), c,
                              sums + i * 2 * a.chans);
         });
-    merge_moments(a, sums);
-    for (long c = 0; c < a.chans; c++) {
-        a.scale[c] = (float)(weight[c] / std::sqrt(a.var[c] + a.eps));
-        a.shift[c] = (float)(bias[c] - (double)a.mean[c] * a.scale[c]);
-    }
+    merge_moments(a, sums, pieces, [&](long i) { return a.part(i); }, weight, bias);
 }
 
+// Normalise by what find_stats or merge_moments found, and activate.
 template <Type type, Act act>
-static void norm_act(const Norm &a, const void *x, void *y, const float *weight, const float *bias,
-                     int threads) {
-    find_stats<type>(a, x, weight, bias, threads);
+static void apply(const Norm &a, const void *x, void *y, int threads) {
     const long pieces = a.pieces(), size = a.piece();
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < pieces; i++)
@@ -269,20 +292,37 @@ static void norm_act(const Norm &a, const void *x, void *y, const float *weight,
             }
 }
 
+template <Type type, Act act>
+static void norm_act(const Norm &a, const void *x, void *y, const float *weight, const float *bias,
+                     int threads) {
+    find_stats<type>(a, x, weight, bias, threads);
+    apply<type, act>(a, x, y, threads);
+}
+
 // dx = scale (g - sum(g) / rows - (x - mean) sum(g (x - mean)) / (rows (var + eps))), where g is the
-// gradient behind the norm. It may lie in dx.
+// gradient behind the norm: g scale + x by_x + rest.
+struct Slopes {
+    std::vector<float> by_x, rest;
+
+    Slopes() = default;
+    Slopes(const Norm &a, const float *sums, float *dweight, float *dbias)
+        : by_x(a.chans), rest(a.chans) {
+        for (long c = 0; c < a.chans; c++) {
+            const double inverse = 1 / (a.var[c] + a.eps);
+            const double slope_x = -a.scale[c] * inverse * sums[a.chans + c] / a.rows;
+            dweight[c] = (float)(sums[a.chans + c] * std::sqrt(inverse));
+            dbias[c] = sums[c];
+            by_x[c] = (float)slope_x;
+            rest[c] = (float)(-a.scale[c] * (double)sums[c] / a.rows - a.mean[c] * slope_x);
+        }
+    }
+};
+
+// The gradient behind the norm may lie in dx.
 template <Type type, Act act>
 static void grad_of_input(const Norm &a, const void *grad, const void *x, void *dx,
-                          const float *sums, float *dweight, float *dbias, int threads) {
-    std::vector<float> by_x(a.chans), rest(a.chans);
-    for (long c = 0; c < a.chans; c++) {
-        const double inverse = 1 / (a.var[c] + a.eps);
-        const double slope_x = -a.scale[c] * inverse * sums[a.chans + c] / a.rows;
-        dweight[c] = (float)(sums[a.chans + c] * std::sqrt(inverse));
-        dbias[c] = sums[c];
-        by_x[c] = (float)slope_x;
-        rest[c] = (float)(-a.scale[c] * (double)sums[c] / a.rows - a.mean[c] * slope_x);
-    }
+                          const Slopes &slopes, int threads) {
+    const float *const by_x = slopes.by_x.data(), *const rest = slopes.rest.data();
     const long pieces = a.pieces(), size = a.piece();
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < pieces; i++)
@@ -294,14 +334,15 @@ static void grad_of_input(const Norm &a, const void *grad, const void *x, void *
                 const vec value = load<type>(x, at), scale = load(a.scale + k);
                 const vec from = c + V >= a.chans ? last : load<type>(grad, at);
                 const vec g = slope<act>(from, value * scale + load(a.shift + k));
-                store<type>(dx, at, g * scale + value * load(&by_x[k]) + load(&rest[k]));
+                store<type>(dx, at, g * scale + value * load(by_x + k) + load(rest + k));
             }
         }
 }
 
+// Sums of the gradient behind the norm over all rows, and it itself, if it is kept, in dx.
 template <Type type, Act act>
-static void norm_act_backward(const Norm &a, const void *grad, const void *x, void *dx,
-                              float *dweight, float *dbias, int threads) {
+static Slopes find_slopes(const Norm &a, const void *grad, const void *x, void *dx, float *dweight,
+                          float *dbias, int threads) {
     const long pieces = a.pieces(), size = a.piece();
     std::vector<float> space(2 * a.chans * pieces);
     float *const sums = space.data();
@@ -312,9 +353,15 @@ static void norm_act_backward(const Norm &a, const void *grad, const void *x, vo
                                        sums + i * 2 * a.chans);
         });
     add_pieces(sums, pieces, 2 * a.chans, sums);
-    constexpr bool kept = act == SILU;
-    grad_of_input<type, kept ? IDENTITY : act>(a, kept ? dx : grad, x, dx, sums, dweight, dbias,
-                                               threads);
+    return Slopes(a, sums, dweight, dbias);
+}
+
+template <Type type, Act act>
+static void norm_act_backward(const Norm &a, const void *grad, const void *x, void *dx,
+                              float *dweight, float *dbias, int threads) {
+    const Slopes slopes = find_slopes<type, act>(a, grad, x, dx, dweight, dbias, threads);
+    constexpr Act left = is_kept(act) ? IDENTITY : act;
+    grad_of_input<type, left>(a, is_kept(act) ? dx : grad, x, dx, slopes, threads);
 }
 
 // ---- depthwise gradients --------------------------------------------------------------------------
@@ -499,11 +546,14 @@ static void depthwise_backward(const Depthwise &a, float *dweight, long images, 
 // What lies between norm and convolution is never stored: both directions compute it anew from x, a
 // row of an image at a time. A block of channels is worked on together, so that memory is read in
 // long pieces; its rows are kept in float, vector by vector.
+//
+// Where another norm and activation follow, the convolution takes the moments of what it writes, and
+// its gradients read what came in behind that activation: the gradient between them is not stored.
 
 struct NormDepthwise {
     Norm norm;
     const void *x;
-    const float *taps; // (3, 3, chans)
+    std::vector<float> taps; // (3, 3, chans)
     long images, height, width, out_height, out_width, padding;
 
     static constexpr long block = 8 * V; // channels
@@ -511,6 +561,10 @@ struct NormDepthwise {
     long begin(long i) const { return i * block; }
     long end(long i) const { return i + 1 == blocks() ? norm.chans : (i + 1) * block; }
     long vectors(long i) const { return (end(i) - begin(i) + V - 1) / V; }
+    // Images whose sums are taken at once.
+    long piece() const { return (images + 31) / 32; }
+    long pieces() const { return (images + piece() - 1) / piece(); }
+    double part(long i) const { return (double)least(piece(), images - i * piece()) / images; }
 };
 
 // Pixels of 16 k channels from memory to rows in a buffer, whose vectors lie so far apart.
@@ -521,7 +575,7 @@ INLINE void fill(const void *from, long at, long pixels, long chans, long wide, 
         float *row = to;
         for (long c = 0; c < wide; c += V, row += apart) {
             const long k = least(c, wide - V);
-            store(row, f(load<type>(from, at + k), k));
+            store(row, f(load<type>(from, at + k), at + k, k));
         }
     }
 }
@@ -543,40 +597,155 @@ struct Rows {
     const float *none() const { return begin + 3 * count * length + 2 * V; }
 };
 
-template <Type type, Act act, int stride>
-static void convolve(const NormDepthwise &a, long image, long part, Rows &rows, void *y) {
+// f(piece of the images, its first image, the one after its last, part of the channels, rows of that
+// width).
+template <typename F>
+static void for_pieces(const NormDepthwise &a, long width, int threads, F f) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long i = 0; i < a.pieces() * a.blocks(); i++) {
+        const long piece = i / a.blocks(), part = i % a.blocks();
+        Rows rows(width, a.vectors(part));
+        f(piece, piece * a.piece(), least(a.images, (piece + 1) * a.piece()), part, rows);
+    }
+}
+
+// A row of y, its sum and that of its squares, both of y - near.
+template <Type type, int stride, bool counted>
+INLINE void convolve_row(const float *top, const float *middle, const float *bottom,
+                         const vec taps[9], void *y, long at, long width, long chans, vec near,
+                         vec &one, vec &two) {
+    const float *row[3] = {top, middle, bottom};
+    for (long w = 0; w < width; w++, at += chans) {
+        vec sums[3];
+        for (int i = 0; i < 3; i++, row[i - 1] += stride * V) {
+            sums[i] = taps[3 * i] * load(row[i]);
+            for (int j = 1; j < 3; j++) sums[i] += taps[3 * i + j] * load(row[i] + j * V);
+        }
+        const vec sum = sums[0] + sums[1] + sums[2];
+        store<type>(y, at, sum);
+        if (!counted) continue;
+        const vec d = sum - near;
+        one += d;
+        two += d * d;
+    }
+}
+
+// Of some images. Counted, moments gets the mean of y and the sum of squares around it, (2, chans).
+template <Type type, Act act, int stride, bool counted>
+static void convolve(const NormDepthwise &a, long first, long last, long part, Rows &rows, void *y,
+                     float *moments) {
     const long chans = a.norm.chans, begin = a.begin(part), wide = a.end(part) - begin;
     const float *const scale = a.norm.scale + begin, *const shift = a.norm.shift + begin;
-    const auto behind_norm = [=](vec x, long c) {
+    const auto behind_norm = [=](vec x, long, long c) {
         return activate<act>(x * load(scale + c) + load(shift + c));
     };
-    long next = 0; // row of x that is not there yet
-    for (long o = 0; o < a.out_height; o++) {
-        const long top = o * stride - a.padding;
-        for (; next < a.height && next <= top + 2; next++) {
-            const long at = (image * a.height + next) * a.width * chans + begin;
-            fill<type>(a.x, at, a.width, chans, wide, rows.at(next, 0), rows.length, behind_norm);
-        }
-        for (long k = 0; k < a.vectors(part); k++) {
-            const long c = begin + least(k * V, wide - V), width = a.out_width;
-            const float *row[3];
-            vec taps[9];
-            for (int i = 0; i < 3; i++) {
-                const bool inside = top + i >= 0 && top + i < a.height;
-                row[i] = (inside ? rows.at(top + i, k) : rows.none()) - a.padding * V;
-                for (int j = 0; j < 3; j++) taps[3 * i + j] = load(a.taps + (3 * i + j) * chans + c);
+    struct Sums {
+        vec mean, squares, one, two; // the last two of the image at hand, around the mean so far
+    };
+    std::vector<Sums> own(counted ? a.vectors(part) : 0, Sums{});
+    const float width = a.out_width, pixels = (float)a.out_height * a.out_width;
+    for (long image = first; image < last; image++) {
+        long next = 0; // row of x that is not there yet
+        for (long o = 0; o < a.out_height; o++) {
+            const long top = o * stride - a.padding;
+            for (; next < a.height && next <= top + 2; next++) {
+                const long at = (image * a.height + next) * a.width * chans + begin;
+                fill<type>(a.x, at, a.width, chans, wide, rows.at(next, 0), rows.length,
+                           behind_norm);
             }
-            long at = (image * a.out_height + o) * width * chans + c;
-            for (long w = 0; w < width; w++, at += chans) {
-                vec sums[3];
-                for (int i = 0; i < 3; i++, row[i - 1] += stride * V) {
-                    sums[i] = taps[3 * i] * load(row[i]);
-                    for (int j = 1; j < 3; j++) sums[i] += taps[3 * i + j] * load(row[i] + j * V);
+            for (long k = 0; k < a.vectors(part); k++) {
+                const long c = begin + least(k * V, wide - V);
+                const long at = (image * a.out_height + o) * a.out_width * chans + c;
+                const float *row[3];
+                vec taps[9];
+                for (int i = 0; i < 3; i++) {
+                    const bool inside = top + i >= 0 && top + i < a.height;
+                    row[i] = (inside ? rows.at(top + i, k) : rows.none()) - a.padding * V;
+                    for (int j = 0; j < 3; j++)
+                        taps[3 * i + j] = load(&a.taps[(3 * i + j) * chans + c]);
                 }
-                store<type>(y, at, sums[0] + sums[1] + sums[2]);
+                const auto convolve = [&](vec near, vec &one, vec &two) {
+                    convolve_row<type, stride, counted>(row[0], row[1], row[2], taps, y, at,
+                                                        a.out_width, chans, near, one, two);
+                };
+                vec one = {}, two = {};
+                if (!counted) {
+                    convolve(vec{}, one, two);
+                    continue;
+                }
+                if (image == first && o == 0) { // the first row twice: there is no mean yet
+                    convolve(vec{}, one, two);
+                    own[k].mean = one / width;
+                }
+                one = own[k].one, two = own[k].two;
+                convolve(own[k].mean, one, two);
+                own[k].one = one, own[k].two = two;
             }
+        }
+        const float before = (image - first) * pixels; // Chan et al. 1983, equation 2.1
+        for (Sums &s : own) {
+            const vec d = s.one / pixels;
+            s.squares += s.two - s.one * d + d * d * (before * pixels / (before + pixels));
+            s.mean += d * (pixels / (before + pixels));
+            s.one = s.two = vec{};
         }
     }
+    for (long k = 0; k < (long)own.size(); k++) {
+        const long c = begin + least(k * V, wide - V);
+        store(moments + c, own[k].mean);
+        store(moments + chans + c, own[k].squares);
+    }
+}
+
+template <Type type, Act act, int stride>
+static void norm_act_depthwise(const NormDepthwise &a, void *y, const float *weight,
+                               const float *bias, float *moments, int threads) {
+    find_stats<type>(a.norm, a.x, weight, bias, threads);
+    for_pieces(a, a.width, threads, [&](long piece, long first, long last, long part, Rows &rows) {
+        if (moments)
+            convolve<type, act, stride, true>(a, first, last, part, rows, y,
+                                              moments + piece * 2 * a.norm.chans);
+        else convolve<type, act, stride, false>(a, first, last, part, rows, y, nullptr);
+    });
+}
+
+// The gradient of y, of which rows are filled from memory: as it is, or as it comes through another
+// norm and its activation, whose input y is.
+struct Incoming {
+    const void *grad, *y;
+    Norm norm;
+    Slopes slopes;
+    void (*fill)(const Incoming &a, long at, long pixels, long chans, long begin, long wide,
+                 float *to, long apart);
+};
+
+template <Type type>
+static void fill_as_it_is(const Incoming &a, long at, long pixels, long chans, long begin,
+                          long wide, float *to, long apart) {
+    fill<type>(a.grad, at + begin, pixels, chans, wide, to, apart,
+               [](vec g, long, long) { return g; });
+}
+
+template <Type type, Act act>
+static void fill_through_norm(const Incoming &a, long at, long pixels, long chans, long begin,
+                              long wide, float *to, long apart) {
+    const void *const y = a.y;
+    const float *const scale = a.norm.scale + begin, *const shift = a.norm.shift + begin;
+    const float *const by_y = &a.slopes.by_x[begin], *const rest = &a.slopes.rest[begin];
+    fill<type>(a.grad, at + begin, pixels, chans, wide, to, apart, [=](vec g, long at, long c) {
+        const vec value = load<type>(y, at), by = load(scale + c);
+        return slope<act>(g, value * by + load(shift + c)) * by + value * load(by_y + c) +
+               load(rest + c);
+    });
+}
+
+template <Type type, Act act>
+static Incoming through_norm(const Norm &n, const void *grad, const void *y, void *kept,
+                             float *dweight, float *dbias, int threads) {
+    constexpr Act left = is_kept(act) ? IDENTITY : act;
+    return {is_kept(act) ? kept : grad, y, n,
+            find_slopes<type, act>(n, grad, y, kept, dweight, dbias, threads),
+            fill_through_norm<type, left>};
 }
 
 // A row of x against the rows of grad that it had a part in: with a stride of 2, of the rows of taps
@@ -591,7 +760,7 @@ INLINE void row_backward(const NormDepthwise &a, const float *const grads[3], lo
     const vec scale = load(a.norm.scale + c), shift = load(a.norm.shift + c);
     const vec mean = load(a.norm.mean + c);
     vec taps[9], dtaps[9] = {}, one = {}, two = {};
-    for (int i = 0; i < 9; i++) taps[i] = load(a.taps + i * chans + c);
+    for (int i = 0; i < 9; i++) taps[i] = load(&a.taps[i * chans + c]);
     for (long w = 0; w < width; w++, at += chans) {
         const vec x = load<type>(from, at), z = x * scale + shift, y = activate<act>(z);
         vec sum[3] = {};
@@ -618,16 +787,14 @@ INLINE void row_backward(const NormDepthwise &a, const float *const grads[3], lo
 
 template <Type type, Act act, int stride>
 static void convolve_backward(const NormDepthwise &a, long image, long part, Rows &rows,
-                              const void *grad, void *dx, float *sums) {
+                              const Incoming &incoming, void *dx, float *sums) {
     const long chans = a.norm.chans, begin = a.begin(part), wide = a.end(part) - begin;
     std::vector<float> own(a.vectors(part) * 11 * V);
     long next = 0; // row of grad that is not there yet
     for (long h = 0; h < a.height; h++) {
-        for (; next < a.out_height && next * stride <= h + a.padding; next++) {
-            const long at = (image * a.out_height + next) * a.out_width * chans + begin;
-            fill<type>(grad, at, a.out_width, chans, wide, rows.at(next, 0), rows.length,
-                       [](vec g, long) { return g; });
-        }
+        for (; next < a.out_height && next * stride <= h + a.padding; next++)
+            incoming.fill(incoming, (image * a.out_height + next) * a.out_width * chans,
+                          a.out_width, chans, begin, wide, rows.at(next, 0), rows.length);
         for (long k = 0; k < a.vectors(part); k++) {
             const float *grads[3];
             for (int i = 0; i < 3; i++) {
@@ -651,46 +818,27 @@ static void convolve_backward(const NormDepthwise &a, long image, long part, Row
     }
 }
 
-// f(image, part of the channels, piece of the images, rows of that width).
-template <typename F>
-static void for_images(const NormDepthwise &a, long width, int threads, F f) {
-    const long size = (a.images + 31) / 32, pieces = (a.images + size - 1) / size;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long i = 0; i < pieces * a.blocks(); i++) {
-        const long piece = i / a.blocks(), part = i % a.blocks();
-        Rows rows(width, a.vectors(part));
-        for (long image = piece * size; image < least(a.images, (piece + 1) * size); image++)
-            f(image, part, piece, rows);
-    }
-}
-
 template <Type type, Act act, int stride>
-static void norm_act_depthwise(const NormDepthwise &a, void *y, const float *weight,
-                               const float *bias, int threads) {
-    find_stats<type>(a.norm, a.x, weight, bias, threads);
-    for_images(a, a.width, threads, [&](long image, long part, long, Rows &rows) {
-        convolve<type, act, stride>(a, image, part, rows, y);
-    });
-}
-
-template <Type type, Act act, int stride>
-static void norm_act_depthwise_backward(const NormDepthwise &a, const void *grad, void *dx,
+static void norm_act_depthwise_backward(const NormDepthwise &a, const Incoming &incoming, void *dx,
                                         float *dweight, float *dbias, float *dtaps, int threads) {
-    const long chans = a.norm.chans, pieces = least(32, a.images);
+    const long chans = a.norm.chans, pieces = a.pieces();
     std::vector<float> space(pieces * 11 * chans);
     float *const sums = space.data();
-    for_images(a, a.out_width, threads, [&](long image, long part, long piece, Rows &rows) {
-        convolve_backward<type, act, stride>(a, image, part, rows, grad, dx,
-                                             sums + piece * 11 * chans);
-    });
+    for_pieces(a, a.out_width, threads,
+               [&](long piece, long first, long last, long part, Rows &rows) {
+                   for (long image = first; image < last; image++)
+                       convolve_backward<type, act, stride>(a, image, part, rows, incoming, dx,
+                                                            sums + piece * 11 * chans);
+               });
     add_pieces(sums, pieces, 11 * chans, sums);
-    memcpy(dtaps, sums, 9 * chans * sizeof(float));
-    grad_of_input<type, IDENTITY>(a.norm, dx, a.x, dx, sums + 9 * chans, dweight, dbias, threads);
+    channels_first(sums, chans, 9, dtaps);
+    const Slopes slopes(a.norm, sums + 9 * chans, dweight, dbias);
+    grad_of_input<type, IDENTITY>(a.norm, dx, a.x, dx, slopes, threads);
 }
 
 // ---- what native.py calls -------------------------------------------------------------------------
 
-#define BY_ACT(f, type, ...)                                          \
+#define BY_ACT(f, type, act, ...)                                     \
     switch (act) {                                                    \
     case RELU: return f<type, RELU>(__VA_ARGS__);                     \
     case RELU6: return f<type, RELU6>(__VA_ARGS__);                   \
@@ -720,63 +868,104 @@ static void norm_act_depthwise_backward(const NormDepthwise &a, const void *grad
     default: return depthwise_backward<type, 7, stride>(a, dweight, images, threads); \
     }
 
+static Norm norm_of(long rows, long chans, double eps, float *stats) {
+    return {rows, chans, eps, stats, stats + chans, stats + 2 * chans, stats + 3 * chans};
+}
+
+static void apply_by_type(const Norm &a, const void *y, void *z, int bf16, int act, int threads) {
+    if (bf16) BY_ACT(apply, BF16, act, a, y, z, threads)
+    BY_ACT(apply, FLOAT, act, a, y, z, threads)
+}
+
+static Incoming incoming_by_type(const Norm &n, const void *grad, const void *y, void *kept,
+                                 float *dweight, float *dbias, int bf16, int act, int threads) {
+    if (bf16) BY_ACT(through_norm, BF16, act, n, grad, y, kept, dweight, dbias, threads)
+    BY_ACT(through_norm, FLOAT, act, n, grad, y, kept, dweight, dbias, threads)
+}
+
 extern "C" {
 
 // y of x, both (rows, chans). stats is written: mean, biased variance, scale and shift, (4, chans).
 void dwsep_norm_act(const void *x, void *y, const float *weight, const float *bias, float *stats,
                     long rows, long chans, double eps, int bf16, int act, int threads) {
-    const Norm a = {rows, chans, eps, stats, stats + chans, stats + 2 * chans, stats + 3 * chans};
-    if (bf16) BY_ACT(norm_act, BF16, a, x, y, weight, bias, threads)
-    BY_ACT(norm_act, FLOAT, a, x, y, weight, bias, threads)
+    const Norm a = norm_of(rows, chans, eps, stats);
+    if (bf16) BY_ACT(norm_act, BF16, act, a, x, y, weight, bias, threads)
+    BY_ACT(norm_act, FLOAT, act, a, x, y, weight, bias, threads)
 }
 
 // The gradients of x, (rows, chans), of weight and of bias, (chans,).
 void dwsep_norm_act_backward(const void *grad, const void *x, float *stats, void *dx,
                              float *dweight, float *dbias, long rows, long chans, double eps,
                              int bf16, int act, int threads) {
-    const Norm a = {rows, chans, eps, stats, stats + chans, stats + 2 * chans, stats + 3 * chans};
-    if (bf16) BY_ACT(norm_act_backward, BF16, a, grad, x, dx, dweight, dbias, threads)
-    BY_ACT(norm_act_backward, FLOAT, a, grad, x, dx, dweight, dbias, threads)
+    const Norm a = norm_of(rows, chans, eps, stats);
+    if (bf16) BY_ACT(norm_act_backward, BF16, act, a, grad, x, dx, dweight, dbias, threads)
+    BY_ACT(norm_act_backward, FLOAT, act, a, grad, x, dx, dweight, dbias, threads)
 }
 
-// The gradients of x, if dx is not null, and of weight, (size, size, chans). size: 3, 5 or 7;
+// The gradients of x, if dx is not null, and of filters, (chans, size, size). size: 3, 5 or 7;
 // stride: 1 or 2; padding: 0 ... size - 1.
-void dwsep_depthwise_backward(const void *grad, const void *x, const float *weight, void *dx,
-                              float *dweight, long images, long chans, long height, long width,
+void dwsep_depthwise_backward(const void *grad, const void *x, const float *filters, void *dx,
+                              float *dfilters, long images, long chans, long height, long width,
                               long out_height, long out_width, int size, int stride, int padding,
                               int bf16, int threads) {
-    const Depthwise a = {grad, x, weight, dx, chans, height, width, out_height, out_width, padding};
-    if (bf16 && stride == 1) BY_SIZE(BF16, 1)
-    if (bf16) BY_SIZE(BF16, 2)
-    if (stride == 1) BY_SIZE(FLOAT, 1)
-    BY_SIZE(FLOAT, 2)
+    const std::vector<float> taps = channels_last(filters, chans, size * size, bf16);
+    const Depthwise a = {grad,   x,     taps.data(), dx,        chans,
+                         height, width, out_height,  out_width, padding};
+    const auto backward = [&](float *dweight) {
+        if (bf16 && stride == 1) BY_SIZE(BF16, 1)
+        if (bf16) BY_SIZE(BF16, 2)
+        if (stride == 1) BY_SIZE(FLOAT, 1)
+        BY_SIZE(FLOAT, 2)
+    };
+    std::vector<float> dtaps(taps.size());
+    backward(dtaps.data());
+    channels_first(dtaps.data(), chans, size * size, dfilters);
 }
 
-// y, the depthwise convolution of act(norm(x)) with taps of (3, 3, chans). The rest is as above.
-void dwsep_norm_act_depthwise(const void *x, void *y, const float *weight, const float *bias,
-                              const float *taps, float *stats, long images, long chans,
-                              long height, long width, long out_height, long out_width, double eps,
-                              int stride, int padding, int bf16, int act, int threads) {
-    const Norm n = {images * height * width, chans, eps, stats, stats + chans, stats + 2 * chans,
-                    stats + 3 * chans};
-    const NormDepthwise a = {n, x, taps, images, height, width, out_height, out_width, padding};
-    if (bf16) BY_ACT_AND_STRIDE(norm_act_depthwise, BF16, a, y, weight, bias, threads)
-    BY_ACT_AND_STRIDE(norm_act_depthwise, FLOAT, a, y, weight, bias, threads)
+// y, the depthwise convolution of act(norm(x)) with filters of (chans, 3, 3). Where z is not null, it
+// becomes act2(norm2(y)). The rest is as above.
+void dwsep_norm_act_depthwise(const void *x, void *y, void *z, const float *weight,
+                              const float *bias, const float *filters, const float *weight2,
+                              const float *bias2, float *stats, float *stats2, long images,
+                              long chans, long height, long width, long out_height, long out_width,
+                              double eps, double eps2, int stride, int padding, int bf16, int act,
+                              int act2, int threads) {
+    const Norm n = norm_of(images * height * width, chans, eps, stats);
+    const NormDepthwise a = {n,      x,     channels_last(filters, chans, 9, bf16), images,
+                             height, width, out_height, out_width, padding};
+    std::vector<float> moments(z ? a.pieces() * 2 * chans : 0);
+    float *const to = z ? moments.data() : nullptr;
+    const auto convolve = [&] {
+        if (bf16) BY_ACT_AND_STRIDE(norm_act_depthwise, BF16, a, y, weight, bias, to, threads)
+        BY_ACT_AND_STRIDE(norm_act_depthwise, FLOAT, a, y, weight, bias, to, threads)
+    };
+    convolve();
+    if (!z) return;
+    const Norm n2 = norm_of(images * out_height * out_width, chans, eps2, stats2);
+    merge_moments(n2, to, a.pieces(), [&](long i) { return a.part(i); }, weight2, bias2);
+    apply_by_type(n2, y, z, bf16, act2, threads);
 }
 
-// The gradients of x, of weight and bias, (chans,), and of taps.
-void dwsep_norm_act_depthwise_backward(const void *grad, const void *x, const float *taps,
-                                       float *stats, void *dx, float *dweight, float *dbias,
-                                       float *dtaps, long images, long chans, long height,
-                                       long width, long out_height, long out_width, double eps,
-                                       int stride, int padding, int bf16, int act, int threads) {
-    const Norm n = {images * height * width, chans, eps, stats, stats + chans, stats + 2 * chans,
-                    stats + 3 * chans};
-    const NormDepthwise a = {n, x, taps, images, height, width, out_height, out_width, padding};
+// The gradients of x, of weight and bias, (chans,), of filters, and, where y is not null, of weight2
+// and bias2. grad is that of y, or else of z. kept: as large as grad, where act2 is SILU.
+void dwsep_norm_act_depthwise_backward(const void *grad, const void *x, const void *y, void *kept,
+                                       const float *filters, float *stats, float *stats2, void *dx,
+                                       float *dweight, float *dbias, float *dfilters,
+                                       float *dweight2, float *dbias2, long images, long chans,
+                                       long height, long width, long out_height, long out_width,
+                                       double eps, double eps2, int stride, int padding, int bf16,
+                                       int act, int act2, int threads) {
+    const Norm n = norm_of(images * height * width, chans, eps, stats);
+    const NormDepthwise a = {n,      x,     channels_last(filters, chans, 9, bf16), images,
+                             height, width, out_height, out_width, padding};
+    const Norm n2 = norm_of(images * out_height * out_width, chans, eps2, stats2);
+    const Incoming incoming =
+        y ? incoming_by_type(n2, grad, y, kept, dweight2, dbias2, bf16, act2, threads)
+          : Incoming{grad, nullptr, n2, {}, bf16 ? fill_as_it_is<BF16> : fill_as_it_is<FLOAT>};
     if (bf16)
-        BY_ACT_AND_STRIDE(norm_act_depthwise_backward, BF16, a, grad, dx, dweight, dbias, dtaps,
-                          threads)
-    BY_ACT_AND_STRIDE(norm_act_depthwise_backward, FLOAT, a, grad, dx, dweight, dbias, dtaps,
-                      threads)
+        BY_ACT_AND_STRIDE(norm_act_depthwise_backward, BF16, a, incoming, dx, dweight, dbias,
+                          dfilters, threads)
+    BY_ACT_AND_STRIDE(norm_act_depthwise_backward, FLOAT, a, incoming, dx, dweight, dbias,
+                      dfilters, threads)
 }
 }

@@ -38,8 +38,13 @@ _SIGNATURES = {
     "dwsep_norm_act": [*[_POINTER] * 5, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
     "dwsep_norm_act_backward": [*[_POINTER] * 6, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
     "dwsep_depthwise_backward": [*[_POINTER] * 5, *[_LONG] * 6, *[_INT] * 5],
-    "dwsep_norm_act_depthwise": [*[_POINTER] * 6, *[_LONG] * 6, _DOUBLE, *[_INT] * 5],
-    "dwsep_norm_act_depthwise_backward": [*[_POINTER] * 8, *[_LONG] * 6, _DOUBLE, *[_INT] * 5],
+    "dwsep_norm_act_depthwise": [*[_POINTER] * 10, *[_LONG] * 6, *[_DOUBLE] * 2, *[_INT] * 6],
+    "dwsep_norm_act_depthwise_backward": [
+        *[_POINTER] * 13,
+        *[_LONG] * 6,
+        *[_DOUBLE] * 2,
+        *[_INT] * 6,
+    ],
 }
 
 
@@ -174,17 +179,15 @@ def depthwise_backward(
         need_x: whether to compute the first one.
     """
     grad, (images, chans, *image) = _like(grad, x), x.shape
-    size = weight.shape[-1]
-    taps = _last(weight, x.dtype)
-    grad_taps = torch.empty_like(taps)
+    filters = weight.float().contiguous()
+    grad_weight = torch.empty_like(filters)
     grad_x = torch.empty_like(x) if need_x else None
     _library().dwsep_depthwise_backward(
-        *_pointers(grad, x, taps, grad_x, grad_taps),
+        *_pointers(grad, x, filters, grad_x, grad_weight),
         *(images, chans, *image, *grad.shape[2:]),
-        *(size, stride, padding, x.dtype is torch.bfloat16, torch.get_num_threads()),
+        *(weight.shape[-1], stride, padding, x.dtype is torch.bfloat16, torch.get_num_threads()),
     )
-    grad_weight = torch.empty_like(weight, dtype=torch.float32)
-    return grad_x, grad_weight.copy_(grad_taps.t().reshape(weight.shape))
+    return grad_x, grad_weight
 
 
 def norm_act_depthwise(
@@ -201,24 +204,36 @@ def norm_act_depthwise(
 
     What is normalised and activated is not rounded to the type of ``x``.
     """
-    images, chans, height, width = x.shape
-    image = [(side + 2 * padding - 3) // stride + 1 for side in (height, width)]
-    shape = (images, chans, *image)
-    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    weight, bias = weight.float().contiguous(), bias.float().contiguous()
-    stats, taps = torch.empty(4, chans), _last(taps, x.dtype)
-    _library().dwsep_norm_act_depthwise(
-        *_pointers(x, y, weight, bias, taps, stats),
-        *(images, chans, height, width, *image, eps),
-        *(
-            stride,
-            padding,
-            x.dtype is torch.bfloat16,
-            ACTIVATIONS.index(act),
-            torch.get_num_threads(),
-        ),
-    )
+    y, _, stats, _ = _forward(x, (weight, bias), taps, (eps, act), (stride, padding))
     return y, stats
+
+
+def norm_act_depthwise_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    taps: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    eps: float,
+    act: str,
+    stride: int,
+    padding: int,
+    eps2: float,
+    act2: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`norm_act_depthwise` and :func:`norm_act` behind it.
+
+    Returns:
+        What the latter does, what the former does, and the stats of both norms.
+    """
+    y, z, stats, stats2 = _forward(
+        *(x, (weight, bias), taps, (eps, act), (stride, padding)),
+        *((weight2, bias2), (eps2, act2)),
+    )
+    assert z is not None
+    assert stats2 is not None
+    return z, y, stats, stats2
 
 
 def norm_act_depthwise_backward(
@@ -232,28 +247,89 @@ def norm_act_depthwise_backward(
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``weight``, ``bias`` and ``taps`` of :func:`norm_act_depthwise`."""
-    grad, (images, chans, *image) = _like(grad, x), x.shape
-    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty(chans), torch.empty(chans)
-    shape, taps = taps.shape, _last(taps, x.dtype)
-    grad_taps = torch.empty_like(taps)
-    _library().dwsep_norm_act_depthwise_backward(
-        *_pointers(grad, x, taps, stats),
-        *_pointers(grad_x, grad_weight, grad_bias, grad_taps),
-        *(images, chans, *image, *grad.shape[2:], eps),
-        *(
-            stride,
-            padding,
-            x.dtype is torch.bfloat16,
-            ACTIVATIONS.index(act),
-            torch.get_num_threads(),
-        ),
+    return _backward(grad, x, taps, stats, (eps, act), (stride, padding))[:4]
+
+
+def norm_act_depthwise_norm_act_backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    taps: Tensor,
+    stats: Tensor,
+    stats2: Tensor,
+    eps: float,
+    act: str,
+    stride: int,
+    padding: int,
+    eps2: float,
+    act2: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same of :func:`norm_act_depthwise_norm_act`, then ``weight2`` and ``bias2``."""
+    return _backward(
+        *(grad, x, taps, stats, (eps, act), (stride, padding), y, stats2, (eps2, act2))
     )
-    return grad_x, grad_weight, grad_bias, grad_taps.t().reshape(shape)
 
 
-def _last(taps: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(C, 1, k, k)`` -> ``(k * k, C)`` float32, rounded as ``dtype`` does."""
-    return taps.to(dtype).float().flatten(1).t().contiguous()
+def _forward(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    taps: Tensor,
+    how: tuple[float, str],
+    shape: tuple[int, int],
+    norm2: tuple[Tensor, Tensor] | None = None,
+    how2: tuple[float, str] = (0.0, "identity"),
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """What the convolution gives, what the norm behind it does, and the stats of both norms."""
+    (images, chans, *size), (stride, padding) = x.shape, shape
+    image = [(side + 2 * padding - 3) // stride + 1 for side in size]
+    y = torch.empty((images, chans, *image), dtype=x.dtype, memory_format=torch.channels_last)
+    stats = torch.empty(4, chans)
+    z, stats2 = (torch.empty_like(y), torch.empty(4, chans)) if norm2 else (None, None)
+    affine, affine2 = (
+        [t.float().contiguous() for t in pair] if pair else [None, None] for pair in (norm, norm2)
+    )
+    _library().dwsep_norm_act_depthwise(
+        *_pointers(x, y, z, *affine, taps.float().contiguous(), *affine2, stats, stats2),
+        *(images, chans, *size, *image),
+        *_settings(x, how, shape, how2),
+    )
+    return y, z, stats, stats2
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    stats: Tensor,
+    how: tuple[float, str],
+    shape: tuple[int, int],
+    y: Tensor | None = None,
+    stats2: Tensor | None = None,
+    how2: tuple[float, str] = (0.0, "identity"),
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of ``x``, the first norm, ``taps``, and the second norm, if there is ``y``."""
+    grad, (images, chans, *size) = _like(grad, x), x.shape
+    filters = taps.float().contiguous()
+    grad_x, grad_taps = torch.empty_like(x), torch.empty_like(filters)
+    of_norms = torch.empty(4, chans).unbind()
+    # The slope of SiLU is too much work to be computed twice.
+    kept = torch.empty_like(grad) if how2[1] == "silu" else None
+    _library().dwsep_norm_act_depthwise_backward(
+        *_pointers(grad, x, y, kept, filters, stats, stats2),
+        *_pointers(grad_x, *of_norms[:2], grad_taps, *of_norms[2:]),
+        *(images, chans, *size, *grad.shape[2:]),
+        *_settings(x, how, shape, how2),
+    )
+    return grad_x, *of_norms[:2], grad_taps, *of_norms[2:]
+
+
+def _settings(
+    x: Tensor, how: tuple[float, str], shape: tuple[int, int], how2: tuple[float, str]
+) -> list[float]:
+    """The last arguments of what convolves."""
+    (eps, act), (eps2, act2) = how, how2
+    acts = (ACTIVATIONS.index(act), ACTIVATIONS.index(act2))
+    return [eps, eps2, *shape, x.dtype is torch.bfloat16, *acts, torch.get_num_threads()]
 
 
 def _library() -> ctypes.CDLL:

@@ -38,6 +38,12 @@ def covers_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool
     return _kernels(x).covers_norm_act_depthwise(x, taps, stride, padding)
 
 
+def covers_both_norms(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
+    """Whether :func:`batch_norm_act_depthwise_batch_norm_act` does, of which a GPU has none."""
+    covered = _kernels(x) is native and covers_depthwise(x, taps, stride, padding)
+    return covered and x.shape[0] > 1  # whatever the size, the second norm has two values
+
+
 def covers_expand(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
     """Whether :func:`expand_norm_act_depthwise` does, and is faster than its parts."""
     kernels = _expansion_kernels(x)
@@ -67,21 +73,19 @@ def batch_norm_act(
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
     ) -> tuple[Tensor, Tensor]:
-        return _kernels(x).norm_act(x, weight, bias, eps, act)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, bias, ctx.eps, ctx.act = inputs
-        ctx.save_for_backward(x, weight, bias, output[1])
-        ctx.mark_non_differentiable(output[1])
+        y, stats = _kernels(x).norm_act(x, weight, bias, eps, act)
+        ctx.eps, ctx.act = eps, act
+        ctx.save_for_backward(x, weight, bias, stats)
+        ctx.mark_non_differentiable(stats)
+        return y, stats
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, stats = ctx.saved_tensors
         if torch.is_grad_enabled():  # second derivatives are wanted, which PyTorch's own have
-            y = ACTS[ctx.act](F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps))
+            y = _norm_act(x, weight, bias, ctx.eps, ctx.act)
             return (*_grads(y, (x, weight, bias), grad), None, None)
         grads = _kernels(x).norm_act_backward(grad, x, stats, ctx.eps, ctx.act)
         return (*grads, None, None)
@@ -108,6 +112,7 @@ def batch_norm_act_depthwise(
 class _NormActDepthwise(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -118,13 +123,11 @@ class _NormActDepthwise(torch.autograd.Function):
         padding: int,
     ) -> tuple[Tensor, Tensor]:
         kernels = _kernels(x)
-        return kernels.norm_act_depthwise(x, weight, bias, taps, eps, act, stride, padding)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, bias, ctx.eps, ctx.act, taps, *ctx.shape = inputs
-        ctx.save_for_backward(x, weight, bias, taps, output[1])
-        ctx.mark_non_differentiable(output[1])
+        y, stats = kernels.norm_act_depthwise(x, weight, bias, taps, eps, act, stride, padding)
+        ctx.eps, ctx.act, ctx.shape = eps, act, (stride, padding)
+        ctx.save_for_backward(x, weight, bias, taps, stats)
+        ctx.mark_non_differentiable(stats)
+        return y, stats
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -138,6 +141,77 @@ class _NormActDepthwise(torch.autograd.Function):
                 grad, x, taps, stats, ctx.eps, ctx.act, *ctx.shape
             )
         return of_x, of_weight, of_bias, None, None, of_taps, None, None
+
+
+def batch_norm_act_depthwise_batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    act: str,
+    taps: Tensor,
+    stride: int,
+    padding: int,
+    weight2: Tensor,
+    bias2: Tensor,
+    eps2: float,
+    act2: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`batch_norm_act_depthwise` and :func:`batch_norm_act` behind it.
+
+    Takes what :func:`covers_both_norms` is true of.
+
+    Returns:
+        What the latter does, and the mean and variance of both norms.
+    """
+    z, stats, stats2 = _NormActDepthwiseNormAct.apply(
+        x, weight, bias, eps, act, taps, stride, padding, weight2, bias2, eps2, act2
+    )
+    return z, stats[:2], stats2[:2]
+
+
+class _NormActDepthwiseNormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        act: str,
+        taps: Tensor,
+        stride: int,
+        padding: int,
+        weight2: Tensor,
+        bias2: Tensor,
+        eps2: float,
+        act2: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        leaves = (x, weight, bias, taps, weight2, bias2)
+        ctx.eps, ctx.act, ctx.shape = eps, act, (stride, padding)
+        ctx.eps2, ctx.act2 = eps2, act2
+        z, y, stats, stats2 = native.norm_act_depthwise_norm_act(
+            *leaves, eps, act, stride, padding, eps2, act2
+        )
+        ctx.save_for_backward(*leaves, y, stats, stats2)
+        ctx.mark_non_differentiable(stats, stats2)
+        return z, stats, stats2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        *leaves, y, stats, stats2 = ctx.saved_tensors
+        x, weight, bias, taps, weight2, bias2 = leaves
+        if torch.is_grad_enabled():
+            y = _by_layers(x, weight, bias, taps, ctx)
+            z = _norm_act(y, weight2, bias2, ctx.eps2, ctx.act2)
+            grads = tuple(_grads(z, leaves, grad))
+        else:
+            grads = native.norm_act_depthwise_norm_act_backward(
+                *(grad, x, y, taps, stats, stats2, ctx.eps, ctx.act, *ctx.shape),
+                *(ctx.eps2, ctx.act2),
+            )
+        of_x, *of_norm, of_taps, of_weight2, of_bias2 = grads
+        return of_x, *of_norm, None, None, of_taps, None, None, of_weight2, of_bias2, None, None
 
 
 def expand_norm_act_depthwise(
@@ -200,9 +274,14 @@ class _ExpandNormActDepthwise(torch.autograd.Function):
         return of_x, of_expand, of_weight, of_bias, None, None, of_taps, None, None
 
 
+def _norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str) -> Tensor:
+    """Norm and activation as PyTorch's own operators."""
+    return ACTS[act](F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
+
+
 def _by_layers(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, ctx: Any) -> Tensor:
-    """Norm, activation and depthwise convolution as PyTorch's own operators."""
-    z = ACTS[ctx.act](F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps))
+    """The same, and the depthwise convolution."""
+    z = _norm_act(x, weight, bias, ctx.eps, ctx.act)
     stride, padding = ctx.shape
     return F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
 

@@ -21,12 +21,9 @@ def pool_beside(x: Tensor) -> tuple[Tensor, Tensor]:
 
 class _PoolBeside(Function):
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.pixels = x.shape[2] * x.shape[3]
         return x.view_as(x), F.adaptive_avg_pool2d(x, 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.pixels = inputs[0].shape[2] * inputs[0].shape[3]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_means: Tensor) -> Tensor:
