@@ -35,10 +35,10 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
 
     In training a norm, an activation behind it and a depthwise 3 x 3 convolution (on a GPU also
     5 x 5) behind that are one operation, also where one block ends with the first and the next
-    begins with the last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. On a CPU another norm and
-    activation behind them, too: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise_batch_norm_act`. On
-    a GPU the expansion in front: :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`. Whatever these do not
-    cover, and modules that somebody listens to, are called one by one.
+    begins with the last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. So are on a CPU another
+    norm and activation behind them, :func:`~dwsep_zoo.ops.batch_norm_act_depthwise_batch_norm_act`,
+    and on a GPU the expansion in front, :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`. Whatever
+    these do not cover, and modules that somebody listens to, are called one by one.
     """
     if not _may_fuse(x):
         for module in modules:
@@ -59,28 +59,33 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
 def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tensor:
     """The norm and what can be computed with it, which is taken from what is ``behind``."""
     inputs = (x, norm.weight, norm.bias, norm.eps, _take_activation(behind))
-    if behind and _is_depthwise(conv := behind[0], x):
-        convolution = (conv.weight, conv.stride[0], int(conv.padding[0]))
-        if (
-            len(behind) > 1
-            and _is_normalised(norm2 := behind[1], x, conv.out_channels)
-            and covers_both_norms(x, *convolution)
-        ):
-            del behind[:2]
-            y, stats, stats2 = batch_norm_act_depthwise_batch_norm_act(
-                *(*inputs, *convolution),
-                *(norm2.weight, norm2.bias, norm2.eps, _take_activation(behind)),
-            )
-            _update(norm2, stats2, y.numel() // y.shape[1])
-        elif covers_depthwise(x, *convolution):
-            del behind[0]
-            y, stats = batch_norm_act_depthwise(*inputs, *convolution)
-        else:
-            y, stats = batch_norm_act(*inputs)
-    else:
+    if not (
+        behind
+        and _is_depthwise(conv := behind[0], x)
+        and covers_depthwise(x, *(convolution := _arguments(conv)))
+    ):
         y, stats = batch_norm_act(*inputs)
+    elif (
+        len(behind) > 1
+        and _is_normalised(norm2 := behind[1], x, conv.out_channels)
+        and covers_both_norms(x, *convolution)
+    ):
+        del behind[:2]
+        y, stats, stats2 = batch_norm_act_depthwise_batch_norm_act(
+            *(*inputs, *convolution),
+            *(norm2.weight, norm2.bias, norm2.eps, _take_activation(behind)),
+        )
+        _update(norm2, stats2, y.numel() // y.shape[1])
+    else:
+        del behind[0]
+        y, stats = batch_norm_act_depthwise(*inputs, *convolution)
     _update(norm, stats, x.numel() // x.shape[1])
     return y
+
+
+def _arguments(conv: DepthwiseConv2d) -> tuple[Tensor, int, int]:
+    """Weight, stride and padding."""
+    return conv.weight, conv.stride[0], int(conv.padding[0])
 
 
 def _take_activation(behind: list[nn.Module]) -> str:
@@ -96,13 +101,12 @@ def _expand(x: Tensor, expand: PointwiseConv2d, behind: list[nn.Module]) -> Tens
         len(behind) >= number
         and _is_normalised(norm := behind[0], x, expand.out_channels)
         and _is_depthwise(conv := behind[number - 1], x)
-        and covers_expand(x, expand.weight, conv.weight, conv.stride[0], int(conv.padding[0]))
+        and covers_expand(x, expand.weight, *_arguments(conv))
     ):
         return None
     del behind[:number]
     y, stats = expand_norm_act_depthwise(
-        *(x, expand.weight, norm.weight, norm.bias, norm.eps, act),
-        *(conv.weight, conv.stride[0], int(conv.padding[0])),
+        *(x, expand.weight, norm.weight, norm.bias, norm.eps, act), *_arguments(conv)
     )
     _update(norm, stats, x.numel() // x.shape[1])
     return y

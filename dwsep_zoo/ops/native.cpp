@@ -580,6 +580,16 @@ INLINE void fill(const void *from, long at, long pixels, long chans, long wide, 
     }
 }
 
+// Have the k-th of n parts of such pixels fetched, for when they are filled: the next ones lie too far
+// apart for the processor to guess, which cost up to half of the time.
+template <Type type>
+INLINE void fetch(const void *from, long at, long pixels, long chans, long wide, long k, long n) {
+    constexpr long size = type == BF16 ? sizeof(uint16_t) : sizeof(float), line = 64, to_l2 = 2;
+    for (long w = pixels * k / n; w < pixels * (k + 1) / n; w++)
+        for (long c = 0; c < size * wide; c += line)
+            __builtin_prefetch((const char *)from + size * (at + w * chans) + c, 0, to_l2);
+}
+
 // Three rows of pixels with two zeros on both sides, for each of some vectors of channels.
 struct Rows {
     long length, count;
@@ -653,7 +663,10 @@ static void convolve(const NormDepthwise &a, long first, long last, long part, R
                 fill<type>(a.x, at, a.width, chans, wide, rows.at(next, 0), rows.length,
                            behind_norm);
             }
+            const long ahead = (image * a.height + next) * a.width * chans + begin;
+            const long number = least(stride, a.height - next) * a.width;
             for (long k = 0; k < a.vectors(part); k++) {
+                fetch<type>(a.x, ahead, number, chans, wide, k, a.vectors(part));
                 const long c = begin + least(k * V, wide - V);
                 const long at = (image * a.out_height + o) * a.out_width * chans + c;
                 const float *row[3];
@@ -795,7 +808,13 @@ static void convolve_backward(const NormDepthwise &a, long image, long part, Row
         for (; next < a.out_height && next * stride <= h + a.padding; next++)
             incoming.fill(incoming, (image * a.out_height + next) * a.out_width * chans,
                           a.out_width, chans, begin, wide, rows.at(next, 0), rows.length);
-        for (long k = 0; k < a.vectors(part); k++) {
+        const long ahead = (image * a.height + h + 1) * a.width * chans + begin;
+        const long grad_ahead = (image * a.out_height + next) * a.out_width * chans + begin;
+        const long number = next * stride <= h + 1 + a.padding ? a.out_width : 0;
+        for (long k = 0, n = a.vectors(part); k < n; k++) {
+            fetch<type>(a.x, ahead, a.width, chans, wide, k, n);
+            fetch<type>(incoming.grad, grad_ahead, number, chans, wide, k, n);
+            if (incoming.y) fetch<type>(incoming.y, grad_ahead, number, chans, wide, k, n);
             const float *grads[3];
             for (int i = 0; i < 3; i++) {
                 const long o = h + a.padding - i;

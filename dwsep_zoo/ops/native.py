@@ -311,16 +311,16 @@ def _backward(
     grad, (images, chans, *size) = _like(grad, x), x.shape
     filters = taps.float().contiguous()
     grad_x, grad_taps = torch.empty_like(x), torch.empty_like(filters)
-    of_norms = torch.empty(4, chans).unbind()
+    weight, bias, weight2, bias2 = torch.empty(4, chans).unbind()
     # The slope of SiLU is too much work to be computed twice.
     kept = torch.empty_like(grad) if how2[1] == "silu" else None
     _library().dwsep_norm_act_depthwise_backward(
         *_pointers(grad, x, y, kept, filters, stats, stats2),
-        *_pointers(grad_x, *of_norms[:2], grad_taps, *of_norms[2:]),
+        *_pointers(grad_x, weight, bias, grad_taps, weight2, bias2),
         *(images, chans, *size, *grad.shape[2:]),
         *_settings(x, how, shape, how2),
     )
-    return grad_x, *of_norms[:2], grad_taps, *of_norms[2:]
+    return grad_x, weight, bias, grad_taps, weight2, bias2
 
 
 def _settings(

@@ -201,17 +201,19 @@ class _NormActDepthwiseNormAct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         *leaves, y, stats, stats2 = ctx.saved_tensors
         x, weight, bias, taps, weight2, bias2 = leaves
+        grads: Sequence[Tensor | None]
         if torch.is_grad_enabled():
             y = _by_layers(x, weight, bias, taps, ctx)
             z = _norm_act(y, weight2, bias2, ctx.eps2, ctx.act2)
-            grads = tuple(_grads(z, leaves, grad))
+            grads = _grads(z, leaves, grad)
         else:
+            stride, padding = ctx.shape
             grads = native.norm_act_depthwise_norm_act_backward(
-                *(grad, x, y, taps, stats, stats2, ctx.eps, ctx.act, *ctx.shape),
+                *(grad, x, y, taps, stats, stats2, ctx.eps, ctx.act, stride, padding),
                 *(ctx.eps2, ctx.act2),
             )
-        of_x, *of_norm, of_taps, of_weight2, of_bias2 = grads
-        return of_x, *of_norm, None, None, of_taps, None, None, of_weight2, of_bias2, None, None
+        of_x, of_weight, of_bias, of_taps, *of_norm2 = grads
+        return of_x, of_weight, of_bias, None, None, of_taps, None, None, *of_norm2, None, None
 
 
 def expand_norm_act_depthwise(

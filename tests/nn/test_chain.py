@@ -195,6 +195,57 @@ def test_a_depthwise_convolution_behind_them(act, stride, calls, convolved):
     assert calls == []
 
 
+@pytest.fixture
+def between_norms(monkeypatch):
+    """Both activations and the stride of each call of the kernel with two norms."""
+    found = []
+    ours = native.norm_act_depthwise_norm_act
+    monkeypatch.setattr(
+        native,
+        "norm_act_depthwise_norm_act",
+        lambda *args: found.append((args[7], args[11], args[8])) or ours(*args),
+    )
+    return found
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("act2", [None, "relu6"])
+@pytest.mark.parametrize("act", [None, "hard_swish"])
+def test_another_norm_behind_it(act, act2, stride, calls, convolved, between_norms):
+    x, norm = example()
+    module = [ACTS[act]()] if act else []
+    module2 = [ACTS[act2]()] if act2 else []
+    modules = nn.ModuleList(
+        [norm, *module, depthwise(stride=stride), example()[1], *module2, nn.Conv2d(24, 8, 1)]
+    ).to(memory_format=torch.channels_last)
+    results = []
+    for kernels in (contextlib.nullcontext(), plain_kernels()):
+        copied, leaf = copy.deepcopy(modules), x.detach().clone().requires_grad_()
+        with kernels:
+            y = chain(leaf, *copied)
+        grads = torch.autograd.grad(y.sin().sum(), [leaf, *copied.parameters()])
+        results.append([y, *grads, *copied.buffers()])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    assert between_norms == [(act or "identity", act2 or "identity", stride)]
+    assert (calls, convolved) == ([], [])
+
+
+def test_another_norm_that_somebody_listens_to(calls, convolved, between_norms):
+    x, norm = example()
+    norm2, heard = example()[1], []
+    norm2.register_forward_hook(lambda *args: heard.append(1))
+    chain(x, norm, nn.ReLU(), depthwise(), norm2, nn.ReLU())
+    assert (convolved, between_norms, heard) == ([("relu", 1, 1)], [], [1])
+
+
+def test_an_image_whose_second_norm_has_one_value_is_refused_as_ever():
+    x, norm = example()
+    one = x[:1, :, :2, :2].detach().to(memory_format=torch.channels_last).requires_grad_()
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        chain(one, norm, nn.ReLU(), depthwise(stride=2), example()[1])
+
+
 def heard_convolution():
     conv = depthwise()
     conv.register_forward_hook(lambda *_: None)
@@ -249,12 +300,13 @@ DEPTHWISE_BEHIND_A_NORM = {
 
 
 @pytest.mark.parametrize("name", DEPTHWISE_BEHIND_A_NORM)
-def test_networks_use_it(name, convolved):
-    """Also from one block to the next."""
+def test_networks_use_it(name, convolved, between_norms):
+    """Also from one block to the next. Only Xception has no norm between its factors."""
     model = create_model(name, num_classes=2, output_stride=8, width_mult=0.5)
     model = model.to(memory_format=torch.channels_last).train()
     model(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last))
-    assert len(convolved) == DEPTHWISE_BEHIND_A_NORM[name]
+    used, unused = (convolved, between_norms)[:: 1 if name == "xception" else -1]
+    assert (len(used), len(unused)) == (DEPTHWISE_BEHIND_A_NORM[name], 0)
 
 
 @pytest.fixture

@@ -2,14 +2,22 @@
 
 import platform
 import subprocess
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, cpu, depthwise_conv2d, native
-from dwsep_zoo.ops.norm import ACTS
+from dwsep_zoo.ops import (
+    batch_norm_act,
+    batch_norm_act_depthwise,
+    batch_norm_act_depthwise_batch_norm_act,
+    cpu,
+    depthwise_conv2d,
+    native,
+)
+from dwsep_zoo.ops.norm import ACTS, covers_both_norms
 
 TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
 CHANS = [16, 24, 40, 72, 100, 136]  # one vector, overlapping ones, blocks of 64, 32 and 16
@@ -142,19 +150,100 @@ def test_norm_activation_and_depthwise_convolution(dtype, tolerance, act, stride
         assert [e < tolerance for e in errors] == [True] * 7, errors
 
 
+def both_norms(x, taps, norm, norm2, act, act2, stride, padding):
+    """What :func:`batch_norm_act_depthwise_batch_norm_act` stands for, layer by layer."""
+    y = ACTS[act](F.batch_norm(x, None, None, *norm, True, 0, 1e-3))
+    y = F.conv2d(y, taps, None, stride, padding, 1, x.shape[1])
+    return y, ACTS[act2](F.batch_norm(y, None, None, *norm2, True, 0, 1e-5))
+
+
+def in_two_operations(x, taps, norm, norm2, act, act2, stride):
+    y, stats = batch_norm_act_depthwise(x, *norm, 1e-3, act, taps, stride, 1)
+    z, stats2 = batch_norm_act(y, *norm2, 1e-5, act2)
+    return z, *stats, *stats2
+
+
+@compiled
+@pytest.mark.parametrize("images", [20, 70])  # an image is a piece, or three of them
+@pytest.mark.parametrize("stride", native.STRIDES)
+@pytest.mark.parametrize("acts", [*zip(ACTS, reversed([*ACTS]), strict=True), ("relu", "relu6")])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
+def test_another_norm_and_activation_behind_the_convolution(dtype, tolerance, acts, stride, images):
+    for chans in (16, 40, 136, 264) if images == 20 else (24,):
+        x = (image_like(images, chans, 7, 6, dtype=torch.float32) * 3 + 5).to(dtype)
+        norm, norm2 = (
+            [torch.linspace(a, 2, chans), torch.linspace(2, b, chans)]
+            for a, b in ((-1, -3), (1, 3))
+        )
+        taps = torch.randn(chans, 1, 3, 3).to(dtype).float()
+        leaves = [t.requires_grad_() for t in (x, *norm, taps, *norm2)]
+        assert covers_both_norms(x, taps, stride, 1)
+        z, stats, stats2 = batch_norm_act_depthwise_batch_norm_act(
+            x, *norm, 1e-3, acts[0], taps, stride, 1, *norm2, 1e-5, acts[1]
+        )
+        grad = image_like(*z.shape, dtype=dtype, seed=1)
+        got = (z, *stats, *stats2, *torch.autograd.grad(z, leaves, grad))
+
+        exact = [t.detach().double().requires_grad_() for t in leaves]
+        y64, z64 = both_norms(exact[0], exact[3], exact[1:3], exact[4:], *acts, stride, 1)
+        moments = [
+            of(t.detach(), (0, 2, 3))
+            for t in (exact[0], y64)
+            for of in (torch.mean, partial(torch.var, unbiased=False))
+        ]
+        want = (z64, *moments, *torch.autograd.grad(z64, exact, grad.double()))
+        assert z.dtype is dtype
+        assert z.is_contiguous(memory_format=torch.channels_last)
+        apart = in_two_operations(x, taps, norm, norm2, *acts, stride)
+        by_parts = (*apart, *torch.autograd.grad(apart[0], leaves, grad))
+
+        def distance(ours, exact):
+            return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
+
+        # Rounding moves values past corners of the activation, where the slope is another one.
+        for ours, parts, exactly in zip(got, by_parts, want, strict=True):
+            assert distance(ours, exactly) < max(tolerance, 2 * distance(parts, exactly))
+
+
+@compiled
+@pytest.mark.parametrize("images", [3, 33])
+def test_moments_behind_a_convolution_whose_mean_is_large(images):
+    """Around the mean of the first row, whatever the first pixel is."""
+    x = image_like(images, 16, 20, 21, dtype=torch.float32)
+    x[0, :, 0, 0] = 400
+    taps = torch.full((16, 1, 3, 3), 1.0)
+    norm, norm2 = ((torch.ones(16), torch.full((16,), value)) for value in (100.0, 0.0))
+    _, _, (mean, var) = batch_norm_act_depthwise_batch_norm_act(
+        x, *norm, 1e-3, "relu", taps, 1, 0, *norm2, 1e-5, "identity"
+    )
+    y, _ = both_norms(
+        x.double(), taps.double(), *[[t.double() for t in n] for n in (norm, norm2)],
+        "relu", "identity", 1, 0,
+    )  # fmt: skip
+    torch.testing.assert_close(mean.double(), y.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    want = y.var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(var.double(), want, rtol=1e-4, atol=0)
+    assert (mean > 100 * want.sqrt()).all()
+
+
 @compiled
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
 @pytest.mark.parametrize("stride", native.STRIDES)
 def test_norm_and_convolution_of_images_smaller_than_the_kernel(stride, size):
     x, taps = image_like(4, 24, *size, dtype=torch.float32), torch.randn(24, 1, 3, 3)
     leaves = [t.requires_grad_() for t in (x, torch.rand(24), torch.rand(24), taps)]
-    y, _ = batch_norm_act_depthwise(*leaves[:3], 1e-5, "silu", taps, stride, 1)
-    z = F.silu(F.batch_norm(*leaves[:1], None, None, *leaves[1:3], True, 0, 1e-5))
-    want = F.conv2d(z, taps, None, stride, 1, 1, 24)
+    norm = leaves[1:3]
+    y, _ = batch_norm_act_depthwise(x, *norm, 1e-3, "silu", taps, stride, 1)
+    two, *_ = batch_norm_act_depthwise_batch_norm_act(
+        x, *norm, 1e-3, "silu", taps, stride, 1, *norm, 1e-5, "relu6"
+    )
+    want, of_both = both_norms(x, taps, norm, norm, "silu", "relu6", stride, 1)
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two, of_both, rtol=1e-4, atol=1e-4)
+    along = torch.linspace(-1, 1, two.numel()).view_as(two)
     for ours, theirs in zip(
-        torch.autograd.grad(y.square().sum(), leaves),
-        torch.autograd.grad(want.square().sum(), leaves),
+        torch.autograd.grad((y.sin() + two * along).sum(), leaves),
+        torch.autograd.grad((want.sin() + of_both * along).sum(), leaves),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
@@ -177,6 +266,14 @@ def test_the_number_of_threads_changes_nothing(dtype):
             both, stats = native.norm_act_depthwise(x, ones, zeros, weight, 1e-5, "silu", 1, 1)
             of_both = native.norm_act_depthwise_backward(grad, x, weight, stats, 1e-5, "silu", 1, 1)
             results.append([y, stats, *of_norm, *of_conv, both, *of_both])
+            norms = (ones, zeros, weight, ones, zeros)
+            settings = (1e-5, "silu", 1, 1, 1e-5, "silu")
+            three = native.norm_act_depthwise_norm_act(x, *norms, *settings)
+            _, between, *kept = three
+            of_three = native.norm_act_depthwise_norm_act_backward(
+                grad, x, between, weight, *kept, *settings
+            )
+            results[-1] += [*three, *of_three]
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -201,6 +298,8 @@ def test_what_is_not_covered():
     assert not native.covers_depthwise(x, torch.randn(32, 1, 3, 3), 1, 1)
     assert not native.covers_depthwise(x, torch.randn(16, 1, 9, 9), 1, 4)
     assert native.covers_norm_act_depthwise(x, weight, 1, 1)
+    assert covers_both_norms(x, weight, 1, 1)
+    assert not covers_both_norms(x[:1], weight, 1, 1)  # norms of a value are refused by name
     assert not native.covers_norm_act_depthwise(x, torch.randn(16, 1, 5, 5), 1, 2)
 
 
@@ -241,6 +340,15 @@ def test_second_derivatives_are_pytorchs(act):
     taps = torch.rand(16, 1, 3, 3)
     got = penalty(lambda *inputs: batch_norm_act_depthwise(*inputs, 1e-5, act, taps, 2, 1)[0])
     want = penalty(lambda *inputs: F.conv2d(plain(*inputs), taps, None, 2, 1, 1, 16))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+    norm2 = torch.rand(16) + 0.5, torch.rand(16)
+    got = penalty(
+        lambda *inputs: batch_norm_act_depthwise_batch_norm_act(
+            *inputs, 1e-3, act, taps, 1, 1, *norm2, 1e-5, act
+        )[0]
+    )
+    want = penalty(lambda a, *norm: both_norms(a, taps, norm, norm2, act, act, 1, 1)[1])
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
