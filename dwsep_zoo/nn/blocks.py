@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dwsep_zoo.nn.chain import Chain, chain, is_heard
 from dwsep_zoo.nn.conv import ConvOp, Gate
-from dwsep_zoo.nn.layers import Act, Layers, Mid
+from dwsep_zoo.nn.layers import Act, Layers, Mid, PointwiseConv2d
 from dwsep_zoo.ops import plain, pool_beside
 
 
@@ -57,9 +57,9 @@ class SqueezeExcite(nn.Module):
     ):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.reduce = nn.Conv2d(chans, squeeze_chans, 1)
+        self.reduce = PointwiseConv2d(chans, squeeze_chans, bias=True)
         self.act = act()
-        self.expand = nn.Conv2d(squeeze_chans, chans, 1)
+        self.expand = PointwiseConv2d(squeeze_chans, chans, bias=True)
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -81,13 +81,11 @@ class DepthwiseConv2d(nn.Conv2d):
 class PointwiseConv2d(nn.Conv2d):
     """1 x 1 ``nn.Conv2d`` with :func:`pointwise_conv2d` as operator."""
 
-    def __init__(self, in_chans: int, out_chans: int):
-        super().__init__(in_chans, out_chans, 1, bias=False)
+    def __init__(self, in_chans: int, out_chans: int, bias: bool = False):
+        super().__init__(in_chans, out_chans, 1, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.bias is not None:  # after norms were folded
-            return super().forward(input)
-        return pointwise_conv2d(input, self.weight)
+        return pointwise_conv2d(input, self.weight, self.bias)
 
 
 @dataclass(frozen=True)

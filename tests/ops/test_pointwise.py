@@ -16,17 +16,20 @@ def is_a_product(y):
     return "Convolution" not in y.grad_fn.name()
 
 
-def test_equals_conv2d():
+@pytest.mark.parametrize("biased", [False, True])
+def test_equals_conv2d(biased):
     x, weight = operands()
+    bias = torch.randn(40, requires_grad=True) if biased else None
+    leaves = (x, weight, bias) if biased else (x, weight)
     with torch.autocast("cpu", torch.bfloat16):
-        y = pointwise_conv2d(x, weight)
+        y = pointwise_conv2d(*leaves)
     assert is_a_product(y)
     assert y.dtype is torch.bfloat16
     assert y.is_contiguous(memory_format=torch.channels_last)
     grad = torch.randn(y.shape).to(torch.bfloat16)
-    got = (y, *torch.autograd.grad(y, (x, weight), grad))
-    exact = F.conv2d(x.double(), weight.double())
-    want = (exact, *torch.autograd.grad(exact, (x, weight), grad.double()))
+    got = (y, *torch.autograd.grad(y, leaves, grad))
+    exact = F.conv2d(*[leaf.double() for leaf in leaves])
+    want = (exact, *torch.autograd.grad(exact, leaves, grad.double()))
     for ours, theirs in zip(got, want, strict=True):
         assert (ours.double() - theirs).abs().max() < 1e-2 * theirs.abs().max()
 
