@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
 from dwsep_zoo.training.progressive import resize, training_size
+from dwsep_zoo.training.views import average
 
 Batch = tuple[Tensor, Tensor]
 
@@ -130,9 +131,8 @@ class LitClassifier(L.LightningModule):
 
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
         images, labels = batch
-        logits = self(images).float()
-        if self.recipe["eval_flip"]:
-            logits = (logits + self(images.flip(-1)).float()) / 2
+        flip, shift = self.recipe["eval_flip"], self.recipe["eval_shift"]
+        logits = average(self, images, flip=flip, shift=shift)
         self._update(split, F.cross_entropy(logits, labels), logits, labels)
         return logits
 

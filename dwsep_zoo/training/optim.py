@@ -146,7 +146,7 @@ def check_recipe(recipe: dict[str, Any]) -> None:
     optional = ("model_ema_decay", "layer_decay")
     for key in (*positive, *not_negative, *below_one, "layer_decay", "full_size_from"):
         check_number(f"recipe.{key}", recipe[key], optional=key in optional)
-    for key in ("decay_norm_and_bias", "decay_depthwise", "eval_flip"):
+    for key in ("decay_norm_and_bias", "decay_depthwise", "eval_flip", "eval_shift"):
         if not isinstance(recipe[key], bool):
             raise UserError(f"recipe.{key} must be true or false; got {recipe[key]!r}")
     betas = recipe["betas"]

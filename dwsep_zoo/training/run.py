@@ -37,6 +37,7 @@ from dwsep_zoo.training.record import Record, now, provenance
 from dwsep_zoo.training.search import check_search, search_recipe
 from dwsep_zoo.training.setup import Setup, set_up
 from dwsep_zoo.training.trainer import check_space, check_trainer, create_trainer
+from dwsep_zoo.training.views import in_words
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -362,8 +363,8 @@ def _say_result(cfg: dict[str, Any], folder: Path, result: dict[str, Any]) -> No
         which = "the last state"
         if "best_epoch" in result:
             which = f"the checkpoint of epoch {result['best_epoch']}, the best on validation"
-        if cfg["recipe"]["eval_flip"]:
-            which += "; each image and its mirror image averaged"
+        if averaged := in_words(cfg["recipe"]):
+            which += f"; {averaged}"
         log.info("test accuracy %.2f %% (%s)", 100 * result["metrics"]["test/acc"], which)
     log.info("%s   training %.0f s", _latency_line(result["latency"][0]), result["time"]["train_s"])
     log.info("run folder  %s", folder)

@@ -94,6 +94,7 @@ def test_constant():
         ("recipe.momentum=null", "recipe.momentum must be a number; got None"),
         ("recipe.full_size_from=null", "recipe.full_size_from must be a number; got None"),
         ("recipe.eval_flip=maybe", "recipe.eval_flip must be true or false; got 'maybe'"),
+        ("recipe.eval_shift=1", "recipe.eval_shift must be true or false; got 1"),
         ("recipe.betas=[0.9]", r"recipe.betas must be two numbers.*got \[0.9\]"),
         ("recipe.optimizer=sdg", "unknown recipe.optimizer 'sdg'; did you mean 'sgd'"),
         ("recipe.schedule=cos", "unknown recipe.schedule 'cos'; did you mean 'cosine'"),

@@ -215,17 +215,21 @@ def test_clipped_gradients(run, tmp_path, precision):
             torch.testing.assert_close(ends[1][name], weight, rtol=0, atol=1e-6)
 
 
-def test_an_image_and_its_mirror_image_are_averaged(run, tmp_path, monkeypatch):
-    recipe = compose_config(["recipe.eval_flip=true", "paths.output_dir=unused"])["recipe"]
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+def test_outputs_for_several_views_are_averaged(run, tmp_path, monkeypatch):
+    overrides = ["recipe.eval_flip=true", "recipe.eval_shift=true"]
+    recipe = compose_config([*overrides, "paths.output_dir=unused"])["recipe"]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(27, 3))
     module = LitClassifier(model, num_classes=3, recipe=recipe, seed=0, description={})
     seen = {}
     monkeypatch.setattr(module, "log", lambda name, *_, **__: seen.setdefault(name, 1))
-    images, labels = torch.randn(50, 3, 2, 2), torch.zeros(50, dtype=torch.int64)
-    want = (model(images) + model(images.flip(3))).argmax(1)
+    images, labels = torch.randn(50, 3, 3, 3), torch.zeros(50, dtype=torch.int64)
+    moved = [images, images[..., [1, 0, 1], :][..., [1, 0, 1]]]  # to the lower right
+    moved.append(images[..., [1, 2, 1], :][..., [1, 2, 1]])
+    want = sum(model(view) + model(view.flip(3)) for view in moved).argmax(1)
     assert not torch.equal(model(images).argmax(1), want)
     assert torch.equal(module.test_step((images, labels), 0)["predicted"], want)
     assert "test/acc" in seen
-    run("run", "recipe.eval_flip=true")
+    run("run", *overrides)
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "the best on validation; each image and its mirror image averaged)" in log
+    said = "each image and the same moved by a pixel to two sides and mirrored averaged"
+    assert f"the best on validation; {said})" in log
