@@ -4,8 +4,9 @@
   channels_last, and this project's kernels.
 * plain: float32, NCHW, and PyTorch's own operators.
 
-Both see the same batches and begin with the same weights. The claim is on test error. Rounding alone
-makes two trainings differ by some tenths of a point, so the interval of the difference is told, too.
+Both see the same batches and begin with the same weights. The claim is on test error. Rounding
+alone makes two trainings differ by some tenths of a point, so the interval of the difference is
+told, too.
 
     python benchmarks/accuracy_parity.py --root data/cifar10    # CIFAR-10 as pictures in folders
 

@@ -139,11 +139,11 @@ def machine(device: str = "cpu") -> str:
     A product's name says little: virtual machines that call their processor the same multiply
     bfloat16 matrices at rates that differ by a factor of two.
     """
-    name = device_name(torch.device(device))
     dtype = torch.bfloat16 if auto_precision(device) == "bf16-mixed" else torch.float32
     return (
-        f"{name}, {torch.get_num_threads()} threads, {_gflop_s(device, dtype):,.0f} GFLOP/s in large "
-        f"products of {str(dtype).removeprefix('torch.')} matrices; "
+        f"{device_name(torch.device(device))}, {torch.get_num_threads()} threads, "
+        f"{_gflop_s(device, dtype):,.0f} GFLOP/s in large products of "
+        f"{str(dtype).removeprefix('torch.')} matrices; "
         f"torch {torch.__version__}, Python {platform.python_version()}."
     )
 
