@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dwsep_zoo.nn.layers import ACT_MODULES, DepthwiseConv2d, PointwiseConv2d
 from dwsep_zoo.ops import (
+    act_depthwise,
     batch_norm_act,
     batch_norm_act_depthwise,
     batch_norm_act_depthwise_batch_norm_act,
@@ -18,7 +19,13 @@ from dwsep_zoo.ops import (
     plain,
 )
 from dwsep_zoo.ops.dtype import autocast_dtype
-from dwsep_zoo.ops.norm import covers, covers_both_norms, covers_depthwise, covers_expand
+from dwsep_zoo.ops.norm import (
+    covers,
+    covers_act,
+    covers_both_norms,
+    covers_depthwise,
+    covers_expand,
+)
 
 _NAMES = {module: name for name, module in ACT_MODULES.items()}
 
@@ -33,12 +40,18 @@ class Chain(nn.Sequential):
 def chain(x: Tensor, *modules: nn.Module) -> Tensor:
     """The modules one after the other, some of them at once.
 
-    In training a norm, an activation behind it and a depthwise 3 x 3 convolution (on a GPU also
-    5 x 5) behind that are one operation, also where one block ends with the first and the next
-    begins with the last: :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`. So are on a CPU another
-    norm and activation behind them, :func:`~dwsep_zoo.ops.batch_norm_act_depthwise_batch_norm_act`,
-    and on a GPU the expansion in front, :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`. Whatever
-    these do not cover, and modules that somebody listens to, are called one by one.
+    In training, and also where one block ends with the first and the next begins with the last:
+
+    * a norm and an activation: :func:`~dwsep_zoo.ops.batch_norm_act`;
+    * with a depthwise 3 x 3 convolution behind them, on a GPU also 5 x 5:
+      :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`;
+    * on a CPU with another norm and activation behind that:
+      :func:`~dwsep_zoo.ops.batch_norm_act_depthwise_batch_norm_act`;
+    * on a CPU an activation and a depthwise convolution: :func:`~dwsep_zoo.ops.act_depthwise`;
+    * on a GPU an expansion, norm, activation and depthwise convolution:
+      :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`.
+
+    Whatever these do not cover, and modules that somebody listens to, are called one by one.
     """
     if not _may_fuse(x):
         for module in modules:
@@ -47,17 +60,24 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
     steps = [*_flat(modules)]
     while steps:
         module = steps.pop(0)
-        if _is_normalised(module, x, x.shape[1]) and covers(x):
-            x = _normalise(x, module, steps)
-        elif _is_expansion(module, x) and (y := _expand(x, module, steps)) is not None:
-            x = y
-        else:
-            x = module(x)
+        y = _at_once(x, module, steps)
+        x = module(x) if y is None else y
     return x
 
 
+def _at_once(x: Tensor, module: nn.Module, behind: list[nn.Module]) -> Tensor | None:
+    """The module and what can be computed with it, which is taken from what is ``behind``."""
+    if _is_normalised(module, x, x.shape[1]) and covers(x):
+        return _normalise(x, module, behind)
+    if _is_activation(module):
+        return _activate(x, module, behind)
+    if _is_expansion(module, x):
+        return _expand(x, module, behind)
+    return None
+
+
 def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tensor:
-    """The norm and what can be computed with it, which is taken from what is ``behind``."""
+    """The norm, its activation and the depthwise convolution with its norm, as far as there are."""
     inputs = (x, norm.weight, norm.bias, norm.eps, _take_activation(behind))
     if not (
         behind
@@ -91,6 +111,19 @@ def _arguments(conv: DepthwiseConv2d) -> tuple[Tensor, int, int]:
 def _take_activation(behind: list[nn.Module]) -> str:
     """Its name, if there is one."""
     return _NAMES[type(behind.pop(0))] if behind and _is_activation(behind[0]) else "identity"
+
+
+def _activate(x: Tensor, act: nn.Module, behind: list[nn.Module]) -> Tensor | None:
+    """Activation and depthwise convolution, if the latter is what there is."""
+    if not (
+        behind
+        and _is_depthwise(conv := behind[0], x)
+        and (x.requires_grad or conv.weight.requires_grad)
+        and covers_act(x, *_arguments(conv))
+    ):
+        return None
+    del behind[0]
+    return act_depthwise(x, _NAMES[type(act)], *_arguments(conv))
 
 
 def _expand(x: Tensor, expand: PointwiseConv2d, behind: list[nn.Module]) -> Tensor | None:

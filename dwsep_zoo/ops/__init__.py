@@ -3,6 +3,7 @@
 from dwsep_zoo.ops.depthwise import depthwise_conv2d
 from dwsep_zoo.ops.fallback import fallbacks, plain, plain_kernels
 from dwsep_zoo.ops.norm import (
+    act_depthwise,
     batch_norm_act,
     batch_norm_act_depthwise,
     batch_norm_act_depthwise_batch_norm_act,
@@ -12,6 +13,7 @@ from dwsep_zoo.ops.pointwise import pointwise_conv2d
 from dwsep_zoo.ops.pool import pool_beside
 
 __all__ = [
+    "act_depthwise",
     "batch_norm_act",
     "batch_norm_act_depthwise",
     "batch_norm_act_depthwise_batch_norm_act",

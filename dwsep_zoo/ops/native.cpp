@@ -6,6 +6,7 @@
 // same. Sums are taken over pieces whose limits do not depend on the number of threads, and added in
 // order: the result is the same with any. native.py compiles this and calls it.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -364,7 +365,7 @@ static void norm_act_backward(const Norm &a, const void *grad, const void *x, vo
     grad_of_input<type, left>(a, is_kept(act) ? dx : grad, x, dx, slopes, threads);
 }
 
-// ---- depthwise gradients --------------------------------------------------------------------------
+// ---- depthwise gradients, 5 x 5 and 7 x 7 -----------------------------------------------------------
 //
 // One sweep over the rows of an image: each row of x meets the K rows of grad that it had a part in,
 // from which come its own gradient and what it adds to the weight's. The output that tap (i, j) of
@@ -379,55 +380,7 @@ struct Depthwise {
 
 // Rows in a buffer are of 16 channels in float, and have K - 1 zeros on both sides.
 
-// A whole row of x against the three of grad: all weights stay in registers.
-template <Type type>
-INLINE void row_3x3(const Depthwise &a, const float *const grads[3], long at, const vec taps[3][3],
-                    vec dtaps[3][3]) {
-    vec g[3][3];
-    for (int i = 0; i < 3; i++)
-        for (int j = 1; j < 3; j++) g[i][j] = load(grads[i] + (a.padding - j) * V);
-    for (long w = 0; w < a.width; w++, at += a.chans) {
-        const vec value = load<type>(a.x, at);
-        vec sum = {};
-        for (int i = 0; i < 3; i++) {
-            g[i][0] = load(grads[i] + (w + a.padding) * V);
-            for (int j = 0; j < 3; j++) {
-                sum += taps[i][j] * g[i][j];
-                dtaps[i][j] += value * g[i][j];
-            }
-            g[i][2] = g[i][1];
-            g[i][1] = g[i][0];
-        }
-        if (a.dx) store<type>(a.dx, at, sum);
-    }
-}
-
-// The same for stride 2, where only every other tap meets a pixel: of the rows of taps the middle
-// one (first = 1) or the outer two (first = 0), and likewise of the columns.
-template <Type type, int first>
-INLINE void row_3x3_stride_2(const Depthwise &a, const float *const grads[3], long at,
-                             const vec taps[3][3], vec dtaps[3][3]) {
-    for (long q = a.padding; q < a.width + a.padding; q++, at += a.chans) {
-        const vec value = load<type>(a.x, at);
-        vec sum = {};
-        for (int i = first; i < 3; i += 2) {
-            const float *g = grads[i] + (q >> 1) * V;
-            if (q & 1) {
-                const vec middle = load(g);
-                sum += taps[i][1] * middle;
-                dtaps[i][1] += value * middle;
-            } else {
-                const vec left = load(g), right = load(g - V);
-                sum += taps[i][0] * left + taps[i][2] * right;
-                dtaps[i][0] += value * left;
-                dtaps[i][2] += value * right;
-            }
-        }
-        if (a.dx) store<type>(a.dx, at, sum);
-    }
-}
-
-// A row of x against one of grad, where all weights are too many for the registers.
+// A row of x against one of grad: all weights are too many for the registers.
 template <int K>
 INLINE void row_stride_1(const Depthwise &a, const float *grad, const float *x, float *dx,
                          const float *taps, float *dtaps) {
@@ -473,12 +426,7 @@ INLINE void image_backward(const Depthwise &a, long image, long first, float *dw
     const float *const zeros = buffer + (K - 1) * V;
     float *const x = buffer + (K - 1) * V + row, *const dx = x + row, *const grads = dx + row;
     float taps[K * K * V], dtaps[K * K * V] = {};
-    vec t[3][3], d[3][3] = {};
-    for (int i = 0; i < K * K; i++) {
-        const vec tap = load(a.weight + i * a.chans + c);
-        if (K == 3) t[i / 3][i % 3] = tap;
-        else store(taps + i * V, tap);
-    }
+    for (int i = 0; i < K * K; i++) store(taps + i * V, load(a.weight + i * a.chans + c));
     long next = 0; // row of grad that is not there yet
     for (long h = 0; h < a.height; h++) {
         const long at = (image * a.height + h) * a.width * a.chans + c;
@@ -493,12 +441,6 @@ INLINE void image_backward(const Depthwise &a, long image, long first, float *dw
             const bool none = o < 0 || o % stride || o / stride >= a.out_height;
             rows[i] = none ? zeros : grads + o / stride % K * row;
         }
-        if (K == 3) {
-            if (stride == 1) row_3x3<type>(a, rows, at, t, d);
-            else if ((h + a.padding) & 1) row_3x3_stride_2<type, 1>(a, rows, at, t, d);
-            else row_3x3_stride_2<type, 0>(a, rows, at, t, d);
-            continue;
-        }
         memset(dx, 0, sizeof(float) * V * a.width);
         for (long w = 0; w < a.width; w++) store(x + w * V, load<type>(a.x, at + w * a.chans));
         for (int i = 0; i < K; i++) {
@@ -511,8 +453,6 @@ INLINE void image_backward(const Depthwise &a, long image, long first, float *dw
             for (long w = 0; w < a.width; w++)
                 store<type>(a.dx, at + w * a.chans, load(dx + w * V));
     }
-    if (K == 3)
-        for (int i = 0; i < 9; i++) store(dtaps + i * V, d[i / 3][i % 3]);
     for (int i = 0; i < K * K; i++)
         for (long j = first - c; j < V; j++) dweight[i * a.chans + c + j] += dtaps[i * V + j];
 }
@@ -542,6 +482,8 @@ static void depthwise_backward(const Depthwise &a, float *dweight, long images, 
 }
 
 // ---- batch norm, activation and 3 x 3 depthwise convolution -----------------------------------------
+//
+// The norm may be missing: then mean and shift are 0 and scale is 1.
 //
 // What lies between norm and convolution is never stored: both directions compute it anew from x, a
 // row of an image at a time. A block of channels is worked on together, so that memory is read in
@@ -713,7 +655,7 @@ static void convolve(const NormDepthwise &a, long first, long last, long part, R
 template <Type type, Act act, int stride>
 static void norm_act_depthwise(const NormDepthwise &a, void *y, const float *weight,
                                const float *bias, float *moments, int threads) {
-    find_stats<type>(a.norm, a.x, weight, bias, threads);
+    if (weight) find_stats<type>(a.norm, a.x, weight, bias, threads);
     for_pieces(a, a.width, threads, [&](long piece, long first, long last, long part, Rows &rows) {
         if (moments)
             convolve<type, act, stride, true>(a, first, last, part, rows, y,
@@ -789,7 +731,7 @@ INLINE void row_backward(const NormDepthwise &a, const float *const grads[3], lo
         if (stride == 1 || (w + padding) % 2 == 0) meet(std::integral_constant<int, 0>());
         else meet(std::integral_constant<int, 1>());
         const vec g = slope<act>(sum[0] + sum[1] + sum[2], z);
-        store<type>(dx, at, g);
+        if (dx) store<type>(dx, at, g);
         one += g;
         two += g * (x - mean);
     }
@@ -851,6 +793,7 @@ static void norm_act_depthwise_backward(const NormDepthwise &a, const Incoming &
                });
     add_pieces(sums, pieces, 11 * chans, sums);
     channels_first(sums, chans, 9, dtaps);
+    if (!dweight) return;
     const Slopes slopes(a.norm, sums + 9 * chans, dweight, dbias);
     grad_of_input<type, IDENTITY>(a.norm, dx, a.x, dx, slopes, threads);
 }
@@ -880,15 +823,19 @@ static void norm_act_depthwise_backward(const NormDepthwise &a, const Incoming &
     default: return f<type, IDENTITY, 2>(__VA_ARGS__);                                   \
     }
 
-#define BY_SIZE(type, stride)                                                        \
-    switch (size) {                                                                  \
-    case 3: return depthwise_backward<type, 3, stride>(a, dweight, images, threads); \
-    case 5: return depthwise_backward<type, 5, stride>(a, dweight, images, threads); \
-    default: return depthwise_backward<type, 7, stride>(a, dweight, images, threads); \
-    }
+#define BY_SIZE(type, stride)                                                       \
+    if (size == 5) return depthwise_backward<type, 5, stride>(a, dweight, images, threads); \
+    return depthwise_backward<type, 7, stride>(a, dweight, images, threads);
 
 static Norm norm_of(long rows, long chans, double eps, float *stats) {
     return {rows, chans, eps, stats, stats + chans, stats + 2 * chans, stats + 3 * chans};
+}
+
+// The stats of a norm that changes nothing.
+static std::vector<float> no_norm(long chans) {
+    std::vector<float> stats(4 * chans);
+    std::fill(stats.begin() + chans, stats.begin() + 3 * chans, 1.0f); // variance and scale
+    return stats;
 }
 
 static void apply_by_type(const Norm &a, const void *y, void *z, int bf16, int act, int threads) {
@@ -921,8 +868,8 @@ void dwsep_norm_act_backward(const void *grad, const void *x, float *stats, void
     BY_ACT(norm_act_backward, FLOAT, act, a, grad, x, dx, dweight, dbias, threads)
 }
 
-// The gradients of x, if dx is not null, and of filters, (chans, size, size). size: 3, 5 or 7;
-// stride: 1 or 2; padding: 0 ... size - 1.
+// The gradients of x, if dx is not null, and of filters, (chans, size, size). size: 5 or 7; stride: 1
+// or 2; padding: 0 ... size - 1.
 void dwsep_depthwise_backward(const void *grad, const void *x, const float *filters, void *dx,
                               float *dfilters, long images, long chans, long height, long width,
                               long out_height, long out_width, int size, int stride, int padding,
@@ -931,9 +878,9 @@ void dwsep_depthwise_backward(const void *grad, const void *x, const float *filt
     const Depthwise a = {grad,   x,     taps.data(), dx,        chans,
                          height, width, out_height,  out_width, padding};
     const auto backward = [&](float *dweight) {
-        if (bf16 && stride == 1) BY_SIZE(BF16, 1)
-        if (bf16) BY_SIZE(BF16, 2)
-        if (stride == 1) BY_SIZE(FLOAT, 1)
+        if (bf16 && stride == 1) { BY_SIZE(BF16, 1) }
+        if (bf16) { BY_SIZE(BF16, 2) }
+        if (stride == 1) { BY_SIZE(FLOAT, 1) }
         BY_SIZE(FLOAT, 2)
     };
     std::vector<float> dtaps(taps.size());
@@ -941,15 +888,16 @@ void dwsep_depthwise_backward(const void *grad, const void *x, const float *filt
     channels_first(dtaps.data(), chans, size * size, dfilters);
 }
 
-// y, the depthwise convolution of act(norm(x)) with filters of (chans, 3, 3). Where z is not null, it
-// becomes act2(norm2(y)). The rest is as above.
+// y, the depthwise convolution of act(norm(x)) with filters of (chans, 3, 3), or, where stats is null,
+// of act(x). Where z is not null, it becomes act2(norm2(y)). The rest is as above.
 void dwsep_norm_act_depthwise(const void *x, void *y, void *z, const float *weight,
                               const float *bias, const float *filters, const float *weight2,
                               const float *bias2, float *stats, float *stats2, long images,
                               long chans, long height, long width, long out_height, long out_width,
                               double eps, double eps2, int stride, int padding, int bf16, int act,
                               int act2, int threads) {
-    const Norm n = norm_of(images * height * width, chans, eps, stats);
+    std::vector<float> none = stats ? std::vector<float>() : no_norm(chans);
+    const Norm n = norm_of(images * height * width, chans, eps, stats ? stats : none.data());
     const NormDepthwise a = {n,      x,     channels_last(filters, chans, 9, bf16), images,
                              height, width, out_height, out_width, padding};
     std::vector<float> moments(z ? a.pieces() * 2 * chans : 0);
@@ -965,8 +913,9 @@ void dwsep_norm_act_depthwise(const void *x, void *y, void *z, const float *weig
     apply_by_type(n2, y, z, bf16, act2, threads);
 }
 
-// The gradients of x, of weight and bias, (chans,), of filters, and, where y is not null, of weight2
-// and bias2. grad is that of y, or else of z. kept: as large as grad, where act2 is SILU.
+// The gradients of x, of filters, and of weight and bias, (chans,), unless stats is null, and then dx
+// may be, too. Where y is not null, grad is that of z, and there are those of weight2 and bias2. kept:
+// as large as grad, where act2 is SILU.
 void dwsep_norm_act_depthwise_backward(const void *grad, const void *x, const void *y, void *kept,
                                        const float *filters, float *stats, float *stats2, void *dx,
                                        float *dweight, float *dbias, float *dfilters,
@@ -974,13 +923,15 @@ void dwsep_norm_act_depthwise_backward(const void *grad, const void *x, const vo
                                        long height, long width, long out_height, long out_width,
                                        double eps, double eps2, int stride, int padding, int bf16,
                                        int act, int act2, int threads) {
-    const Norm n = norm_of(images * height * width, chans, eps, stats);
+    std::vector<float> none = stats ? std::vector<float>() : no_norm(chans);
+    const Norm n = norm_of(images * height * width, chans, eps, stats ? stats : none.data());
     const NormDepthwise a = {n,      x,     channels_last(filters, chans, 9, bf16), images,
                              height, width, out_height, out_width, padding};
     const Norm n2 = norm_of(images * out_height * out_width, chans, eps2, stats2);
     const Incoming incoming =
         y ? incoming_by_type(n2, grad, y, kept, dweight2, dbias2, bf16, act2, threads)
           : Incoming{grad, nullptr, n2, {}, bf16 ? fill_as_it_is<BF16> : fill_as_it_is<FLOAT>};
+    if (!stats) dweight = nullptr;
     if (bf16)
         BY_ACT_AND_STRIDE(norm_act_depthwise_backward, BF16, a, incoming, dx, dweight, dbias,
                           dfilters, threads)

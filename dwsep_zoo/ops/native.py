@@ -179,6 +179,8 @@ def depthwise_backward(
         need_x: whether to compute the first one.
     """
     grad, (images, chans, *image) = _like(grad, x), x.shape
+    if weight.shape[-1] == 3:
+        return act_depthwise_backward(grad, x, weight, "identity", stride, padding, need_x=need_x)
     filters = weight.float().contiguous()
     grad_weight = torch.empty_like(filters)
     grad_x = torch.empty_like(x) if need_x else None
@@ -188,6 +190,26 @@ def depthwise_backward(
         *(weight.shape[-1], stride, padding, x.dtype is torch.bfloat16, torch.get_num_threads()),
     )
     return grad_x, grad_weight
+
+
+def act_depthwise(x: Tensor, taps: Tensor, act: str, stride: int, padding: int) -> Tensor:
+    """Activate and convolve depthwise, ``taps`` being the weight, ``(C, 1, 3, 3)``."""
+    return _forward(x, None, taps, (0.0, act), (stride, padding))[0]
+
+
+def act_depthwise_backward(
+    grad: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    act: str,
+    stride: int,
+    padding: int,
+    need_x: bool = True,
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of ``x`` (if it is needed) and ``taps`` of :func:`act_depthwise`."""
+    grad_x = torch.empty_like(x) if need_x else None
+    _, of_taps, _ = _backward(grad, x, grad_x, taps, None, (0.0, act), (stride, padding))
+    return grad_x, of_taps
 
 
 def norm_act_depthwise(
@@ -205,6 +227,7 @@ def norm_act_depthwise(
     What is normalised and activated is not rounded to the type of ``x``.
     """
     y, _, stats, _ = _forward(x, (weight, bias), taps, (eps, act), (stride, padding))
+    assert stats is not None
     return y, stats
 
 
@@ -232,6 +255,7 @@ def norm_act_depthwise_norm_act(
         *((weight2, bias2), (eps2, act2)),
     )
     assert z is not None
+    assert stats is not None
     assert stats2 is not None
     return z, y, stats, stats2
 
@@ -247,7 +271,9 @@ def norm_act_depthwise_backward(
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``weight``, ``bias`` and ``taps`` of :func:`norm_act_depthwise`."""
-    return _backward(grad, x, taps, stats, (eps, act), (stride, padding))[:4]
+    grad_x = torch.empty_like(x)
+    of_norm, of_taps, _ = _backward(grad, x, grad_x, taps, stats, (eps, act), (stride, padding))
+    return grad_x, *of_norm, of_taps
 
 
 def norm_act_depthwise_norm_act_backward(
@@ -265,26 +291,28 @@ def norm_act_depthwise_norm_act_backward(
     act2: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The same of :func:`norm_act_depthwise_norm_act`, then ``weight2`` and ``bias2``."""
-    return _backward(
-        *(grad, x, taps, stats, (eps, act), (stride, padding), y, stats2, (eps2, act2))
+    grad_x = torch.empty_like(x)
+    of_norm, of_taps, of_norm2 = _backward(
+        *(grad, x, grad_x, taps, stats, (eps, act), (stride, padding), y, stats2, (eps2, act2))
     )
+    return grad_x, *of_norm, of_taps, *of_norm2
 
 
 def _forward(
     x: Tensor,
-    norm: tuple[Tensor, Tensor],
+    norm: tuple[Tensor, Tensor] | None,
     taps: Tensor,
     how: tuple[float, str],
     shape: tuple[int, int],
     norm2: tuple[Tensor, Tensor] | None = None,
     how2: tuple[float, str] = (0.0, "identity"),
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """What the convolution gives, what the norm behind it does, and the stats of both norms."""
     (images, chans, *size), (stride, padding) = x.shape, shape
     image = [(side + 2 * padding - 3) // stride + 1 for side in size]
     y = torch.empty((images, chans, *image), dtype=x.dtype, memory_format=torch.channels_last)
-    stats = torch.empty(4, chans)
-    z, stats2 = (torch.empty_like(y), torch.empty(4, chans)) if norm2 else (None, None)
+    stats, stats2 = (torch.empty(4, chans) if pair else None for pair in (norm, norm2))
+    z = torch.empty_like(y) if norm2 else None
     affine, affine2 = (
         [t.float().contiguous() for t in pair] if pair else [None, None] for pair in (norm, norm2)
     )
@@ -299,18 +327,23 @@ def _forward(
 def _backward(
     grad: Tensor,
     x: Tensor,
+    grad_x: Tensor | None,
     taps: Tensor,
-    stats: Tensor,
+    stats: Tensor | None,
     how: tuple[float, str],
     shape: tuple[int, int],
     y: Tensor | None = None,
     stats2: Tensor | None = None,
     how2: tuple[float, str] = (0.0, "identity"),
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of ``x``, the first norm, ``taps``, and the second norm, if there is ``y``."""
+) -> tuple[tuple[Tensor, Tensor], Tensor, tuple[Tensor, Tensor]]:
+    """The gradients of the first norm, of ``taps`` and of the second norm.
+
+    That of ``x`` is written to ``grad_x``. A norm without stats is none, and its gradients mean
+    nothing.
+    """
     grad, (images, chans, *size) = _like(grad, x), x.shape
     filters = taps.float().contiguous()
-    grad_x, grad_taps = torch.empty_like(x), torch.empty_like(filters)
+    grad_taps = torch.empty_like(filters)
     weight, bias, weight2, bias2 = torch.empty(4, chans).unbind()
     # The slope of SiLU is too much work to be computed twice.
     kept = torch.empty_like(grad) if how2[1] == "silu" else None
@@ -320,7 +353,7 @@ def _backward(
         *(images, chans, *size, *grad.shape[2:]),
         *_settings(x, how, shape, how2),
     )
-    return grad_x, weight, bias, grad_taps, weight2, bias2
+    return (weight, bias), grad_taps, (weight2, bias2)
 
 
 def _settings(

@@ -38,10 +38,15 @@ def covers_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool
     return _kernels(x).covers_norm_act_depthwise(x, taps, stride, padding)
 
 
+def covers_act(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
+    """Whether :func:`act_depthwise` does, of which a GPU has none."""
+    return _kernels(x) is native and covers_depthwise(x, taps, stride, padding)
+
+
 def covers_both_norms(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
     """Whether :func:`batch_norm_act_depthwise_batch_norm_act` does, of which a GPU has none."""
-    covered = _kernels(x) is native and covers_depthwise(x, taps, stride, padding)
-    return covered and x.shape[0] > 1  # whatever the size, the second norm has two values
+    # Whatever the size of an image, the norm of two has more than one value.
+    return covers_act(x, taps, stride, padding) and x.shape[0] > 1
 
 
 def covers_expand(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
@@ -141,6 +146,30 @@ class _NormActDepthwise(torch.autograd.Function):
                 grad, x, taps, stats, ctx.eps, ctx.act, *ctx.shape
             )
         return of_x, of_weight, of_bias, None, None, of_taps, None, None
+
+
+def act_depthwise(x: Tensor, act: str, taps: Tensor, stride: int, padding: int) -> Tensor:
+    """An activation and a depthwise convolution; takes what :func:`covers_act` is true of."""
+    return _ActDepthwise.apply(x, act, taps, stride, padding)
+
+
+class _ActDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, act: str, taps: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.act, ctx.shape = act, (stride, padding)
+        ctx.save_for_backward(x, taps)
+        return native.act_depthwise(x, taps, act, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, taps = leaves = ctx.saved_tensors
+        grads: Sequence[Tensor | None]
+        if torch.is_grad_enabled():
+            grads = _grads(_depthwise(ACTS[ctx.act](x), taps, ctx), leaves, grad)
+        else:
+            grads = native.act_depthwise_backward(grad, x, taps, ctx.act, *ctx.shape)
+        of_x, of_taps = grads
+        return of_x, None, of_taps, None, None
 
 
 def batch_norm_act_depthwise_batch_norm_act(
@@ -283,9 +312,12 @@ def _norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str) -> 
 
 def _by_layers(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, ctx: Any) -> Tensor:
     """The same, and the depthwise convolution."""
-    z = _norm_act(x, weight, bias, ctx.eps, ctx.act)
+    return _depthwise(_norm_act(x, weight, bias, ctx.eps, ctx.act), taps, ctx)
+
+
+def _depthwise(x: Tensor, taps: Tensor, ctx: Any) -> Tensor:
     stride, padding = ctx.shape
-    return F.conv2d(z, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
+    return F.conv2d(x, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
 
 
 def _grads(y: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:

@@ -231,6 +231,47 @@ def test_another_norm_behind_it(act, act2, stride, calls, convolved, between_nor
     assert (calls, convolved) == ([], [])
 
 
+@pytest.fixture
+def activated(monkeypatch):
+    """Activation and stride of each call of the kernel without a norm."""
+    found = []
+    ours = native.act_depthwise
+    monkeypatch.setattr(
+        native, "act_depthwise", lambda *args: found.append(args[2:4]) or ours(*args)
+    )
+    return found
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("act", ACTS)
+def test_an_activation_in_front_of_a_depthwise_convolution(act, stride, frozen, activated):
+    x, conv = example()[0], depthwise(stride=stride)
+    conv.weight.requires_grad_(not frozen)
+    results = []
+    for kernels in (contextlib.nullcontext(), plain_kernels()):
+        leaf = x.detach().clone().requires_grad_()
+        with kernels:
+            y = chain(leaf * 1, ACTS[act](), conv)
+        leaves = [leaf] if frozen else [leaf, conv.weight]
+        results.append([y, *torch.autograd.grad(y.sin().sum(), leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert activated == [(act, stride)]
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["another size", "TensorFlow's padding", "a dense one", "two filters a channel"],
+)
+def test_an_activation_in_front_of_other_convolutions(case, activated):
+    conv = other_convolutions()[case].to(memory_format=torch.channels_last)
+    x = example()[0].detach()
+    got = chain(x, nn.ReLU(), conv)
+    assert activated == []
+    torch.testing.assert_close(got, conv(x.relu()), rtol=1e-4, atol=1e-5)
+
+
 def test_another_norm_that_somebody_listens_to(calls, convolved, between_norms):
     x, norm = example()
     norm2, heard = example()[1], []
@@ -300,13 +341,14 @@ DEPTHWISE_BEHIND_A_NORM = {
 
 
 @pytest.mark.parametrize("name", DEPTHWISE_BEHIND_A_NORM)
-def test_networks_use_it(name, convolved, between_norms):
+def test_networks_use_it(name, convolved, between_norms, activated):
     """Also from one block to the next. Only Xception has no norm between its factors."""
     model = create_model(name, num_classes=2, output_stride=8, width_mult=0.5)
     model = model.to(memory_format=torch.channels_last).train()
     model(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last))
     used, unused = (convolved, between_norms)[:: 1 if name == "xception" else -1]
     assert (len(used), len(unused)) == (DEPTHWISE_BEHIND_A_NORM[name], 0)
+    assert len(activated) == (11 if name == "xception" else 0)
 
 
 @pytest.fixture

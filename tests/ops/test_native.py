@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from dwsep_zoo.ops import (
+    act_depthwise,
     batch_norm_act,
     batch_norm_act_depthwise,
     batch_norm_act_depthwise_batch_norm_act,
@@ -17,7 +18,7 @@ from dwsep_zoo.ops import (
     depthwise_conv2d,
     native,
 )
-from dwsep_zoo.ops.norm import ACTS, covers_both_norms
+from dwsep_zoo.ops.norm import ACTS, covers_act, covers_both_norms
 
 TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
 CHANS = [16, 24, 40, 72, 100, 136]  # one vector, overlapping ones, blocks of 64, 32 and 16
@@ -148,6 +149,28 @@ def test_norm_activation_and_depthwise_convolution(dtype, tolerance, act, stride
         assert y.is_contiguous(memory_format=torch.channels_last)
         errors = [error(a, b) for a, b in zip(got, (exact, *moments, *found), strict=True)]
         assert [e < tolerance for e in errors] == [True] * 7, errors
+
+
+@compiled
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("stride", native.STRIDES)
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_activation_and_depthwise_convolution(dtype, tolerance, act, stride, padding):
+    for chans in (*CHANS, 264):
+        x = image_like(5, chans, 9, 12, dtype=dtype).mul_(4).requires_grad_()
+        taps = torch.randn(chans, 1, 3, 3).to(dtype).float().requires_grad_()
+        assert covers_act(x, taps, stride, padding)
+        y = act_depthwise(x, act, taps, stride, padding)
+        grad = image_like(*y.shape, dtype=dtype, seed=1)
+        got = (y, *torch.autograd.grad(y, (x, taps), grad))
+        leaves = [t.detach().double().requires_grad_() for t in (x, taps)]
+        exact = F.conv2d(ACTS[act](leaves[0]), leaves[1], None, stride, padding, 1, chans)
+        want = (exact, *torch.autograd.grad(exact, leaves, grad.double()))
+        assert y.dtype is dtype
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        errors = [error(a, b) for a, b in zip(got, want, strict=True)]
+        assert [e < tolerance for e in errors] == [True] * 3, errors
 
 
 def both_norms(x, taps, norm, norm2, act, act2, stride, padding):
@@ -329,7 +352,8 @@ def test_second_derivatives_are_pytorchs(act):
     def penalty(way):
         leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
         (gradient,) = torch.autograd.grad(way(*leaves).sin().sum(), leaves[:1], create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), leaves)
+        grads = torch.autograd.grad(gradient.square().sum(), leaves, allow_unused=True)
+        return [grad for grad in grads if grad is not None]
 
     def plain(a, *b):
         return ACTS[act](F.batch_norm(a, None, None, *b, True, 0, 1e-5))
@@ -340,6 +364,12 @@ def test_second_derivatives_are_pytorchs(act):
     taps = torch.rand(16, 1, 3, 3)
     got = penalty(lambda *inputs: batch_norm_act_depthwise(*inputs, 1e-5, act, taps, 2, 1)[0])
     want = penalty(lambda *inputs: F.conv2d(plain(*inputs), taps, None, 2, 1, 1, 16))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+    got = penalty(lambda a, *b: act_depthwise(a * b[0].view(-1, 1, 1), act, taps, 2, 1))
+    want = penalty(
+        lambda a, *b: F.conv2d(ACTS[act](a * b[0].view(-1, 1, 1)), taps, None, 2, 1, 1, 16)
+    )
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
     norm2 = torch.rand(16) + 0.5, torch.rand(16)
