@@ -95,7 +95,9 @@ def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tens
             *(*inputs, *convolution),
             *(norm2.weight, norm2.bias, norm2.eps, _take_activation(behind)),
         )
+        _update(norm, stats, x.numel() // x.shape[1])  # first, as they may be one module
         _update(norm2, stats2, y.numel() // y.shape[1])
+        return y
     else:
         del behind[0]
         y, stats = batch_norm_act_depthwise(*inputs, *convolution)

@@ -174,7 +174,7 @@ struct Norm {
     // Rows whose sums are taken at once: the more, the less exact they are.
     long piece() const { return least((rows + 255) / 256 < 64 ? 64 : (rows + 255) / 256, 1024); }
     long pieces() const { return (rows + piece() - 1) / piece(); }
-    double part(long i) const { return (double)least(piece(), rows - i * piece()) / rows; }
+    double share(long i) const { return (double)least(piece(), rows - i * piece()) / rows; }
 };
 
 // Mean, and sum of the squares of x - mean; of 16 n channels. Sums are of x - near, near being the
@@ -200,20 +200,20 @@ INLINE void moments(const Norm &a, const void *x, long begin, long end, long c, 
 }
 
 // Mean, variance, scale and shift of each channel from those moments of pieces, of which the i-th is
-// that part(i) of the rows; Chan et al. 1983, equation 2.1.
+// that share(i) of the rows; Chan et al. 1983, equation 2.1.
 template <typename F>
-static void merge_moments(const Norm &a, const float *sums, long pieces, F part,
+static void merge_moments(const Norm &a, const float *sums, long pieces, F share,
                           const float *weight, const float *bias) {
     for (long begin = 0; begin < a.chans; begin += 256) {
         const long n = least(256, a.chans - begin);
         double mean[256] = {}, squares[256] = {};
         for (long i = 0; i < pieces; i++)
-            for (long j = 0; j < n; j++) mean[j] += part(i) * sums[i * 2 * a.chans + begin + j];
+            for (long j = 0; j < n; j++) mean[j] += share(i) * sums[i * 2 * a.chans + begin + j];
         for (long i = 0; i < pieces; i++)
             for (long j = 0; j < n; j++) {
                 const float *piece = sums + i * 2 * a.chans + begin + j;
                 const double d = piece[0] - mean[j];
-                squares[j] += piece[a.chans] / a.rows + part(i) * d * d;
+                squares[j] += piece[a.chans] / a.rows + share(i) * d * d;
             }
         for (long j = 0; j < n; j++) {
             const long c = begin + j;
@@ -276,7 +276,7 @@ static void find_stats(const Norm &a, const void *x, const float *weight, const 
             moments<type, n>(a, x, i * size, least(a.rows, (i + 1) * size), c,
                              sums + i * 2 * a.chans);
         });
-    merge_moments(a, sums, pieces, [&](long i) { return a.part(i); }, weight, bias);
+    merge_moments(a, sums, pieces, [&](long i) { return a.share(i); }, weight, bias);
 }
 
 // Normalise by what find_stats or merge_moments found, and activate.
@@ -506,7 +506,7 @@ struct NormDepthwise {
     // Images whose sums are taken at once.
     long piece() const { return (images + 31) / 32; }
     long pieces() const { return (images + piece() - 1) / piece(); }
-    double part(long i) const { return (double)least(piece(), images - i * piece()) / images; }
+    double share(long i) const { return (double)least(piece(), images - i * piece()) / images; }
 };
 
 // Pixels of 16 k channels from memory to rows in a buffer, whose vectors lie so far apart.
@@ -576,7 +576,7 @@ INLINE void convolve_row(const float *top, const float *middle, const float *bot
         const vec sum = sums[0] + sums[1] + sums[2];
         store<type>(y, at, sum);
         if (!counted) continue;
-        const vec d = sum - near;
+        const vec d = load<type>(y, at) - near; // rounded, as the norm will read it
         one += d;
         two += d * d;
     }
@@ -619,21 +619,21 @@ static void convolve(const NormDepthwise &a, long first, long last, long part, R
                     for (int j = 0; j < 3; j++)
                         taps[3 * i + j] = load(&a.taps[(3 * i + j) * chans + c]);
                 }
-                const auto convolve = [&](vec near, vec &one, vec &two) {
+                const auto write_row = [&](vec near, vec &one, vec &two) {
                     convolve_row<type, stride, counted>(row[0], row[1], row[2], taps, y, at,
                                                         a.out_width, chans, near, one, two);
                 };
                 vec one = {}, two = {};
                 if (!counted) {
-                    convolve(vec{}, one, two);
+                    write_row(vec{}, one, two);
                     continue;
                 }
                 if (image == first && o == 0) { // the first row twice: there is no mean yet
-                    convolve(vec{}, one, two);
+                    write_row(vec{}, one, two);
                     own[k].mean = one / width;
                 }
                 one = own[k].one, two = own[k].two;
-                convolve(own[k].mean, one, two);
+                write_row(own[k].mean, one, two);
                 own[k].one = one, own[k].two = two;
             }
         }
@@ -877,14 +877,14 @@ void dwsep_depthwise_backward(const void *grad, const void *x, const float *filt
     const std::vector<float> taps = channels_last(filters, chans, size * size, bf16);
     const Depthwise a = {grad,   x,     taps.data(), dx,        chans,
                          height, width, out_height,  out_width, padding};
-    const auto backward = [&](float *dweight) {
+    const auto find = [&](float *dweight) {
         if (bf16 && stride == 1) { BY_SIZE(BF16, 1) }
         if (bf16) { BY_SIZE(BF16, 2) }
         if (stride == 1) { BY_SIZE(FLOAT, 1) }
         BY_SIZE(FLOAT, 2)
     };
     std::vector<float> dtaps(taps.size());
-    backward(dtaps.data());
+    find(dtaps.data());
     channels_first(dtaps.data(), chans, size * size, dfilters);
 }
 
@@ -902,14 +902,14 @@ void dwsep_norm_act_depthwise(const void *x, void *y, void *z, const float *weig
                              height, width, out_height, out_width, padding};
     std::vector<float> moments(z ? a.pieces() * 2 * chans : 0);
     float *const to = z ? moments.data() : nullptr;
-    const auto convolve = [&] {
+    const auto write_y = [&] {
         if (bf16) BY_ACT_AND_STRIDE(norm_act_depthwise, BF16, a, y, weight, bias, to, threads)
         BY_ACT_AND_STRIDE(norm_act_depthwise, FLOAT, a, y, weight, bias, to, threads)
     };
-    convolve();
+    write_y();
     if (!z) return;
     const Norm n2 = norm_of(images * out_height * out_width, chans, eps2, stats2);
-    merge_moments(n2, to, a.pieces(), [&](long i) { return a.part(i); }, weight2, bias2);
+    merge_moments(n2, to, a.pieces(), [&](long i) { return a.share(i); }, weight2, bias2);
     apply_by_type(n2, y, z, bf16, act2, threads);
 }
 

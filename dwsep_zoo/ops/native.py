@@ -116,6 +116,7 @@ def covers_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bo
         and padding < size
         and weight.shape[0] == x.shape[1]
         and covers(x)
+        and min(x.shape[2:]) + 2 * padding >= size
     )
 
 
@@ -179,17 +180,21 @@ def depthwise_backward(
         need_x: whether to compute the first one.
     """
     grad, (images, chans, *image) = _like(grad, x), x.shape
+    grad_weight = torch.empty_like(weight, dtype=torch.float32)
     if weight.shape[-1] == 3:
-        return act_depthwise_backward(grad, x, weight, "identity", stride, padding, need_x=need_x)
+        grad_x, grad_filters = act_depthwise_backward(
+            grad, x, weight, "identity", stride, padding, need_x=need_x
+        )
+        return grad_x, grad_weight.copy_(grad_filters)
     filters = weight.float().contiguous()
-    grad_weight = torch.empty_like(filters)
+    grad_filters = torch.empty_like(filters)
     grad_x = torch.empty_like(x) if need_x else None
     _library().dwsep_depthwise_backward(
-        *_pointers(grad, x, filters, grad_x, grad_weight),
+        *_pointers(grad, x, filters, grad_x, grad_filters),
         *(images, chans, *image, *grad.shape[2:]),
         *(weight.shape[-1], stride, padding, x.dtype is torch.bfloat16, torch.get_num_threads()),
     )
-    return grad_x, grad_weight
+    return grad_x, grad_weight.copy_(grad_filters)
 
 
 def act_depthwise(x: Tensor, taps: Tensor, act: str, stride: int, padding: int) -> Tensor:
@@ -316,8 +321,9 @@ def _forward(
     affine, affine2 = (
         [t.float().contiguous() for t in pair] if pair else [None, None] for pair in (norm, norm2)
     )
+    filters = taps.float().contiguous()
     _library().dwsep_norm_act_depthwise(
-        *_pointers(x, y, z, *affine, taps.float().contiguous(), *affine2, stats, stats2),
+        *_pointers(x, y, z, *affine, filters, *affine2, stats, stats2),
         *(images, chans, *size, *image),
         *_settings(x, how, shape, how2),
     )
@@ -345,7 +351,7 @@ def _backward(
     filters = taps.float().contiguous()
     grad_taps = torch.empty_like(filters)
     weight, bias, weight2, bias2 = torch.empty(4, chans).unbind()
-    # The slope of SiLU is too much work to be computed twice.
+    # Its slope is too much work to be computed twice: is_kept in native.cpp.
     kept = torch.empty_like(grad) if how2[1] == "silu" else None
     _library().dwsep_norm_act_depthwise_backward(
         *_pointers(grad, x, y, kept, filters, stats, stats2),

@@ -5,12 +5,13 @@ of MobileNetV1's step in bfloat16. Here a pass is bound by memory (``native.cpp`
 is part of the norm's, and where a depthwise convolution follows, it takes what it needs of both:
 what lies between them is neither written nor read nor kept for the backward pass. On NVIDIA GPUs it
 is the same with Triton kernels (``triton_norm.py``), also with the expansion in front of them
-(``triton_expand.py``).
+(``triton_expand.py``). The transforms of ``torch.func`` do not know these operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -90,8 +91,8 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, stats = ctx.saved_tensors
         if torch.is_grad_enabled():  # second derivatives are wanted, which PyTorch's own have
-            y = _norm_act(x, weight, bias, ctx.eps, ctx.act)
-            return (*_grads(y, (x, weight, bias), grad), None, None)
+            again = partial(_norm_act, eps=ctx.eps, act=ctx.act)
+            return (*_grads(again, (x, weight, bias), grad), None, None)
         grads = _kernels(x).norm_act_backward(grad, x, stats, ctx.eps, ctx.act)
         return (*grads, None, None)
 
@@ -137,10 +138,10 @@ class _NormActDepthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *leaves, stats = ctx.saved_tensors
-        x, weight, bias, taps = leaves
+        x, _, _, taps = leaves
         if torch.is_grad_enabled():
-            y = _by_layers(x, weight, bias, taps, ctx)
-            of_x, of_weight, of_bias, of_taps = _grads(y, leaves, grad)
+            again = partial(_by_layers, ctx=ctx)
+            of_x, of_weight, of_bias, of_taps = _grads(again, leaves, grad)
         else:
             of_x, of_weight, of_bias, of_taps = _kernels(x).norm_act_depthwise_backward(
                 grad, x, taps, stats, ctx.eps, ctx.act, *ctx.shape
@@ -165,7 +166,7 @@ class _ActDepthwise(torch.autograd.Function):
         x, taps = leaves = ctx.saved_tensors
         grads: Sequence[Tensor | None]
         if torch.is_grad_enabled():
-            grads = _grads(_depthwise(ACTS[ctx.act](x), taps, ctx), leaves, grad)
+            grads = _grads(lambda x, taps: _depthwise(ACTS[ctx.act](x), taps, ctx), leaves, grad)
         else:
             grads = native.act_depthwise_backward(grad, x, taps, ctx.act, *ctx.shape)
         of_x, of_taps = grads
@@ -229,12 +230,10 @@ class _NormActDepthwiseNormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         *leaves, y, stats, stats2 = ctx.saved_tensors
-        x, weight, bias, taps, weight2, bias2 = leaves
+        x, _, _, taps, _, _ = leaves
         grads: Sequence[Tensor | None]
         if torch.is_grad_enabled():
-            y = _by_layers(x, weight, bias, taps, ctx)
-            z = _norm_act(y, weight2, bias2, ctx.eps2, ctx.act2)
-            grads = _grads(z, leaves, grad)
+            grads = _grads(partial(_between_norms, ctx=ctx), leaves, grad)
         else:
             stride, padding = ctx.shape
             grads = native.norm_act_depthwise_norm_act_backward(
@@ -293,10 +292,9 @@ class _ExpandNormActDepthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *leaves, rounded = ctx.saved_tensors[:6]
-        x, expand, weight, bias, taps = leaves
+        x, *_, taps = leaves
         if torch.is_grad_enabled():
-            y = _by_layers(F.conv2d(x, expand.to(x.dtype)), weight, bias, taps, ctx)
-            grads = _grads(y, leaves, grad)
+            grads = _grads(partial(_expanded, ctx=ctx), leaves, grad)
         else:
             kernels = _expansion_kernels(x)
             kept = kernels.Kept(*ctx.saved_tensors[6:])
@@ -311,8 +309,27 @@ def _norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str) -> 
 
 
 def _by_layers(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, ctx: Any) -> Tensor:
-    """The same, and the depthwise convolution."""
+    """Norm, activation and depthwise convolution as PyTorch's own operators."""
     return _depthwise(_norm_act(x, weight, bias, ctx.eps, ctx.act), taps, ctx)
+
+
+def _between_norms(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    taps: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    ctx: Any,
+) -> Tensor:
+    y = _by_layers(x, weight, bias, taps, ctx)
+    return _norm_act(y, weight2, bias2, ctx.eps2, ctx.act2)
+
+
+def _expanded(
+    x: Tensor, expand: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, ctx: Any
+) -> Tensor:
+    return _by_layers(F.conv2d(x, expand.to(x.dtype)), weight, bias, taps, ctx)
 
 
 def _depthwise(x: Tensor, taps: Tensor, ctx: Any) -> Tensor:
@@ -320,10 +337,14 @@ def _depthwise(x: Tensor, taps: Tensor, ctx: Any) -> Tensor:
     return F.conv2d(x, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
 
 
-def _grads(y: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
-    """Of the leaves that need one, so that they can be differentiated again."""
-    needed = [leaf for leaf in leaves if leaf.requires_grad]
-    found = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
+def _grads(
+    again: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor
+) -> list[Tensor | None]:
+    """Of those leaves that need one, differentiable; ``again`` computes the output from all."""
+    # One tensor may be two of them, and each has a gradient of its own.
+    apart = [leaf.view_as(leaf) for leaf in leaves]
+    needed = [leaf for leaf in apart if leaf.requires_grad]
+    found = iter(torch.autograd.grad(again(*apart), needed, grad, create_graph=True))
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 

@@ -280,6 +280,43 @@ def test_another_norm_that_somebody_listens_to(calls, convolved, between_norms):
     assert (convolved, between_norms, heard) == ([("relu", 1, 1)], [], [1])
 
 
+def other_norms():
+    without = example()[1]
+    without.momentum = None
+    return {
+        "in evaluation": example()[1].eval(),
+        "no statistics": nn.BatchNorm2d(24, track_running_stats=False),
+        "a mean of all": without,
+        "no weights": nn.BatchNorm2d(24, affine=False),
+    }
+
+
+@pytest.mark.parametrize("case", other_norms())
+def test_another_norm_of_another_kind(case, convolved, between_norms):
+    x, norm = example()
+    conv, norm2 = depthwise(), other_norms()[case]
+    got = chain(x, norm, nn.ReLU(), conv, norm2)
+    assert (convolved, between_norms) == ([("relu", 1, 1)], [])
+    with plain_kernels():
+        want = chain(x, copy.deepcopy(norm), nn.ReLU(), conv, copy.deepcopy(norm2))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_one_norm_twice(between_norms):
+    """Its statistics are those of the first, then of the second, and its gradients their sum."""
+    x, norm = example()
+    conv, results = depthwise(), []
+    for kernels in (contextlib.nullcontext(), plain_kernels()):
+        own = copy.deepcopy(norm)
+        with kernels:
+            y = chain(x, own, nn.ReLU(), conv, own, nn.SiLU())
+            grads = torch.autograd.grad(y.sin().sum(), [*own.parameters()], create_graph=True)
+        results.append([y, *grads, own.running_mean, own.running_var])
+    assert len(between_norms) == 1
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_an_image_whose_second_norm_has_one_value_is_refused_as_ever():
     x, norm = example()
     one = x[:1, :, :2, :2].detach().to(memory_format=torch.channels_last).requires_grad_()

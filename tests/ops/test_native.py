@@ -180,18 +180,20 @@ def both_norms(x, taps, norm, norm2, act, act2, stride, padding):
     return y, ACTS[act2](F.batch_norm(y, None, None, *norm2, True, 0, 1e-5))
 
 
-def in_two_operations(x, taps, norm, norm2, act, act2, stride):
-    y, stats = batch_norm_act_depthwise(x, *norm, 1e-3, act, taps, stride, 1)
+def in_two_operations(x, taps, norm, norm2, act, act2, stride, padding):
+    y, stats = batch_norm_act_depthwise(x, *norm, 1e-3, act, taps, stride, padding)
     z, stats2 = batch_norm_act(y, *norm2, 1e-5, act2)
     return z, *stats, *stats2
 
 
 @compiled
-@pytest.mark.parametrize("images", [20, 70])  # an image is a piece, or three of them
-@pytest.mark.parametrize("stride", native.STRIDES)
+@pytest.mark.parametrize("images", [20, 70])  # a piece has one image, or three
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 0), (2, 2)])
 @pytest.mark.parametrize("acts", [*zip(ACTS, reversed([*ACTS]), strict=True), ("relu", "relu6")])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
-def test_another_norm_and_activation_behind_the_convolution(dtype, tolerance, acts, stride, images):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.bfloat16, 1e-2)])
+def test_another_norm_and_activation_behind_the_convolution(
+    dtype, tolerance, acts, stride, padding, images
+):
     for chans in (16, 40, 136, 264) if images == 20 else (24,):
         x = (image_like(images, chans, 7, 6, dtype=torch.float32) * 3 + 5).to(dtype)
         norm, norm2 = (
@@ -200,15 +202,15 @@ def test_another_norm_and_activation_behind_the_convolution(dtype, tolerance, ac
         )
         taps = torch.randn(chans, 1, 3, 3).to(dtype).float()
         leaves = [t.requires_grad_() for t in (x, *norm, taps, *norm2)]
-        assert covers_both_norms(x, taps, stride, 1)
+        assert covers_both_norms(x, taps, stride, padding)
         z, stats, stats2 = batch_norm_act_depthwise_batch_norm_act(
-            x, *norm, 1e-3, acts[0], taps, stride, 1, *norm2, 1e-5, acts[1]
+            x, *norm, 1e-3, acts[0], taps, stride, padding, *norm2, 1e-5, acts[1]
         )
         grad = image_like(*z.shape, dtype=dtype, seed=1)
         got = (z, *stats, *stats2, *torch.autograd.grad(z, leaves, grad))
 
         exact = [t.detach().double().requires_grad_() for t in leaves]
-        y64, z64 = both_norms(exact[0], exact[3], exact[1:3], exact[4:], *acts, stride, 1)
+        y64, z64 = both_norms(exact[0], exact[3], exact[1:3], exact[4:], *acts, stride, padding)
         moments = [
             of(t.detach(), (0, 2, 3))
             for t in (exact[0], y64)
@@ -217,15 +219,32 @@ def test_another_norm_and_activation_behind_the_convolution(dtype, tolerance, ac
         want = (z64, *moments, *torch.autograd.grad(z64, exact, grad.double()))
         assert z.dtype is dtype
         assert z.is_contiguous(memory_format=torch.channels_last)
-        apart = in_two_operations(x, taps, norm, norm2, *acts, stride)
+        apart = in_two_operations(x, taps, norm, norm2, *acts, stride, padding)
         by_parts = (*apart, *torch.autograd.grad(apart[0], leaves, grad))
 
         def distance(ours, exact):
             return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
 
         # Rounding moves values past corners of the activation, where the slope is another one.
+        smooth = dtype is torch.float32 and acts == ("silu", "identity")
         for ours, parts, exactly in zip(got, by_parts, want, strict=True):
-            assert distance(ours, exactly) < max(tolerance, 2 * distance(parts, exactly))
+            if exactly.norm() < 1e-6 * grad.norm():  # a bias that the second norm takes away
+                continue
+            allowed = 0 if smooth else 2 * distance(parts, exactly)
+            assert distance(ours, exactly) < max(tolerance, allowed)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_filters_in_another_layout_or_type(dtype):
+    taps = torch.randn(3, 3, 24, 1, dtype=dtype).permute(2, 3, 0, 1)
+    x, one, zero = image_like(2, 24, 5, 5, dtype=torch.float32), torch.ones(24), torch.zeros(24)
+    y, _ = batch_norm_act_depthwise(x, one, zero, 1e-3, "relu", taps, 1, 1)
+    want, _ = both_norms(x, taps.float(), (one, zero), (one, zero), "relu", "relu", 1, 1)
+    torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
+    grad = image_like(*y.shape, dtype=torch.float32, seed=1)
+    _, of_taps = native.depthwise_backward(grad, x, taps, 1, 1, need_x=False)
+    assert of_taps.stride() == torch.empty_like(taps).stride()
 
 
 @compiled
@@ -320,6 +339,7 @@ def test_what_is_not_covered():
     assert not native.covers_depthwise(x, weight, 1, 3)
     assert not native.covers_depthwise(x, torch.randn(32, 1, 3, 3), 1, 1)
     assert not native.covers_depthwise(x, torch.randn(16, 1, 9, 9), 1, 4)
+    assert not native.covers_depthwise(x[:, :, :2], weight, 1, 0)  # no output
     assert native.covers_norm_act_depthwise(x, weight, 1, 1)
     assert covers_both_norms(x, weight, 1, 1)
     assert not covers_both_norms(x[:1], weight, 1, 1)  # norms of a value are refused by name
