@@ -196,9 +196,11 @@ def test_another_norm_and_activation_behind_the_convolution(
 ):
     for chans in (16, 40, 136, 264) if images == 20 else (24,):
         x = (image_like(images, chans, 7, 6, dtype=torch.float32) * 3 + 5).to(dtype)
+        # Of both signs, but not near 0: what then varies by less than it is rounded by is no image.
+        sign = 1 - 2 * (torch.arange(chans) % 2)
         norm, norm2 = (
-            [torch.linspace(a, 2, chans), torch.linspace(2, b, chans)]
-            for a, b in ((-1, -3), (1, 3))
+            [torch.linspace(0.5, 2, chans) * sign, torch.linspace(*bias, chans)]
+            for bias in ((2, -3), (-1, 3))
         )
         taps = torch.randn(chans, 1, 3, 3).to(dtype).float()
         leaves = [t.requires_grad_() for t in (x, *norm, taps, *norm2)]
