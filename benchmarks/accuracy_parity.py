@@ -40,7 +40,8 @@ def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) ->
         cfg = compose_config(
             [
                 *("experiment=cifar10_fast", "data=folder", f"data.root={root}", "trainer=cpu"),
-                *(f"model.width_mult={width_mult}", f"recipe.epochs={epochs}", f"seed={seed}"),
+                *(f"model.width_mult={width_mult}", "model.output_stride=16"),
+                *(f"recipe.epochs={epochs}", f"seed={seed}"),
                 *("trainer.enable_progress_bar=false", f"paths.output_dir={folder}"),
                 *(PLAIN if plain else ()),
             ]
@@ -51,7 +52,7 @@ def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) ->
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--root", default="data/cifar10", help="folder with train/ and test/")
-    arguments.add_argument("--epochs", type=int, default=8)
+    arguments.add_argument("--epochs", type=int, default=6)
     arguments.add_argument("--width-mult", type=float, default=0.25)
     options = parse(arguments)
     if not Path(options.root).is_dir():
@@ -73,7 +74,7 @@ def main() -> None:
         at_most=True,
     )
     conditions = (
-        f"CIFAR-10, width {options.width_mult:g}, {options.epochs} epochs of "
+        f"CIFAR-10, width {options.width_mult:g}, output stride 16, {options.epochs} epochs of "
         f"experiment=cifar10_fast, mean of seeds {', '.join(map(str, SEEDS))}; accuracy of "
         f"fast - plain: "
         f"{', '.join(f'{d:+.2f}' for d in each)} points, mean "
