@@ -14,8 +14,8 @@ on what they show), in turns:
     python benchmarks/train_speed.py            # prints a table and writes results/train_speed.json
 
 The strides are those of the CIFAR repositories. Run it on a quiet machine. A ratio is of medians
-over steps; the steps of the sides alternate in blocks, so that a slow phase of the machine hits all
-of them.
+over steps; the steps of networks and sides alternate in blocks, so that a slow phase of the
+machine, which may last minutes, hits all of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ APP_BAR = 0.97  # of app / loop
 PICTURES = 6_000
 WARM_UP = 3  # steps at the beginning of each block that are not counted
 Step = Callable[[], None]
+Times = Callable[[int], list[float]]
+"""The seconds that each of so many steps took."""
 
 
 class RandomPictures(Dataset[tuple[Any, int]]):
@@ -130,7 +133,7 @@ def serve(network: dict[str, Any]) -> None:
 
 
 @contextmanager
-def common_process(network: dict[str, Any]) -> Iterator[Callable[[int], list[float]]]:
+def common_process(network: dict[str, Any]) -> Iterator[Times]:
     """Gives the times of so many steps of the common loop, in another process."""
     command = [sys.executable, __file__, "--serve", json.dumps(network)]
     pipe = subprocess.PIPE
@@ -225,23 +228,54 @@ def choose(eager: Step, compiled: Step) -> Choice:
     return choose_compile("auto", math.inf, one, other)
 
 
-def measure(network: dict[str, Any], rounds: int, steps: int) -> tuple[dict[str, float], Choice]:
-    """Median images/s of each side, and whether this project's were compiled."""
+@contextmanager
+def sides(
+    network: dict[str, Any], data: ImageData, recipe: dict[str, Any]
+) -> Iterator[tuple[dict[str, Times], Choice]]:
+    """The times of so many steps on each side, and whether this project's are compiled."""
+    loops = [bare_loop(network, data, recipe, compiled) for compiled in (False, True)]
+    choice = choose(*loops)
+    loop = loops[choice.compiled]
+    del loops
+    with common_process(network) as of_common:
+        yield (
+            {
+                "common": lambda steps: of_common(steps + WARM_UP)[WARM_UP:],
+                "loop": lambda steps: timed(loop, steps + WARM_UP)[WARM_UP:],
+                "app": lambda steps: app(network, data, steps + WARM_UP, choice.compiled)[
+                    WARM_UP - 1 :
+                ],
+            },
+            choice,
+        )
+
+
+def measure(rounds: int, steps: int) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Median images/s of each network and side, and the networks whose steps were compiled."""
     pictures = RandomPictures()
     data = ImageData("random", pictures, seed=0, batch_size=BATCH)
     data.prepare_data()
     data.setup()
     recipe = compose_config(["paths.output_dir=unused"])["recipe"]
-    loops = [bare_loop(network, data, recipe, compiled) for compiled in (False, True)]
-    choice = choose(*loops)
-    times: dict[str, list[float]] = {"common": [], "loop": [], "app": []}
-    with common_process(network) as of_common:
-        for _ in range(rounds):
-            times["common"] += of_common(steps + WARM_UP)[WARM_UP:]
-            times["loop"] += timed(loops[choice.compiled], steps + WARM_UP)[WARM_UP:]
-            times["app"] += app(network, data, steps + WARM_UP, choice.compiled)[WARM_UP - 1 :]
-    speed = {name: BATCH / statistics.median(values) for name, values in times.items()}
-    return speed, choice
+    with ExitStack() as stack:
+        of: dict[str, dict[str, Times]] = {}
+        compiled = []
+        for name, stride, _ in NETWORKS:
+            network = {"name": name, "num_classes": 10, "output_stride": stride}
+            of[name], choice = stack.enter_context(sides(network, data, recipe))
+            print(f"{name}: {choice.why}", flush=True)
+            compiled += [name] if choice.compiled else []
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for number in range(rounds):
+            for name, times in of.items():
+                for side, measured in times.items():
+                    found[name, side] += measured(steps)
+            print(f"round {number + 1} of {rounds}", flush=True)
+    speed = {
+        name: {side: BATCH / statistics.median(found[name, side]) for side in of[name]}
+        for name in of
+    }
+    return speed, compiled
 
 
 def main() -> None:
@@ -254,20 +288,17 @@ def main() -> None:
         serve(options.serve)
         return
     keep_memory()
-    ratios, compiled = [], []
+    speed, compiled = measure(options.rounds, options.steps)
+    ratios = []
     for name, stride, bar in NETWORKS:
-        network = {"name": name, "num_classes": 10, "output_stride": stride}
-        speed, choice = measure(network, options.rounds, options.steps)
         case = f"{name}, output stride {stride}"
-        if choice.compiled:
-            compiled.append(name)
-        figures = {f"{side} images/s": value for side, value in speed.items()}
-        ratios.append(Ratio(f"{case}: app / common", speed["app"] / speed["common"], bar, figures))
-        ratios.append(Ratio(f"{case}: app / loop", speed["app"] / speed["loop"], APP_BAR, figures))
-        print(f"{case}: {speed}; {choice.why}", flush=True)
+        figures = {f"{side} images/s": value for side, value in speed[name].items()}
+        for other, least in (("common", bar), ("loop", APP_BAR)):
+            ratio = speed[name]["app"] / speed[name][other]
+            ratios.append(Ratio(f"{case}: app / {other}", ratio, least, figures))
     conditions = (
-        f"Medians over {options.rounds} x {options.steps} steps, the sides in turns; batch "
-        f"{BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, channels_last, "
+        f"Medians over {options.rounds} x {options.steps} steps, networks and sides in turns; "
+        f"batch {BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, channels_last, "
         f"compiled: {', '.join(compiled) or 'none'}; "
         f"common: float32, NCHW, PIL pictures, 2 workers, its own process. {machine()}"
     )
