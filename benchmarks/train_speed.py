@@ -298,8 +298,8 @@ def main() -> None:
             ratios.append(Ratio(f"{case}: app / {other}", ratio, least, figures))
     conditions = (
         f"Medians over {options.rounds} x {options.steps} steps, networks and sides in turns; "
-        f"batch {BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, channels_last, "
-        f"compiled: {', '.join(compiled) or 'none'}; "
+        f"batch {BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, "
+        f"channels_last, compiled: {', '.join(compiled) or 'none'}; "
         f"common: float32, NCHW, PIL pictures, 2 workers, its own process. {machine()}"
     )
     claim = "Training at CIFAR size: images/s against the loop that CIFAR repositories share"
