@@ -4,9 +4,9 @@
   channels_last, and this project's kernels.
 * plain: float32, NCHW, and PyTorch's own operators.
 
-Both see the same batches and begin with the same weights. The claim is on test error. Rounding
-alone makes two trainings differ by some tenths of a point, so the interval of the difference is
-told, too.
+Both see the same batches and begin with the same weights. The claim is on test error. Two
+short trainings of one seed can end a point apart, in either direction, so the interval of the
+difference is told, too.
 
     python benchmarks/accuracy_parity.py --root data/cifar10    # CIFAR-10 as pictures in folders
 
@@ -37,7 +37,7 @@ def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) ->
     """Test accuracy of one training, in percent."""
     plain = side == "plain"
     with (
-        # A thread of TensorBoard or of a loader may still write into it at the end.
+        # Once, something was still written into it while it was removed.
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         plain_kernels() if plain else nullcontext(),
     ):

@@ -523,7 +523,7 @@ INLINE void fill(const void *from, long at, long pixels, long chans, long wide, 
 }
 
 // Have the k-th of n parts of such pixels fetched, for when they are filled: the next ones lie too far
-// apart for the processor to guess, which cost up to half of the time.
+// apart for the processor to guess.
 template <Type type>
 INLINE void fetch(const void *from, long at, long pixels, long chans, long wide, long k, long n) {
     constexpr long size = type == BF16 ? sizeof(uint16_t) : sizeof(float), line = 64, to_l2 = 2;

@@ -179,13 +179,13 @@ def depthwise_backward(
         padding: zeros on each side.
         need_x: whether to compute the first one.
     """
-    grad, (images, chans, *image) = _like(grad, x), x.shape
     grad_weight = torch.empty_like(weight, dtype=torch.float32)
     if weight.shape[-1] == 3:
         grad_x, grad_filters = act_depthwise_backward(
             grad, x, weight, "identity", stride, padding, need_x=need_x
         )
         return grad_x, grad_weight.copy_(grad_filters)
+    grad, (images, chans, *image) = _like(grad, x), x.shape
     filters = weight.float().contiguous()
     grad_filters = torch.empty_like(filters)
     grad_x = torch.empty_like(x) if need_x else None

@@ -4,7 +4,7 @@ Both are the same sums. On the CPU oneDNN's bfloat16 convolutions lose time wher
 pixels, above all in the weight's gradient: with 1024 channels and 512 pixels the three products of
 a training step take little more than a third of the time of the three convolutions, with 2048 three
 quarters; beyond some thousands they are equal. Those of a squeeze-and-excite, with one pixel an
-image, take less than half of the time. In float32 the convolutions are faster.
+image, take about half of the time. In float32 the convolutions are faster.
 
 On a GPU in half precision the two are as fast, but for that cuDNN has to try all its kernels for
 every shape, which takes most of a minute for a network.
