@@ -211,6 +211,7 @@ def _run(cfg: dict[str, Any], folder: Path, record: Record, earlier: dict[str, A
     _log_hparams(trainer, cfg, setup, record.values)
     if isinstance(trainer.logger, TensorBoardLogger):
         trainer.logger.experiment.add_text("latency", _latency_line(record.values["latency"][0]))
+        trainer.logger.finalize("success")  # Lightning did, before this opened another file
     _say_result(cfg, folder, record.values)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections import namedtuple
 
 import numpy as np
@@ -112,6 +113,16 @@ def test_tensorboard_has_the_curves_and_hparams_in_one_run(run, tmp_path):
     # the last one is the final value for HPARAMS
     assert [event.step for event in events.Scalars("val/acc")] == [9, 19, 20]
     assert not [p for p in (tmp_path / "run").rglob("events*") if p.parent != tmp_path / "run"]
+
+
+def test_all_of_tensorboard_is_written_when_the_run_ends(run, tmp_path):
+    before = set(threading.enumerate())
+    result = run("run")
+    assert not [t for t in set(threading.enumerate()) - before if "Writer" in type(t).__name__]
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    (said,) = events.Tensors("latency/text_summary")
+    latency = f"latency {result['latency'][0]['p50_ms']:.2f} ms"
+    assert latency in said.tensor_proto.string_val[0].decode()
 
 
 def test_both_variants_see_the_same_batches(run, monkeypatch):
