@@ -36,11 +36,7 @@ SIDES = ("plain", "fast")
 def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) -> float:
     """Test accuracy of one training, in percent."""
     plain = side == "plain"
-    with (
-        # Once, something was still written into it while it was removed.
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        plain_kernels() if plain else nullcontext(),
-    ):
+    with tempfile.TemporaryDirectory() as folder, plain_kernels() if plain else nullcontext():
         cfg = compose_config(
             [
                 *("experiment=cifar10_fast", "data=folder", f"data.root={root}", "trainer=cpu"),
