@@ -203,6 +203,14 @@ def test_the_speeds_in_the_readme_are_recorded_ones():
     }
 
 
+def test_the_accuracies_of_fast_and_plain_in_the_readme_are_recorded_ones():
+    (parity,) = (made for made in records() if made.name == "accuracy_parity")
+    (ratio,) = parity.ratios
+    text = " ".join(README.read_text().split())
+    for side in ("fast", "plain"):
+        assert f"{ratio.figures[f'{side} error %']:.2f} %" in text
+
+
 def test_the_speed_on_a_gpu_in_the_readme_is_the_recorded_one():
     (training,) = (made for made in records() if made.name == "train_gpu")
     ratios = {ratio.case.partition(": ")[2]: ratio for ratio in training.ratios}
