@@ -20,6 +20,7 @@ SCHEDULES = ("cosine", "constant")
 
 
 CLASSIFIER = "classifier"
+FEATURES = 128  # of a linear layer that Muon's networks train with the full rate
 
 
 def part_of(name: str) -> str:
@@ -51,10 +52,12 @@ def parameter_groups(
     ``lr_scale`` is 1 for the classifier and ``layer_decay`` of the next part's for every other.
 
     With ``orthogonal`` the weights of convolutions that mix channels, those behind the stem, have
-    groups of their own, for :class:`~dwsep_zoo.training.muon.Muon`.
+    groups of their own, for :class:`~dwsep_zoo.training.muon.Muon`. So have those of linear layers:
+    a step of SGD moves their outputs in proportion to the number of features, so a rate that suits
+    narrow networks undoes what MobileNetV2's 1,280 have learned. Theirs is in inverse proportion.
     """
     parts = list(dict.fromkeys(part_of(name) for name, _ in model.named_parameters()))
-    members: dict[tuple[str, str], list[nn.Parameter]] = {}
+    members: dict[tuple[str, str, float], list[nn.Parameter]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
@@ -63,21 +66,25 @@ def parameter_groups(
                 decays = decay_norm_and_bias
             else:
                 decays = decay_depthwise or not isinstance(module, DepthwiseConv2d)
-            kind = "decay" if decays else "no_decay"
+            kind, scale = "decay" if decays else "no_decay", 1.0
             if orthogonal and _mixes_channels(module) and part_of(prefix) != "stem":
                 kind = "orthogonal"
+            elif orthogonal and isinstance(module, nn.Linear) and name == "weight":
+                kind = f"linear_{module.in_features}"
+                scale = min(1.0, FEATURES / module.in_features)
             part = "" if layer_decay is None else part_of(f"{prefix}.{name}")
-            members.setdefault((part, kind), []).append(parameter)
+            members.setdefault((part, kind, scale), []).append(parameter)
 
     groups = []
-    for (part, kind), params in members.items():
-        rate = weight_decay if kind == "decay" else 0.0
+    for (part, kind, scale), params in members.items():
+        rate = 0.0 if kind in ("no_decay", "orthogonal") else weight_decay
         group: dict[str, Any] = {"name": kind, "params": params, "weight_decay": rate}
+        group["lr_scale"] = scale
         if kind == "orthogonal":
             group["orthogonal"] = True
         if layer_decay is not None:
-            scale = layer_decay ** (len(parts) - 1 - parts.index(part))
-            group.update(name=f"{part}.{kind}", part=part, lr_scale=scale)
+            group["lr_scale"] *= layer_decay ** (len(parts) - 1 - parts.index(part))
+            group.update(name=f"{part}.{kind}", part=part)
         groups.append(group)
     return groups
 
@@ -100,7 +107,7 @@ def create_optimizer(
 ) -> Optimizer:
     """``sgd`` (Nesterov's momentum), ``adamw``, or ``muon``, which is ``sgd`` for the other groups.
 
-    The rate of a group with an ``lr_scale`` is that part of ``lr``. ``fused`` takes PyTorch's
+    The rate of a group is ``lr_scale`` of ``lr``, if it has one. ``fused`` takes PyTorch's
     fastest implementation, whose gradients lightning cannot clip in mixed precision: an optimizer
     that might undo the scaling of gradients itself gets them scaled.
     """
