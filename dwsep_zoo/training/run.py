@@ -369,8 +369,11 @@ def _say_result(cfg: dict[str, Any], folder: Path, result: dict[str, Any]) -> No
         log.info("test accuracy %.2f %% (%s)", 100 * result["metrics"]["test/acc"], which)
     log.info("%s   training %.0f s", _latency_line(result["latency"][0]), result["time"]["train_s"])
     log.info("run folder  %s", folder)
-    log.info("look at it  tensorboard --logdir %s", cfg["paths"]["log_dir"])
-    log.info("all runs    dwsep compare %s", cfg["paths"]["log_dir"])
+    logs = Path(cfg["paths"]["log_dir"])
+    if logs.resolve() not in folder.resolve().parents:  # hydra.run.dir is elsewhere
+        logs = folder
+    log.info("look at it  tensorboard --logdir %s", logs)
+    log.info("all runs    dwsep compare %s", logs)
 
 
 def _latency_line(latency: dict[str, Any]) -> str:

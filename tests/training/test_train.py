@@ -125,6 +125,14 @@ def test_all_of_tensorboard_is_written_when_the_run_ends(run, tmp_path):
     assert latency in said.tensor_proto.string_val[0].decode()
 
 
+@pytest.mark.parametrize(("logs", "shown"), [(".", "."), ("logs", "run")])
+def test_the_last_lines_name_a_folder_that_has_the_run(run, tmp_path, logs, shown):
+    run("run", f"paths.log_dir={tmp_path / logs}")
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert lines[-2].endswith(f"tensorboard --logdir {tmp_path / shown}")
+    assert lines[-1].endswith(f"dwsep compare {tmp_path / shown}")
+
+
 def test_both_variants_see_the_same_batches(run, monkeypatch):
     seen = []
     step = LitClassifier.training_step
