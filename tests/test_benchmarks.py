@@ -187,6 +187,14 @@ def test_every_row_of_the_readme_is_a_recorded_one():
     assert [row for row in rows if row not in reports] == []
 
 
+def test_every_fast_training_of_the_readme_is_a_recorded_one():
+    shown = re.findall(r"# ([\d.]+) %, ([\d,]+) s$", README.read_text(), re.M)
+    report = (RESULTS / "cifar10_fast" / "comparison.md").read_text()
+    recorded = re.findall(r"^\| \w+ +\| \w+ +\| +([\d.]+) \|.* ([\d,]+) \|[^|]*\|$", report, re.M)
+    assert shown
+    assert shown == recorded
+
+
 @pytest.mark.parametrize("made", records(), ids=lambda made: made.name)
 def test_what_is_recorded_comes_from_a_script_and_is_shown(made):
     assert f'Record("{made.name}"' in (ROOT / "benchmarks" / f"{made.name}.py").read_text()
