@@ -211,6 +211,15 @@ def test_the_speeds_in_the_readme_are_recorded_ones():
     }
 
 
+def test_the_time_to_accuracy_in_the_readme_is_the_recorded_one():
+    (training,) = (made for made in records() if made.name == "time_to_accuracy")
+    figures = training.ratios[0].figures
+    (rate,) = re.findall(r"\d+ GFLOP/s", training.conditions)
+    shown = f"{100 - figures['test error %']:.1f} % after {figures['minutes']:.0f} minutes"
+    text = " ".join(README.read_text().split())
+    assert f"In a hurry, this gave {shown}, everything included, at {rate}" in text
+
+
 def test_the_accuracies_of_fast_and_plain_in_the_readme_are_recorded_ones():
     (parity,) = (made for made in records() if made.name == "accuracy_parity")
     (ratio,) = parity.ratios
