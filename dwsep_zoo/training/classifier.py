@@ -88,6 +88,7 @@ class LitClassifier(L.LightningModule):
             decay_norm_and_bias=recipe["decay_norm_and_bias"],
             decay_depthwise=recipe["decay_depthwise"],
             layer_decay=recipe["layer_decay"],
+            classifier_scale=(recipe["classifier_lr"] or recipe["lr"]) / recipe["lr"],
             orthogonal=recipe["optimizer"] == "muon",
         )
         optimizer = create_optimizer(

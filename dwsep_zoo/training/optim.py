@@ -20,7 +20,6 @@ SCHEDULES = ("cosine", "constant")
 
 
 CLASSIFIER = "classifier"
-FEATURES = 128  # of a linear layer that Muon's networks train with the full rate
 
 
 def part_of(name: str) -> str:
@@ -41,6 +40,7 @@ def parameter_groups(
     decay_norm_and_bias: bool = False,
     decay_depthwise: bool = False,
     layer_decay: float | None = None,
+    classifier_scale: float = 1.0,
     orthogonal: bool = False,
 ) -> list[dict[str, Any]]:
     """Split the parameters that are trained into those that decay and those that do not.
@@ -51,13 +51,13 @@ def parameter_groups(
     With ``layer_decay`` each part of the network (:func:`part_of`) has groups of its own, whose
     ``lr_scale`` is 1 for the classifier and ``layer_decay`` of the next part's for every other.
 
+    ``classifier_scale`` multiplies that of the classifier, which then has groups of its own, too.
+
     With ``orthogonal`` the weights of convolutions that mix channels, those behind the stem, have
-    groups of their own, for :class:`~dwsep_zoo.training.muon.Muon`. So have those of linear layers:
-    a step of SGD moves their outputs in proportion to the number of features, so a rate that suits
-    narrow networks undoes what MobileNetV2's 1,280 have learned. Theirs is in inverse proportion.
+    groups of their own, for :class:`~dwsep_zoo.training.muon.Muon`.
     """
     parts = list(dict.fromkeys(part_of(name) for name, _ in model.named_parameters()))
-    members: dict[tuple[str, str, float], list[nn.Parameter]] = {}
+    members: dict[tuple[str, str], list[nn.Parameter]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
@@ -66,25 +66,25 @@ def parameter_groups(
                 decays = decay_norm_and_bias
             else:
                 decays = decay_depthwise or not isinstance(module, DepthwiseConv2d)
-            kind, scale = "decay" if decays else "no_decay", 1.0
+            kind = "decay" if decays else "no_decay"
             if orthogonal and _mixes_channels(module) and part_of(prefix) != "stem":
                 kind = "orthogonal"
-            elif orthogonal and isinstance(module, nn.Linear) and name == "weight":
-                kind = f"linear_{module.in_features}"
-                scale = min(1.0, FEATURES / module.in_features)
-            part = "" if layer_decay is None else part_of(f"{prefix}.{name}")
-            members.setdefault((part, kind, scale), []).append(parameter)
+            part = part_of(f"{prefix}.{name}")
+            if layer_decay is None and (part != CLASSIFIER or classifier_scale == 1):
+                part = ""
+            members.setdefault((part, kind), []).append(parameter)
 
     groups = []
-    for (part, kind, scale), params in members.items():
+    for (part, kind), params in members.items():
         rate = 0.0 if kind in ("no_decay", "orthogonal") else weight_decay
-        group: dict[str, Any] = {"name": kind, "params": params, "weight_decay": rate}
-        group["lr_scale"] = scale
+        group: dict[str, Any] = {"params": params, "weight_decay": rate}
+        group["name"] = f"{part}.{kind}" if part else kind
+        group["lr_scale"] = classifier_scale if part == CLASSIFIER else 1.0
         if kind == "orthogonal":
             group["orthogonal"] = True
         if layer_decay is not None:
             group["lr_scale"] *= layer_decay ** (len(parts) - 1 - parts.index(part))
-            group.update(name=f"{part}.{kind}", part=part)
+            group["part"] = part
         groups.append(group)
     return groups
 
@@ -145,12 +145,12 @@ def create_schedule(
 
 def check_recipe(recipe: dict[str, Any]) -> None:
     """Raises UserError for values that no training could use."""
-    positive = ("epochs", "lr", "muon_lr")
+    positive = ("epochs", "lr", "muon_lr", "classifier_lr")
     not_negative = ("weight_decay", "min_lr")
     below_one = (
         *("warmup_fraction", "momentum", "muon_momentum", "label_smoothing", "model_ema_decay"),
     )
-    optional = ("model_ema_decay", "layer_decay")
+    optional = ("model_ema_decay", "layer_decay", "classifier_lr")
     for key in (*positive, *not_negative, *below_one, "layer_decay", "full_size_from"):
         check_number(f"recipe.{key}", recipe[key], optional=key in optional)
     for key in ("decay_norm_and_bias", "decay_depthwise", "eval_flip", "eval_shift"):
@@ -162,7 +162,7 @@ def check_recipe(recipe: dict[str, Any]) -> None:
     for beta in betas:
         check_number("recipe.betas", beta)
     for key in positive:
-        if not recipe[key] > 0:
+        if recipe[key] is not None and not recipe[key] > 0:
             raise UserError(f"recipe.{key} must be greater than 0; got {recipe[key]}")
     for key in not_negative:
         if not recipe[key] >= 0:

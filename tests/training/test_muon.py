@@ -137,23 +137,6 @@ def test_the_rates_of_both_kinds():
     assert {g["orthogonal"] for g in optimizer.param_groups} == {True, False}
 
 
-@pytest.mark.parametrize(
-    ("name", "features"),
-    [("mobilenet_v2", {1280: 0.1}), ("mobilenet_v3_small", {144: 128 / 144, 1024: 0.125})],
-)
-def test_linear_layers_learn_as_fast_for_any_number_of_features(name, features):
-    """By its own step of SGD an output changes as much, whether 1,280 features or 128 do it."""
-    model = create_model(name, width_mult=0.25)
-    groups = parameter_groups(model, 0.5, orthogonal=True)
-    linear = {g["name"]: g for g in groups if g["name"].startswith("linear")}
-    assert {n: g["lr_scale"] for n, g in linear.items()} == {
-        f"linear_{n}": scale for n, scale in features.items()
-    }
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    assert {id(p) for g in linear.values() for p in g["params"]} == weights
-    assert {g["weight_decay"] for g in linear.values()} == {0.5}
-
-
-def test_sgd_has_one_rate():
+def test_without_other_wishes_there_is_one_rate():
     groups = parameter_groups(create_model("mobilenet_v2", width_mult=0.25), 0.5)
     assert {g["lr_scale"] for g in groups} == {1.0}

@@ -10,6 +10,7 @@ from dwsep_zoo import UserError, create_model
 from dwsep_zoo.config import compose_config
 from dwsep_zoo.nn import DepthwiseConv2d
 from dwsep_zoo.training.optim import (
+    OPTIMIZERS,
     check_recipe,
     create_optimizer,
     create_schedule,
@@ -55,6 +56,46 @@ def test_the_two_switches():
     assert set(members) == {"decay"}
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_classifier_may_have_a_rate_of_its_own(optimizer):
+    model = create_model("mobilenet_v2", width_mult=0.25)
+    muon = optimizer == "muon"
+    plain = parameter_groups(model, 0.5, orthogonal=muon)
+    groups = parameter_groups(model, 0.5, orthogonal=muon, classifier_scale=0.1)
+    options = {"momentum": 0.9, "betas": (0.9, 0.99), "muon_lr": 3.0}
+    rates = {
+        id(p): group["lr"]
+        for group in create_optimizer(optimizer, groups, lr=2.0, **options).param_groups
+        for p in group["params"]
+    }
+    before = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in create_optimizer(optimizer, plain, lr=2.0, **options).param_groups
+        for p in group["params"]
+    }
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay == {key: weight_decay for key, (_, weight_decay) in before.items()}
+    classifier = {id(p) for p in model.classifier.parameters()}
+    for key, (rate, _) in before.items():
+        assert rates[key] == pytest.approx(rate * (0.1 if key in classifier else 1))
+    names = [group["name"] for group in groups]
+    assert sorted(set(names) - {g["name"] for g in plain}) == [
+        "classifier.decay",
+        "classifier.no_decay",
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_the_classifiers_rate_and_those_of_the_layers_multiply():
+    model = create_model("mobilenet_v1", width_mult=0.25)
+    alone = parameter_groups(model, 0.5, layer_decay=0.5)
+    both = parameter_groups(model, 0.5, layer_decay=0.5, classifier_scale=10.0)
+    assert [g["name"] for g in alone] == [g["name"] for g in both]
+    for one, other in zip(alone, both, strict=True):
+        times = 10 if one["part"] == "classifier" else 1
+        assert other["lr_scale"] == pytest.approx(times * one["lr_scale"])
+
+
 def test_warm_up_then_half_a_cosine():
     weight = nn.Parameter(torch.zeros(1))
     optimizer = create_optimizer("sgd", [{"params": [weight]}], lr=2.0, momentum=0.9, betas=(0, 0))
@@ -88,6 +129,7 @@ def test_constant():
         ("recipe.lr=0", "recipe.lr must be greater than 0; got 0"),
         ("recipe.momentum=1", r"recipe.momentum must be in \[0, 1\); got 1"),
         ("recipe.muon_lr=0", "recipe.muon_lr must be greater than 0; got 0"),
+        ("recipe.classifier_lr=0", "recipe.classifier_lr must be greater than 0; got 0"),
         ("recipe.muon_momentum=1", r"recipe.muon_momentum must be in \[0, 1\); got 1"),
         ("recipe.weight_decay=-1", "recipe.weight_decay must not be negative; got -1"),
         ("recipe.lr=fast", "recipe.lr must be a number; got 'fast'"),
