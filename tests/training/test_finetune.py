@@ -131,10 +131,12 @@ def test_layer_decay_leaves_the_weight_decay_as_it_is():
     assert len(names) == len(set(names))
 
 
-def test_the_rates_are_in_tensorboard(run, tmp_path):
+@pytest.mark.parametrize(("given", "rate"), [("null", 0.01), ("0.02", 0.02)])
+def test_the_rates_are_in_tensorboard(run, tmp_path, given, rate):
     run(
         *("run", *FINETUNE, "+trainer.limit_train_batches=10", "recipe.schedule=constant"),
         *("recipe.warmup_fraction=0", "recipe.freeze=[stem]", "recipe.layer_decay=0.5"),
+        f"recipe.classifier_lr={given}",
     )
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("lr/")}
@@ -143,7 +145,7 @@ def test_the_rates_are_in_tensorboard(run, tmp_path):
     def curve(tag):
         return [event.value for event in events.Scalars(tag)]
 
-    assert curve("train/lr") == curve("lr/classifier") == pytest.approx([0.01, 0.01])
+    assert curve("train/lr") == curve("lr/classifier") == pytest.approx([rate, rate])
     assert curve("lr/stages.4") == pytest.approx([0, 0.005])  # the first epoch, the second
     assert curve("lr/stages.0") == pytest.approx([0, 0.01 * 0.5**5])
     log = (tmp_path / "run" / "train.log").read_text()
