@@ -1,0 +1,367 @@
+"""The settings of a run: the composed configuration, parsed once.
+
+The values, defaults included, are those of ``configs/``; a key that YAML does not set is an error
+here. Names of models, conv types, optimizers and data sets are looked up where they are defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.parse import Group, parse
+
+Scalar = bool | int | float | str
+Option = Scalar | tuple[Scalar, ...] | None
+Pair = tuple[float, float]
+
+Whole = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)]
+Part = Annotated[float, Field(ge=0, le=1)]
+Limit = Whole | Part
+Width = Annotated[float, Field(gt=0, le=32)]
+"""A factor on widths; at 32 a layer has 1,024 times the weights."""
+
+MAX_SEED = 2**32 - 1
+LARGEST_SIDE = 4096  # pixels; 50 MB an image as float32, and its activations many times that
+
+
+class Named(Group):
+    """A name, common keys, and the options of what has that name, which checks them itself."""
+
+    name: str = Field(description="which one")
+    options: Mapping[str, Option] = Field(description="its own options; null: its default")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect(cls, values: object) -> object:
+        if not isinstance(values, Mapping) or "options" in values:
+            return values
+        common = {key: value for key, value in values.items() if key in cls.model_fields}
+        own = {key: value for key, value in values.items() if key not in cls.model_fields}
+        return {**common, "options": own}
+
+    @model_serializer(mode="wrap")
+    def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        options = values.pop("options")
+        return {**values, **options}
+
+
+class ConvSettings(Named):
+    """The conv type and its options, see :mod:`dwsep_zoo.nn.conv`."""
+
+
+class ModelSettings(Named):
+    """The network; ``options`` are those of one family, such as ``depth_mult``."""
+
+    pretrained: bool | str | None = Field(
+        description="weights to begin with: true (the best known), a name, a file or a run folder"
+    )
+    width_mult: Width = Field(description="factor on every width")
+    output_stride: Literal["auto"] | Literal[1, 2, 4, 8, 16, 32] = Field(
+        description="32 is the paper's; auto: the largest that leaves a last map of 2 x 2 pixels"
+    )
+    drop_rate: Share | None = Field(description="dropout before the classifier; null: the paper's")
+    drop_path_rate: Share | None = Field(description="stochastic depth; null: the paper's")
+    padding: Literal["symmetric", "same"] | None = Field(
+        description="same is TensorFlow's; null: the architecture's"
+    )
+    act: str | None = Field(description="another main activation; null: the paper's")
+    bn_eps: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="epsilon of the norms; null: the architecture's"
+    )
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="weight of the newest batch in the running statistics; null: the architecture's"
+    )
+
+
+class SubsetSettings(Group):
+    """A part of a data set, see :class:`dwsep_zoo.data.splits.Subset`."""
+
+    num_classes: Annotated[int, Field(ge=2)] | None = Field(description="this many classes, drawn")
+    classes: tuple[str | int, ...] | str | int | None = Field(description="these classes")
+    images_per_class: Natural | None = Field(description="training images of each class")
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="this part of the training images"
+    )
+    seed: Whole = Field(description="of the draws")
+
+    @model_validator(mode="after")
+    def _exclusive(self) -> SubsetSettings:
+        for one, other in (("num_classes", "classes"), ("images_per_class", "fraction")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise UserError(f"data.subset.{one} and data.subset.{other} exclude each other")
+        return self
+
+
+class AugmentSettings(Group):
+    """What happens to training images; which keys apply depends on where the images live."""
+
+    flip: bool | Literal["alternate"] | None = Field(
+        description="mirror every other image; alternate: each image in every other epoch"
+    )
+    crop_padding: Whole | None = Field(description="largest random shift in pixels")
+    padding_mode: Literal["reflect", "zeros"] | None = Field(description="what is shifted in")
+    cutout: Whole | None = Field(description="side of a square that is blanked out")
+    scale: Pair | None = Field(description="part of the area that a random crop keeps")
+    ratio: Pair | None = Field(description="width / height of that crop")
+    auto_augment: str | None = Field(description="timm's policy, such as rand-m9-mstd0.5")
+    color_jitter: Annotated[float, Field(ge=0)] | None = Field(
+        description="strength of random brightness, contrast and saturation"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentSettings:
+        for key, pair, largest in (("scale", self.scale, 1.0), ("ratio", self.ratio, None)):
+            if pair and not (0 < pair[0] <= pair[1] and (largest is None or pair[1] <= largest)):
+                bound = "" if largest is None else f" and at most {largest:g}"
+                raise UserError(
+                    f"data.augment.{key} must be two numbers, the smaller first, above 0{bound}; "
+                    f"got {list(pair)}"
+                )
+        return self
+
+
+class DataSettings(Group):
+    """The data set; ``None`` leaves a key to the set, which refuses the keys it has no use for."""
+
+    name: str = Field(description="the data set")
+    batch_size: Natural = Field(description="images in a step of each process")
+    val_fraction: Fraction = Field(description="part of the training images held out to validate")
+    test_fraction: Fraction | None = Field(description="part held out where no test set is given")
+    split_seed: Whole = Field(description="of those choices, the same for all runs")
+    subset: SubsetSettings = Field(description="train on a part")
+    root: str | None = Field(description="folder of the images or of the archive")
+    url: str | None = Field(description="another place to download from")
+    size: Literal[160, 320, "full"] | None = Field(description="Imagenette: stored shorter side")
+    image_size: Annotated[int, Field(ge=1, le=LARGEST_SIDE)] | None = Field(
+        description="side of the images in pixels"
+    )
+    in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
+    num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        description="processes that decode files; null: one a core"
+    )
+    mean: tuple[float, ...] | None = Field(description="per channel, of values in 0-1")
+    std: tuple[Rate, ...] | None = Field(description="likewise")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = Field(
+        description="of resizing; null: bicubic, or as for the weights"
+    )
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="part of the resized side that evaluation uses; null: 0.875, or the weights'"
+    )
+    cache: bool | Literal["verify"] | None = Field(
+        description="decode once into a memory-mapped file; verify: and check all of it"
+    )
+    cache_size: Annotated[int, Field(ge=1, le=LARGEST_SIDE)] | None = Field(
+        description="side of its squares; null: image_size / crop_pct"
+    )
+    augment: AugmentSettings = Field(description="random changes of training images")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSettings:
+        if (self.mean is None) != (self.std is None):
+            raise UserError("data.mean and data.std are set together or not at all")
+        if self.cache and self.in_memory:
+            raise UserError("data.cache and data.in_memory exclude each other")
+        if self.cache_size is not None and not self.cache:
+            raise UserError(f"data.cache_size={self.cache_size} has no effect without data.cache")
+        return self
+
+
+class Recipe(Group):
+    """How a network is trained, the same for every row of a comparison."""
+
+    epochs: Natural = Field(description="passes over the training images")
+    optimizer: str = Field(description="sgd, muon, or any optimizer of timm")
+    lr: Rate = Field(description="peak learning rate, for the whole batch")
+    classifier_lr: Rate | None = Field(description="peak of the classifier; null: lr")
+    momentum: Share = Field(description="sgd: Nesterov's momentum")
+    betas: tuple[Share, Share] = Field(description="of Adam and its relatives")
+    muon_lr: Rate = Field(description="muon: peak of convolutions that mix channels")
+    muon_momentum: Share = Field(description="muon: their momentum")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="of weights")
+    decay_norm_and_bias: bool = Field(description="decay norms and biases as well")
+    decay_depthwise: bool = Field(description="decay depthwise filters as well")
+    warmup_fraction: Share = Field(description="part of all steps with a rising rate")
+    schedule: Literal["cosine", "constant"] = Field(description="of the rate after the warm-up")
+    min_lr: Annotated[float, Field(ge=0)] = Field(description="rate at the end of the cosine")
+    label_smoothing: Share = Field(description="probability given to all other classes")
+    model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
+    initial_size: Natural | None = Field(description="first side of training images, which grows")
+    full_size_from: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="part of the training after which images have their full size"
+    )
+    eval_flip: bool = Field(description="average the outputs of each image and its mirror image")
+    eval_shift: bool = Field(description="average those of the image moved by a pixel as well")
+    freeze: tuple[str, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
+    freeze_epochs: Whole | None = Field(description="epochs that train the classifier alone")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="learning rate of each part / that of the part after it; null: equal"
+    )
+
+
+class TrainerSettings(Group):
+    """Lightning's Trainer, as far as it is supported here, and how steps are computed."""
+
+    max_epochs: Natural = Field(description="passes over the training images")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(description="kind of device")
+    devices: Literal["auto"] | Natural | tuple[Whole, ...] = Field(
+        description="number of devices, or a list of them"
+    )
+    num_nodes: Natural | None = Field(description="machines; null: 1")
+    strategy: Literal["auto", "ddp"] = Field(description="ddp: one process a device")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"] = Field(
+        description="auto: bf16-mixed where the hardware is fast at it, else 32-true"
+    )
+    accumulate_grad_batches: Natural = Field(description="batches of a step")
+    gradient_clip_val: Annotated[float, Field(ge=0)] | None = Field(description="null: no clipping")
+    gradient_clip_algorithm: Literal["norm", "value"] | None = Field(description="null: norm")
+    deterministic: bool | Literal["warn"] = Field(description="deterministic algorithms only")
+    benchmark: bool | None = Field(description="let cuDNN choose by timing")
+    detect_anomaly: bool | None = Field(description="find where a gradient becomes NaN")
+    channels_last: bool = Field(description="memory format of the network")
+    compile: bool | Literal["auto"] = Field(description="auto: where it is measured to pay")
+    sync_batchnorm: bool | Literal["auto"] = Field(description="auto: on GPUs")
+    enable_progress_bar: bool | Literal["auto"] = Field(description="auto: on a terminal")
+    profiler: Literal["simple", "advanced", "pytorch"] | None = Field(description="Lightning's")
+    fast_dev_run: bool | Natural | None = Field(description="this many batches, nothing saved")
+    overfit_batches: Limit | None = Field(description="train on these batches again and again")
+    limit_train_batches: Limit | None = Field(description="number or part of an epoch's batches")
+    limit_val_batches: Limit | None = Field(description="likewise, in validation")
+    limit_test_batches: Limit | None = Field(description="likewise, in the test")
+    max_steps: Natural | None = Field(description="stop after this many steps")
+    max_time: str | None = Field(description="stop after days:hours:minutes:seconds")
+    check_val_every_n_epoch: Natural | None = Field(description="null: 1")
+
+
+class CallbackSettings(Group):
+    """What happens at the ends of epochs."""
+
+    early_stopping: Natural | None = Field(description="stop after this many epochs without gain")
+    save_every_n_epochs: Natural = Field(description="how often last.ckpt is written")
+
+
+class ProfileSettings(Group):
+    """What is measured when a run ends."""
+
+    runtimes: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="what runs it")
+    batch_sizes: Annotated[tuple[Natural, ...], Field(min_length=1)] = Field(description="images")
+    precisions: Annotated[tuple[Literal["fp32", "bf16"], ...], Field(min_length=1)] = Field(
+        description="of inference"
+    )
+    roofline: bool = Field(description="time, bytes and limit of every layer")
+
+
+class LoggerSettings(Group):
+    """Where curves are written besides ``metrics.csv``."""
+
+    tensorboard: bool = Field(description="TensorBoard events in the run's folder")
+
+
+class PathSettings(Group):
+    """Folders."""
+
+    data_dir: str = Field(description="data sets, downloaded once")
+    log_dir: str = Field(description="all runs")
+    output_dir: str = Field(description="this run")
+
+
+class SearchSettings(Group):
+    """Tuning the recipe of each variant before it is trained."""
+
+    trials: Natural = Field(description="trainings of a search")
+    epochs: Natural | None = Field(description="of a trial; null: as many as the run has")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(description="of trials and sampler")
+    lr: Annotated[tuple[Rate, Rate], Field()] | None = Field(
+        description="lowest and highest; null: a tenth to ten times the recipe's"
+    )
+    weight_decay: tuple[Rate, Rate] | None = Field(description="likewise")
+
+
+class Settings(Group):
+    """All settings of one run."""
+
+    task_name: str = Field(description="folder of the runs below paths.log_dir")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
+        description="initial weights, batch order, augmentation, dropout"
+    )
+    match: Literal["params", "macs", "latency"] | None = Field(
+        description="solve for the width that costs what conv=<to> costs"
+    )
+    to: str = Field(description="conv type whose width is model.width_mult")
+    tags: tuple[str | int | float | bool, ...] = Field(description="free words for the record")
+    train: bool = Field(description="train")
+    test: bool = Field(description="test once, with the best checkpoint")
+    ckpt_path: str | None = Field(description="continue from this checkpoint in a new folder")
+    resume: str | None = Field(description="continue in the same folder: last or a run folder")
+    model: ModelSettings = Field(description="the network")
+    conv: ConvSettings = Field(description="the conv type")
+    data: DataSettings = Field(description="the data set")
+    recipe: Recipe = Field(description="the training recipe")
+    trainer: TrainerSettings = Field(description="the engine")
+    callbacks: CallbackSettings = Field(description="ends of epochs")
+    profile: ProfileSettings = Field(description="measurements at the end")
+    logger: LoggerSettings = Field(description="curves")
+    paths: PathSettings = Field(description="folders")
+    hparams_search: SearchSettings | None = Field(description="tuning, hparams_search=optuna")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.match and self.model.pretrained:
+            raise UserError(
+                f"match={self.match} changes the width, which pretrained weights fix; use one of "
+                "them"
+            )
+        if self.trainer.strategy == "ddp":
+            if self.match == "latency":
+                raise UserError(
+                    "match=latency cannot run with trainer=ddp: each process would measure"
+                )
+            if self.hparams_search:
+                raise UserError(
+                    "hparams_search cannot run with trainer=ddp; search on one device first"
+                )
+        if self.hparams_search:
+            self._check_search(self.hparams_search)
+        return self
+
+    def _check_search(self, search: SearchSettings) -> None:
+        for key in ("lr", "weight_decay"):
+            ends, own = getattr(search, key), getattr(self.recipe, key)
+            if ends is None and not own > 0:
+                raise UserError(
+                    f"hparams_search.{key}=null searches around recipe.{key}, which is {own!r}; "
+                    f"set hparams_search.{key}=[lowest, highest]"
+                )
+            if ends and ends[0] > ends[1]:
+                raise UserError(f"hparams_search.{key} must be [lowest, highest]; got {list(ends)}")
+
+
+def parse_settings(config: object) -> Settings:
+    """Parse a composed configuration.
+
+    Raises:
+        UserError: in one line, naming the key, the value and the choices.
+    """
+    return parse(Settings, config)
+
+
+def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a configuration of schema 1 to schema 2, with the values that were true then.
+
+    Schema 1 had no keys for what a data set or the Trainer left at its default: ``null`` now.
+    """
+    groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}
+    upgraded = {"hparams_search": None, **config}
+    for name, kind in groups.items():
+        upgraded[name] = {**dict.fromkeys(kind.model_fields), **upgraded[name]}
+    data = upgraded["data"]
+    data["augment"] = {**dict.fromkeys(AugmentSettings.model_fields), **(data["augment"] or {})}
+    return upgraded
