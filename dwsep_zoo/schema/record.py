@@ -1,0 +1,390 @@
+"""The record of a run: training writes it to ``result.json``, reports read it.
+
+Every key is declared here once. A value that was not recorded is ``None``, or empty if it is a
+collection. Keys of newer versions are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainValidator,
+    ValidationError,
+)
+
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.files import atomic_write
+
+FILE_NAME = "result.json"
+SCHEMA = 2
+
+_KINDS = {  # pydantic names Python's types, a file has JSON's
+    **dict.fromkeys(("dict_type", "model_type", "mapping_type"), "should be an object"),
+    "tuple_type": "should be a list",
+}
+
+Json: TypeAlias = dict[str, JsonValue]
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError("should be a finite number")
+    return value  # an integer stays one, so that it is written as it was read
+
+
+def _measured(value: object) -> float | None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return _number(value)
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Number = Annotated[float, PlainValidator(_number)]
+Measured = Annotated[float | None, PlainValidator(_measured)]
+"""A number, or ``None`` if it was not measured; NaN and infinity count as not measured."""
+FROM_LIST = BeforeValidator(_tuple)
+Texts = Annotated[tuple[str, ...], FROM_LIST]
+Numbers = Annotated[tuple[Number, ...], FROM_LIST]
+
+
+class Part(BaseModel):
+    """A part of a record: strict about types, tolerant of unknown keys, immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    def plain(self) -> Json:
+        """The keys that were recorded, as JSON has them."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class Conditions(Part):
+    """Conditions of a latency measurement; two latencies compare only if all of them are equal."""
+
+    device: str | None = None
+    device_name: str | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    precision: str | None = None
+    memory_format: str | None = None
+    runtime: str | None = None
+
+    def __str__(self) -> str:
+        name = " ".join(part for part in (self.device, self.device_name) if part)
+        threads = self.threads and f"{self.threads} thread" + ("s" if self.threads > 1 else "")
+        batch = self.batch_size and f"batch {self.batch_size}"
+        parts = (name, threads, batch, self.precision, self.memory_format, self.runtime)
+        return ", ".join(part for part in parts if part) or "conditions not recorded"
+
+
+class LatencyRecord(Conditions):
+    """Milliseconds for one batch, as percentiles over single inferences.
+
+    Attributes:
+        runs: number of timed inferences.
+        stable: whether the times were steady while measuring.
+    """
+
+    p50_ms: Measured = None
+    p10_ms: Measured = None
+    p90_ms: Measured = None
+    runs: int | None = None
+    stable: bool | None = None
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        return Conditions(**{name: getattr(self, name) for name in Conditions.model_fields})
+
+
+class Match(Part):
+    """An equal budget: the width at which a network costs as much as another conv type.
+
+    Attributes:
+        quantity: the cost that was equalised: params, macs or latency.
+        to: conv type of the network that sets the budget.
+        target: its parameters, multiply-adds for one image, or milliseconds.
+        achieved: the cost of the network whose width was solved for.
+        width_mult: that width.
+        residual: ``achieved / target - 1``.
+    """
+
+    quantity: str
+    to: str
+    target: Number
+    achieved: Number
+    width_mult: Number
+    residual: Number
+
+    @classmethod
+    def of(
+        cls, quantity: str, to: str, *, target: float, achieved: float, width_mult: float
+    ) -> Match:
+        """A match with its residual computed."""
+        return cls(
+            quantity=quantity,
+            to=to,
+            target=target,
+            achieved=achieved,
+            width_mult=width_mult,
+            residual=achieved / target - 1,
+        )
+
+
+class Machine(Part):
+    """The machine that trained."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    threads: int | None = None
+    gpu: str | None = None
+    system: str | None = None
+
+
+class DataRecord(Part):
+    """The data set, its preprocessing and its splits.
+
+    Attributes:
+        splits: number of images by split.
+        fingerprint: hash of the images, labels and splits.
+        subset: the part that was drawn, with the names of its images; ``None``: all of the data.
+        read_from: memory, cache or files.
+        augment: random changes of training images.
+    """
+
+    name: str | None = None
+    num_classes: int | None = None
+    class_names: Texts = ()
+    in_chans: int | None = None
+    image_size: int | None = None
+    mean: Numbers = ()
+    std: Numbers = ()
+    interpolation: str | None = None
+    crop_pct: Measured = None
+    splits: Mapping[str, int] = {}
+    fingerprint: str | None = None
+    subset: Json | None = None
+    read_from: str | None = None
+    augment: Json = {}
+
+
+class Memory(Part):
+    """Megabytes: peak of the process, and peaks of one inference and of one training step.
+
+    Attributes:
+        batch_size: images of the training step; the inference is of one image.
+    """
+
+    peak_mb: Measured = None
+    inference_mb: Measured = None
+    training_mb: Measured = None
+    batch_size: int | None = None
+
+
+class Time(Part):
+    """Seconds of training with validation, and of the whole run."""
+
+    train_s: Measured = None
+    total_s: Measured = None
+
+
+class Search(Part):
+    """The search for recipe values of a variant.
+
+    Attributes:
+        space: lowest and highest value by key of the recipe.
+        best: the values that were found.
+        per: what was searched for separately.
+        epochs: of a trial; ``None``: as many as the run has.
+        all: values and validation accuracy of every trial.
+    """
+
+    trials: int | None = None
+    space: Mapping[str, Numbers] = {}
+    best: Mapping[str, Measured] = {}
+    best_val_acc: Measured = None
+    per: str | None = None
+    epochs: int | None = None
+    seed: int | None = None
+    all: Annotated[tuple[Mapping[str, Measured], ...], FROM_LIST] = ()
+
+
+class RunRecord(Part):
+    """All that is recorded about a run.
+
+    Attributes:
+        version: of this layout, ``schema`` in the file.
+        width_mult: of the network that was trained, also where it was solved for.
+        match: ``None`` if the width was used as given.
+        config: the settings of the run; ``dwsep_zoo.schema.settings`` parses them.
+        network: arguments of ``create_model`` that rebuild the network.
+        input_size: (C, H, W).
+        macs: multiply-adds for one image.
+        size_bytes: of the state dict.
+        best_epoch: counted from 1; best in validation, whose weights were tested.
+        epochs: number of finished epochs.
+        metrics: of the best epoch, and of the test; accuracies are fractions.
+        roofline: time of every layer, see ``dwsep_zoo.analysis.roofline``.
+        compiled: whether training steps were compiled.
+        own_kernels: whether this project's CPU kernels were in use.
+        in_turns: when a sweep measured its networks together, the same for all of them.
+    """
+
+    version: int = Field(default=SCHEMA, alias="schema")
+    status: str = "unknown"
+    error: str | None = None
+    name: str | None = None
+    model: str
+    conv: str
+    conv_options: Json = {}
+    width_mult: Measured = None
+    seed: int | None = None
+    tags: Annotated[tuple[str | int | float | bool, ...], FROM_LIST] = ()
+    config: Json = {}
+    started: str | None = None
+    command: str | None = None
+    versions: Mapping[str, str | None] = {}
+    git_commit: str | None = None
+    machine: Machine = Machine()
+    output_stride: int | None = None
+    network: Json = {}
+    match: Match | None = None
+    data: DataRecord = DataRecord()
+    input_size: Annotated[tuple[int, ...], FROM_LIST] = ()
+    params: int | None = None
+    macs: int | None = None
+    size_bytes: int | None = None
+    search: Search | None = None
+    best_epoch: int | None = None
+    metrics: Mapping[str, Measured] = {}
+    latency: Annotated[tuple[LatencyRecord, ...], FROM_LIST] = ()
+    memory: Memory = Memory()
+    roofline: Json | None = None
+    images_per_second: Measured = None
+    time: Time = Time()
+    epochs: int | None = None
+    precision: str | None = None
+    device: str | None = None
+    compiled: bool | None = None
+    own_kernels: bool | None = None
+    finished: str | None = None
+    in_turns: str | None = None
+
+    def configured(self, key: str) -> JsonValue:
+        """A setting by its dotted name; ``None`` if it is null or absent."""
+        value: JsonValue = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+def _from_1(values: Json) -> Json:
+    """Version 2 has the keys of version 1; its settings are those of the typed configuration."""
+    match = values.get("match")
+    if isinstance(match, dict) and match.get("to") == values.get("conv"):
+        values = {**values, "match": None}  # a network was once matched to itself
+    config = values.get("config")
+    return {**values, "config": upgrade_config(config)} if isinstance(config, dict) else values
+
+
+def upgrade_config(config: Json) -> Json:
+    """Settings recorded with version 1, in the layout of version 2."""
+    return config
+
+
+UPGRADES: Mapping[int, Callable[[Json], Json]] = {1: _from_1}
+"""From each older version to the next one."""
+
+
+def parse_record(values: object) -> RunRecord:
+    """Read the content of a ``result.json`` of this or an older version.
+
+    Raises:
+        UserError: in one line that names the key, but no file, which only the caller knows.
+    """
+    if not isinstance(values, dict):
+        raise UserError("it does not hold a JSON object")
+    version = values.get("schema", 1)
+    if not isinstance(version, int) or (version != SCHEMA and version not in UPGRADES):
+        raise UserError(f"its schema is {version!r}; this version reads up to {SCHEMA}")
+    while version < SCHEMA:
+        values, version = UPGRADES[version](values), version + 1
+    try:
+        return RunRecord.model_validate({**values, "schema": SCHEMA})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise UserError(f"{key} is missing") from None
+        message = _KINDS.get(first["type"]) or first.get("ctx", {}).get("error") or first["msg"]
+        raise UserError(f"{key}: {message}; got {repr(first['input'])[:100]}") from None
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a ``result.json``.
+
+    Raises:
+        UserError: if it is damaged or newer than this version; see :func:`parse_record`.
+        OSError: if it cannot be opened.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"it is not JSON: {error}") from None
+    return parse_record(values)
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Replace a ``result.json`` in one step."""
+    atomic_write(path, json.dumps(record.plain(), indent=2) + "\n")
+
+
+class RecordFile:
+    """The record of a run in progress, checked and written at every change.
+
+    Args:
+        folder: of the run.
+        enabled: whether to write; false in all but one process of a run.
+    """
+
+    def __init__(self, folder: Path, *, enabled: bool = True):
+        self.path = folder / FILE_NAME
+        self.enabled = enabled
+        self._record: RunRecord | None = None
+
+    @property
+    def record(self) -> RunRecord:
+        """The values so far.
+
+        Raises:
+            RuntimeError: before the first update.
+        """
+        if self._record is None:
+            raise RuntimeError("nothing has been recorded")
+        return self._record
+
+    def update(self, **values: object) -> RunRecord:
+        """Set keys of the record; the first update has to name ``model`` and ``conv``."""
+        earlier = self._record.plain() if self._record else {"status": "running", "error": None}
+        self._record = parse_record({"schema": SCHEMA, **earlier, **values})
+        if self.enabled:
+            write_record(self.path, self._record)
+        return self._record
+
+
+def now() -> str:
+    """The time as ISO 8601 with the offset to UTC."""
+    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
