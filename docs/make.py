@@ -1,8 +1,10 @@
-"""Renew what the project's own code makes in these pages: ``python docs/make.py``.
+"""Renew the generated parts of these pages: ``python docs/make.py``.
 
-That is every picture in ``pictures/``, and in every page what stands between ``<!-- COMMAND -->``
-and ``<!-- end -->``: the output of a ``dwsep`` command, the table of ``traffic MODEL SIZE``, or the
-recorded ``benchmarks``.
+It redraws every picture in ``pictures/`` and replaces the text between ``<!-- COMMAND -->`` and
+``<!-- end -->`` in every page. A command is a ``dwsep`` command, whose output is shown,
+``traffic MODEL SIZE`` for a table, ``benchmarks [NAME ...]`` for the records of the benchmarks (all
+of them by default), or ``runs NAME`` for the tables of the recorded trainings in
+``benchmarks/results/NAME``.
 """
 
 from __future__ import annotations
@@ -17,18 +19,18 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.record import records
+from benchmarks.record import RESULTS, records
 from dwsep_zoo import create_model, terminal
 from dwsep_zoo.analysis.units import KINDS, Work, works
 from dwsep_zoo.cli import main
 
 WIDTH = 96  # columns of output; more have to be scrolled
 FOLDER = Path(__file__).resolve().parent
-BLOCK = re.compile(r"<!-- ((?:dwsep|traffic|benchmarks)\b.*?) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- ((?:dwsep|traffic|benchmarks|runs)\b.*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def renewed(page: str) -> str:
-    """The text of a page with all of its blocks made anew."""
+    """Return the text of a page with all of its blocks renewed."""
     return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n{_made(block[1])}\n<!-- end -->", page)
 
 
@@ -38,8 +40,11 @@ def _made(command: str) -> str:
         name, size = arguments
         return traffic(name, int(size))
     if program == "benchmarks":
-        pages = [record.page() for record in records()]
-        return "\n".join(["", *(pages or ["Nothing yet on an idle machine."])])
+        made = [r for r in records() if not arguments or r.name in arguments]
+        return "\n".join(["", *(record.page() for record in made)])
+    if program == "runs":
+        (name,) = arguments
+        return runs(name)
     output = io.StringIO()
     with patch.object(terminal, "PIPE_WIDTH", WIDTH), contextlib.redirect_stdout(output):
         main(arguments)
@@ -47,8 +52,15 @@ def _made(command: str) -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
+def runs(name: str) -> str:
+    """Return title and main table of each section of a recorded report."""
+    report = (RESULTS / name / "comparison.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^## (.*)\n(?:\n[^|\n].*\n)*\n((?:\|.*\n)+)", report, re.MULTILINE)
+    return "".join(f"\n**{title}**\n\n{table}" for title, table in tables)
+
+
 def traffic(name: str, size: int) -> str:
-    """What each kind of layer multiplies, and what it has to read and write for that."""
+    """Return a table of the MACs and the memory traffic of each kind of layer."""
     rows = [
         f"| `conv=`, 3 x {size} x {size} | layers | MACs M | numbers M | share of numbers | "
         "MACs per number |",

@@ -14,7 +14,6 @@ import torch
 
 from benchmarks import record
 from benchmarks.record import RESULTS, Ratio, Record, finish, load, parse, parser, records
-from dwsep_zoo import list_convs
 from dwsep_zoo.analysis.latency import LatencyComparison
 
 ROOT = Path(__file__).parents[1]
@@ -180,60 +179,56 @@ def test_wrong_verdicts_of_the_latency_comparison_miss_the_bar(run):
     assert trials["share_of_right_verdicts"](kind, [right], latency).met is True
 
 
-def test_every_row_of_the_readme_is_a_recorded_one():
-    rows = re.findall(rf"^\| \w+ +\| (?:{'|'.join(list_convs())}) .*$", README.read_text(), re.M)
-    reports = "".join(path.read_text() for path in RESULTS.glob("*/comparison.md"))
-    assert rows
-    assert [row for row in rows if row not in reports] == []
-
-
-def test_every_fast_training_of_the_readme_is_a_recorded_one():
-    shown = re.findall(r"# ([\d.]+) %, ([\d,]+) s$", README.read_text(), re.M)
-    report = (RESULTS / "cifar10_fast" / "comparison.md").read_text()
-    recorded = re.findall(r"^\| \w+ +\| \w+ +\| +([\d.]+) \|.* ([\d,]+) \|[^|]*\|$", report, re.M)
-    assert shown
-    assert shown == recorded
-
-
 @pytest.mark.parametrize("made", records(), ids=lambda made: made.name)
 def test_what_is_recorded_comes_from_a_script_and_is_shown(made):
     assert f'Record("{made.name}"' in (ROOT / "benchmarks" / f"{made.name}.py").read_text()
     assert made.table() in (ROOT / "docs" / "speed.md").read_text()
 
 
-def test_the_speeds_in_the_readme_are_recorded_ones():
-    (training,) = (made for made in records() if made.name == "train_speed")
-    shown = dict(re.findall(r"^\| (\w+) \| \d+ \| ([\d.]+)x \|$", README.read_text(), re.M))
-    assert shown == {
-        ratio.case.split(",")[0]: f"{ratio.value:.2f}"
-        for ratio in training.ratios
-        if ratio.case.endswith("app / common")
-    }
+def tables(text):
+    """The Markdown tables of a text: header and rows, as lists of cells."""
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        header, _, *rows = (line.strip("|").split("|") for line in table.splitlines())
+        yield [[cell.strip() for cell in row] for row in (header, *rows)]
 
 
-def test_the_time_to_accuracy_in_the_readme_is_the_recorded_one():
-    (training,) = (made for made in records() if made.name == "time_to_accuracy")
-    figures = training.ratios[0].figures
-    (rate,) = re.findall(r"\d+ GFLOP/s", training.conditions)
-    shown = f"{100 - figures['test error %']:.1f} % after {figures['minutes']:.0f} minutes"
-    text = " ".join(README.read_text().split())
-    assert f"In a hurry, this gave {shown}, everything included, at {rate}" in text
+def test_the_readme_shows_columns_of_the_record():
+    report = (RESULTS / "digits" / "comparison.md").read_text()
+    recorded = next(tables(report))
+    (shown,) = (table for table in tables(README.read_text()) if table[0][:2] == ["model", "conv"])
+    assert len(shown[0]) <= 6
+    columns = [recorded[0].index(name) for name in shown[0]]
+    assert shown == [[row[column] for column in columns] for row in recorded]
 
 
-def test_the_accuracies_of_fast_and_plain_in_the_readme_are_recorded_ones():
-    (parity,) = (made for made in records() if made.name == "accuracy_parity")
-    (ratio,) = parity.ratios
-    text = " ".join(README.read_text().split())
-    for side in ("fast", "plain"):
-        assert f"{ratio.figures[f'{side} error %']:.2f} %" in text
+def figures(text):
+    """Numbers with a decimal point."""
+    return re.findall(r"\d[\d,]*\.\d+", text)
 
 
-def test_the_speed_on_a_gpu_in_the_readme_is_the_recorded_one():
-    (training,) = (made for made in records() if made.name == "train_gpu")
-    ratios = {ratio.case.partition(": ")[2]: ratio for ratio in training.ratios}
-    faster, smaller = ratios["ours / timm"], ratios["peak memory, ours / timm"]
-    text = " ".join(README.read_text().split())
-    assert f"{faster.value:.2f} times as many images a second as timm's" in text
-    for side in ("ours", "timm"):
-        assert f"{faster.figures[f'{side} images/s']:,.0f}" in text
-    assert f"{smaller.value:.2f} of its memory" in text
+def recorded_figures(path):
+    """Numbers of a record as pages print them: a report's as they are, a benchmark's rounded."""
+    if path.suffix != ".json":
+        return figures(path.read_text())
+    ratios = load(path).ratios
+    values = [ratio.value for ratio in ratios] + [v for r in ratios for v in r.figures.values()]
+    return [f"{value:,.{digits}f}" for value in values for digits in (1, 2)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_figures_beside_a_link_to_a_record_are_recorded(page):
+    """In bullet points and paragraphs outside tables."""
+    text = re.sub(
+        r"^(\||<!-- \w+ [\s\S]*?<!-- end -->|```[\s\S]*?```).*$",
+        "",
+        (ROOT / page).read_text(),
+        flags=re.M,
+    )
+    linked = 0
+    for part in re.split(r"\n\n|\n(?=- )", text):
+        found = set(re.findall(r"benchmarks/results/([\w/]+\.(?:md|html|json))", part))
+        paths = [RESULTS / name for name in found]
+        linked += len(paths)
+        known = {figure for path in paths for figure in recorded_figures(path)}
+        assert not paths or set(figures(part)) <= known
+    assert linked

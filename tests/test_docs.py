@@ -1,4 +1,4 @@
-"""The documentation: what it shows is what the code does, and what it says to type exists."""
+"""The documentation: its outputs are those of the code, and its commands can be typed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
 
-from dwsep_zoo import cli, list_convs, list_models
+from dwsep_zoo import cli, count, create_model, list_convs, list_models
 from dwsep_zoo.analysis.explain import conv_costs
 from dwsep_zoo.config import check_overrides
 
@@ -36,7 +36,11 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[str]:
-    lines = [line for page in PAGES for _, text in blocks(page, "sh") for line in text.splitlines()]
+    """Lines of the shell blocks of all pages, and trainings quoted within the text."""
+    pages = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    lines = [line for page in pages for _, text in blocks(page, "sh") for line in text.splitlines()]
+    for page in pages:
+        lines += re.findall(r"`(python train\.py [^`\n]+)`", page.read_text(encoding="utf-8"))
     return sorted({line for line in lines if line})
 
 
@@ -95,6 +99,10 @@ def test_commands_can_be_typed(
         return
     if program == "tensorboard":
         return
+    if program == "docker":
+        options = [arguments[i + 1] for i, word in enumerate(arguments) if word == "-f"]
+        assert all((ROOT / option).is_file() for option in options)
+        return
     if program == "python":
         script = arguments.pop(0)
         if script.startswith("benchmarks/"):
@@ -119,7 +127,7 @@ def test_commands_can_be_typed(
         if options.get(key) is not None:
             assert set(options[key].split(",")) <= set(names)
     if arguments[0] == "list":
-        assert set(words) <= set(list_models())
+        assert all(list_models(word) for word in words)
 
 
 def test_the_commands_are_found() -> None:
@@ -133,7 +141,7 @@ def test_the_commands_are_found() -> None:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
 def test_python_runs(page: Path) -> None:
     """Blocks without a title, which are parts of files; those of a page in one namespace."""
     namespace: dict[str, Any] = {}
@@ -194,6 +202,23 @@ raise SystemExit(pytest.main([
     assert "3*1*64 + 1*3*64 + 64*128 = 8,576" in done.stdout  # MobileNetV1's second unit
     assert done.stdout.count("conv=depthwise_spatial, width 1") == len(networks)
     assert "3 passed" in done.stdout
+
+
+def test_the_readme_counts_table_4_as_the_code_does() -> None:
+    """Parameters and multiply-adds of both conv types, to the last digit."""
+    shown = re.findall(r"\d+(?:,\d{3}){2,}", (ROOT / "README.md").read_text(encoding="utf-8"))
+    counts = [
+        count(create_model("mobilenet_v1", conv=conv), (3, 224, 224))
+        for conv in ("standard", "depthwise_separable")
+    ]
+    assert shown == [f"{n:,}" for cost in counts for n in (cost.params, cost.macs)]
+
+
+def test_the_readme_lists_every_conv_type() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)`(?: \(default\))? \|", text, re.MULTILINE)) == sorted(
+        list_convs()
+    )
 
 
 def test_every_page_is_in_the_navigation() -> None:
