@@ -1,6 +1,7 @@
 """From the folders of runs to statistics, tables, figures and TensorBoard."""
 
-from dwsep_zoo.report.compare import Comparison, compare
+from dwsep_zoo.report.compare import compare
+from dwsep_zoo.report.comparison import Comparison
 from dwsep_zoo.report.results import Problem, Run, load_results
 from dwsep_zoo.report.table import Options
 

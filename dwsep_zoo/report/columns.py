@@ -1,13 +1,14 @@
-"""The cells of a table, the same in every format."""
+"""The cells of a table, common to all formats."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from dwsep_zoo.report.results import Conditions, Match
 from dwsep_zoo.report.statistics import Paired, interval_text, points
 from dwsep_zoo.report.table import Row, Table
+from dwsep_zoo.schema.measures import Measure, measures
+from dwsep_zoo.schema.record import Conditions, Match
 
 MISSING = "-"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -16,7 +17,7 @@ QUANTITIES = {"params": "params", "macs": "MACs", "latency": "latency"}
 
 @dataclass(frozen=True)
 class Column:
-    """A column of texts; words stand left, numbers right."""
+    """A column of texts; words are aligned left, numbers right."""
 
     heading: str
     cells: tuple[str, ...]
@@ -24,10 +25,10 @@ class Column:
 
 
 def columns(table: Table, *, dense: bool = False) -> list[Column]:
-    """One line a row; width, output stride, budget and number of seeds only where they vary.
+    """One line per row; width, output stride, budget and number of seeds only where they vary.
 
     Args:
-        table: what to show.
+        table: to be shown.
         dense: leave out the interval of the difference, which is also below the table.
     """
     rows = table.rows
@@ -36,9 +37,9 @@ def columns(table: Table, *, dense: bool = False) -> list[Column]:
         Column("conv", tuple(conv_label(table, row) for row in rows), is_number=False),
     ]
     if len(widths(table)) > 1:
-        result.append(Column("width", tuple(general(row.first.width_mult) for row in rows)))
+        result.append(Column("width", tuple(general(row.record.width_mult) for row in rows)))
     if len(strides(table)) > 1:
-        result.append(Column("stride", tuple(general(row.first.output_stride) for row in rows)))
+        result.append(Column("stride", tuple(general(row.record.output_stride) for row in rows)))
     if any(row.match for row in rows):
         result.append(Column("matched", tuple(match_text(row.match) for row in rows)))
     if "tags" in table.options.by:
@@ -47,27 +48,32 @@ def columns(table: Table, *, dense: bool = False) -> list[Column]:
     result.append(Column("test acc %", tuple(_accuracy(row) for row in rows)))
     if len(seed_numbers(table)) > 1:
         result.append(Column("n", tuple(str(number_of_seeds(row)) for row in rows)))
-    result += [
-        Column("diff", tuple(_difference(row, interval=not dense) for row in rows)),
-        Column("params M", _millions([row.first.params for row in rows])),
-        Column("ratio", tuple(ratio_text(row.params_ratio) for row in rows)),
-        Column("MACs M", _millions([row.first.macs for row in rows])),
-        Column("ratio", tuple(ratio_text(row.macs_ratio) for row in rows)),
-    ]
-    for conditions in table.conditions[:1]:  # the others have a table of their own
-        result += [
-            Column("p50 ms", decimals([row.latency(conditions) for row in rows])),
-            Column("ratio", tuple(ratio_text(row.latency_ratio(conditions)) for row in rows)),
-        ]
-    result += [
-        Column("train s", decimals([row.train_s.mean if row.train_s else None for row in rows])),
-        Column("ratio", tuple(ratio_text(row.train_ratio) for row in rows)),
-    ]
+    result.append(Column("diff", tuple(_difference(row, interval=not dense) for row in rows)))
+    # The other conditions of latency have a table of their own.
+    for measure in measures(table.conditions[:1], "table"):
+        result.append(measure_column(table, measure))
+        if measure.ratio:
+            result.append(Column("ratio", tuple(ratio_text(row.ratio(measure)) for row in rows)))
     return result
 
 
+def measure_column(table: Table, measure: Measure) -> Column:
+    """The values of a measure in its unit."""
+    values = [row.value(measure) for row in table.rows]
+    texts = decimals([None if value is None else value / measure.scale for value in values])
+    return Column(measure.heading, texts)
+
+
+def size_columns(table: Table) -> list[Column]:
+    """Bytes on disk and in memory, one line per row; only those that were measured."""
+    found = [measure_column(table, measure) for measure in measures(place="page")]
+    measured = [column for column in found if set(column.cells) != {MISSING}]
+    names = tuple(row_label(table, row) for row in table.rows)
+    return [Column("network", names, is_number=False), *measured] if measured else []
+
+
 def latency_columns(table: Table) -> list[Column]:
-    """Every latency, a line for each condition and row; nothing if none was measured."""
+    """Every latency, one line per condition and row; empty if none was measured."""
     lines = [(c, row) for c in table.conditions for row in table.rows if row.latency(c) is not None]
     if not lines:
         return []
@@ -98,7 +104,7 @@ def latency_columns(table: Table) -> list[Column]:
 
 
 def statistics_columns(table: Table) -> list[Column]:
-    """A line for each row that is compared with a reference."""
+    """One line per row that is compared with a reference."""
     pairs = [(row, row.reference, row.paired) for row in table.rows]
     lines = [(row, ref, found) for row, ref, found in pairs if ref and found]
     if not lines:
@@ -121,13 +127,13 @@ def statistics_columns(table: Table) -> list[Column]:
 
 
 def group_ends(table: Table) -> list[bool]:
-    """For each row, whether a group of the first field of ``by`` ends with it."""
+    """Whether a group of the first field of ``by`` ends, for each row."""
     groups = [table.key(table.options.by[0], row) for row in table.rows]
     return [own != other for own, other in zip(groups, [*groups[1:], groups[-1]], strict=True)]
 
 
 def conv_label(table: Table, row: Row) -> str:
-    """The conv type, with its options where the table has it with several."""
+    """The conv type, with those of its options that differ in the table."""
     run = row.first
     options = [dict(r.first.conv_options) for r in table.rows if r.first.conv == run.conv]
     keys = sorted({key for option in options for key in option})
@@ -137,22 +143,22 @@ def conv_label(table: Table, row: Row) -> str:
 
 
 def row_label(table: Table, row: Row, *, model: bool = True) -> str:
-    """A name of the row, no longer than is needed to tell the rows of the table apart.
+    """A name that is just long enough to tell the rows of the table apart.
 
     Args:
-        table: that the row is in.
+        table: the table of the row.
         row: to be named.
-        model: with the model, unless all rows have the same.
+        model: name the model too, unless all rows have the same.
     """
     run = row.first
     label = conv_label(table, row)
     alike = [r for r in table.rows if r.first.model == run.model and conv_label(table, r) == label]
     parts = [run.model] if model and len(table.values(lambda r: r.first.model)) > 1 else []
     parts.append(label)
-    if len({r.first.width_mult for r in alike}) > 1:
-        parts.append(f"width {general(run.width_mult)}")
-    if len({r.first.output_stride for r in alike}) > 1:
-        parts.append(f"stride {general(run.output_stride)}")
+    if len({r.record.width_mult for r in alike}) > 1:
+        parts.append(f"width {general(run.record.width_mult)}")
+    if len({r.record.output_stride for r in alike}) > 1:
+        parts.append(f"stride {general(run.record.output_stride)}")
     if row.match:
         parts.append(f"(matched {QUANTITIES.get(row.match.quantity, row.match.quantity)})")
     if len({r.first.searched for r in alike}) > 1:
@@ -160,8 +166,8 @@ def row_label(table: Table, row: Row, *, model: bool = True) -> str:
     if "tags" in table.options.by:
         parts += run.tags
     # Built by versions of the code that count differently
-    if len({(r.first.params, r.first.macs) for r in alike if _like(r, row)}) > 1:
-        parts.append(f"of {run.params} parameters and {run.macs} MACs")
+    if len({(r.record.params, r.record.macs) for r in alike if _like(r, row)}) > 1:
+        parts.append(f"of {run.record.params} parameters and {run.record.macs} MACs")
     return " ".join(parts)
 
 
@@ -170,7 +176,7 @@ def _like(a: Row, b: Row) -> bool:
 
 
 def conditions_name(table: Table, conditions: Conditions) -> str:
-    """What of the conditions of a latency varies in the table, such as ``onnxruntime batch 1``."""
+    """The conditions of latency that vary in the table, such as ``onnxruntime batch 1``."""
     values = {name: getattr(conditions, name) for name in _varying(table) or ["runtime"]}
     return " ".join(
         f"{name.removesuffix('_size')} {value}" if isinstance(value, int) else str(value)
@@ -179,7 +185,7 @@ def conditions_name(table: Table, conditions: Conditions) -> str:
 
 
 def match_text(match: Match | None) -> str:
-    """Such as ``MACs -0.8%``: what was made equal, and the residual."""
+    """The cost that was made equal and the residual, such as ``MACs -0.8%``."""
     if match is None:
         return MISSING
     return f"{QUANTITIES.get(match.quantity, match.quantity)} {100 * match.residual:+.1f}%"
@@ -202,11 +208,11 @@ def number_of_seeds(row: Row) -> int:
 
 
 def widths(table: Table) -> list[float | None]:
-    return table.values(lambda row: row.first.width_mult)
+    return table.values(lambda row: row.record.width_mult)
 
 
 def strides(table: Table) -> list[int | None]:
-    return table.values(lambda row: row.first.output_stride)
+    return table.values(lambda row: row.record.output_stride)
 
 
 def general(value: float | None) -> str:
@@ -214,7 +220,7 @@ def general(value: float | None) -> str:
 
 
 def decimals(values: Sequence[float | None]) -> tuple[str, ...]:
-    """With as many decimals, equal in the whole column, as the smallest value needs."""
+    """Numbers with equally many decimals, as many as the smallest one needs."""
     places = _places(min((value for value in values if value), default=1))
     return tuple(MISSING if value is None else f"{value:,.{places}f}" for value in values)
 
@@ -222,9 +228,14 @@ def decimals(values: Sequence[float | None]) -> tuple[str, ...]:
 def _accuracy(row: Row) -> str:
     if row.accuracy is None:
         return MISSING
-    interval = row.accuracy.interval
-    spread = f" {PLUS_MINUS}{100 * interval.half_width:.2f}" if interval else ""
-    return f"{100 * row.accuracy.mean:.2f}{spread}"
+    mean, interval = row.accuracy.mean, row.accuracy.interval
+    text = f"{100 * mean:.2f}"
+    if interval is None:
+        return text
+    below, above = mean - interval.low, interval.high - mean
+    if abs(below - above) > 1e-9:  # cut off at 0 or 100
+        return f"{text} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+    return f"{text} {PLUS_MINUS}{100 * above:.2f}"
 
 
 def _difference(row: Row, *, interval: bool) -> str:
@@ -250,13 +261,10 @@ def p_text(p_value: float) -> str:
 
 
 def _varying(table: Table) -> list[str]:
-    """Fields of the conditions that are not equal for all latencies of the table."""
-    names = (field.name for field in fields(Conditions))
-    return [n for n in names if len({getattr(c, n) for c in table.conditions}) > 1]
-
-
-def _millions(values: Sequence[float | None]) -> tuple[str, ...]:
-    return decimals([None if value is None else value / 1e6 for value in values])
+    """The names of the conditions that differ between latencies of the table."""
+    return [
+        n for n in Conditions.model_fields if len({getattr(c, n) for c in table.conditions}) > 1
+    ]
 
 
 def _places(value: float) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dwsep_zoo.report.columns import conditions_name, conv_label, ratio_text
-from dwsep_zoo.report.results import Conditions
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.report.words import heading
+from dwsep_zoo.schema.measures import MEASURES
+from dwsep_zoo.schema.record import Conditions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,7 @@ GREY = "#666666"
 SOLVED = "width solved for an equal budget"  # drawn hollow
 FRONT: dict[str, Any] = {"color": "#bbbbbb", "lw": 4, "alpha": 0.5, "zorder": 1}
 Value = Callable[[Row], "float | None"]
+MEASURE = {measure.name: measure for measure in MEASURES}
 
 
 def figure(table: Table) -> Figure:
@@ -102,7 +104,7 @@ def _cost_panel(axes: Axes, table: Table, cost: Value, label: str) -> None:
         style = _style(table, row)
         colour = style["color"]
         if interval:
-            spread = 100 * interval.half_width
+            spread = [[y - 100 * interval.low], [100 * interval.high - y]]
             axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, capsize=3, lw=1.2)
         centre = centres.setdefault(row.network, (x, y))
         axes.plot([centre[0], x], [centre[1], y], color=colour, lw=0.8, alpha=0.5)
@@ -127,10 +129,10 @@ def _ratio_panel(axes: Axes, table: Table) -> None:
     rows = _others(table)
     conditions = table.conditions[:1]
     kinds: list[tuple[str, Value]] = [
-        ("params", lambda row: row.params_ratio),
-        ("MACs", lambda row: row.macs_ratio),
+        ("params", lambda row: row.ratio(MEASURE["params"])),
+        ("MACs", lambda row: row.ratio(MEASURE["macs"])),
         *(("latency", _ratio_under(c)) for c in conditions),
-        ("training time", lambda row: row.train_ratio),
+        ("training time", lambda row: row.ratio(MEASURE["train_s"])),
     ]
     axes.axhline(1, color=GREY, lw=1)
     ratios = [1.0]
@@ -215,11 +217,11 @@ def _others(table: Table) -> list[Row]:
 
 
 def _params(row: Row) -> float | None:
-    return None if row.first.params is None else row.first.params / 1e6
+    return None if row.record.params is None else row.record.params / 1e6
 
 
 def _macs(row: Row) -> float | None:
-    return None if row.first.macs is None else row.first.macs / 1e6
+    return None if row.record.macs is None else row.record.macs / 1e6
 
 
 def _latency_under(conditions: Conditions) -> Value:

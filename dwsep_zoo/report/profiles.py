@@ -1,14 +1,15 @@
-"""Which rooflines belong side by side: those of networks that were measured in turns."""
+"""Rooflines side by side, for networks that were measured in turns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dwsep_zoo.report.columns import row_label
-from dwsep_zoo.report.results import Conditions, Problem
+from dwsep_zoo.report.results import Problem
 from dwsep_zoo.report.table import Table
+from dwsep_zoo.schema.record import FILE_NAME, Conditions
 
 if TYPE_CHECKING:
     from dwsep_zoo.analysis.roofline import Roofline
@@ -19,10 +20,10 @@ class Profile:
     """Networks whose layers were timed under the same conditions.
 
     Attributes:
-        roofline: of all of them, named as the rows of the table are.
-        rows: for each network, its index in the table.
-        sentences: what separates a network from its reference.
-        warnings: where the parts do not add up to the whole.
+        roofline: of all of them, under the labels of the rows.
+        rows: index in the table of each network.
+        sentences: the layers that separate a network from its reference.
+        warnings: networks whose parts do not add up to the whole.
     """
 
     conditions: str
@@ -39,15 +40,15 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
     together: dict[str, dict[int, Roofline]] = {}
     problems = []
     for index, row in enumerate(table.rows):
-        run = next((run for run in row.runs if run.record.get("roofline")), None)
-        if run is None:
+        run = next((run for run in row.runs if run.record.roofline), None)
+        if run is None or run.record.roofline is None:
             continue
         try:
-            found = Roofline.from_dict(run.record["roofline"])
+            found = Roofline.from_dict(run.record.roofline)
             (network,) = found.networks
         except (KeyError, TypeError, ValueError) as error:
             reason = f"roofline: {type(error).__name__}: {error}"
-            problems.append(Problem(run.folder / "result.json", reason))
+            problems.append(Problem(run.folder / FILE_NAME, reason))
             continue
         # The ceilings are measured once for all networks that take turns.
         members = together.setdefault(repr(replace(found, networks=())), {})
@@ -68,7 +69,7 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
 def _sentences(table: Table, roofline: Roofline, indices: Sequence[int]) -> Iterator[str]:
     from dwsep_zoo.analysis.roofline import sentence
 
-    measured_under = Conditions(**{f.name: getattr(roofline, f.name) for f in fields(Conditions)})
+    measured_under = Conditions(**{n: getattr(roofline, n) for n in Conditions.model_fields})
     names = {
         id(table.rows[i].first): n.name for i, n in zip(indices, roofline.networks, strict=True)
     }

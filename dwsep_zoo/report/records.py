@@ -1,22 +1,21 @@
-"""A comparison for programs: CSV with a line a row, JSON with everything."""
+"""A comparison for programs: CSV with a line per row, JSON with everything."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
 
 from dwsep_zoo.report import words
 from dwsep_zoo.report.columns import number_of_seeds, row_label
-from dwsep_zoo.report.results import Conditions, Run
+from dwsep_zoo.report.comparison import Comparison
+from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import Interval, Paired, Sample
 from dwsep_zoo.report.table import Row, Table
-
-if TYPE_CHECKING:
-    from dwsep_zoo.report.compare import Comparison
+from dwsep_zoo.schema.measures import measures
+from dwsep_zoo.schema.record import Conditions
 
 SCHEMA = 1
 _KEPT = (
@@ -25,10 +24,13 @@ _KEPT = (
 )
 
 
-def csv_text(tables: tuple[Table, ...] | list[Table]) -> str:
-    """One line per row, raw numbers: accuracies 0-1, MACs, milliseconds; empty: not measured.
+def csv_text(tables: Sequence[Table]) -> str:
+    """One line per row, raw numbers; an empty cell was not measured.
 
-    A second condition of latency has its columns under ``latency2_``, and so on.
+    Accuracies, differences and residuals are fractions of 1, where the other formats show per cent
+    and points. ``params`` and ``macs`` are counts; ``_mb`` is 1e6 bytes, ``_ms`` milliseconds for
+    one batch, ``_s`` seconds. A second condition of latency has columns under ``latency2_``, and so
+    on.
     """
     records = [
         _record(number, table, row) for number, table in enumerate(tables, 1) for row in table.rows
@@ -42,7 +44,7 @@ def csv_text(tables: tuple[Table, ...] | list[Table]) -> str:
 
 
 def json_text(comparison: Comparison) -> str:
-    """Everything: rows, statistics, latencies under all conditions, runs, settings, what failed."""
+    """Rows, statistics, all latencies, runs, settings and failures, in raw units."""
     options = comparison.options
     content = {
         "schema": SCHEMA,
@@ -54,7 +56,7 @@ def json_text(comparison: Comparison) -> str:
         },
         "tables": [_table(table) for table in comparison.tables],
         "unfinished": [
-            {"run": r.name, "folder": str(r.folder), "status": r.status, "error": r.error}
+            {"run": r.name, "folder": str(r.folder), "status": r.record.status, "error": r.error}
             for r in comparison.unfinished
         ],
         "repeated": [{"run": r.name, "folder": str(r.folder)} for r in comparison.repeated],
@@ -63,7 +65,7 @@ def json_text(comparison: Comparison) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def _table(table: Table) -> dict[str, Any]:
+def _table(table: Table) -> dict[str, object]:
     numbers = {id(row.first): number for number, row in enumerate(table.rows)}
     return {
         "heading": words.heading(table),
@@ -76,48 +78,49 @@ def _table(table: Table) -> dict[str, Any]:
     }
 
 
-def _row(table: Table, row: Row, numbers: Mapping[int, int]) -> dict[str, Any]:
-    run = row.first
+def _row(table: Table, row: Row, numbers: Mapping[int, int]) -> dict[str, object]:
+    run, record = row.first, row.record
+    measured: dict[str, object] = {}
+    for measure in measures(place="json"):
+        many = measure.over_seeds == "mean"
+        measured[measure.name] = _sample(row.sample(measure)) if many else row.value(measure)
+        if measure.ratio:
+            measured[measure.ratio] = row.ratio(measure)
+    match = row.match.plain() | {"width_mult": run.width_given} if row.match else None
     return {
         "label": row_label(table, row),
         "model": run.model,
         "conv": run.conv,
-        "conv_options": run.record.get("conv_options") or {},
-        "width_mult": run.width_mult,
-        "output_stride": run.output_stride,
-        "input_size": run.input_size,
-        "match": asdict(row.match) if row.match else None,
+        "conv_options": record.conv_options,
+        "width_mult": record.width_mult,
+        "output_stride": record.output_stride,
+        "input_size": record.input_size,
+        "match": match,
         "searched": dict(run.searched) or None,
         "reference": numbers[id(row.reference.first)] if row.reference else None,
         "test_acc": _sample(row.accuracy),
         "test_acc_difference": row.accuracy_difference,
         "paired": _paired(row.paired) if row.paired else None,
-        "params": run.params,
-        "params_ratio": row.params_ratio,
-        "macs": run.macs,
-        "macs_ratio": row.macs_ratio,
-        "size_bytes": run.record.get("size_bytes"),
+        **measured,
         "latency": [_latency(row, c) for c in table.conditions if row.latency(c) is not None],
-        "roofline": next((r for run in row.runs if (r := run.record.get("roofline"))), None),
-        "train_s": _sample(row.train_s),
-        "train_ratio": row.train_ratio,
-        "images_per_second": _sample(row.images_per_second),
+        "roofline": next((r for run in row.runs if (r := run.record.roofline)), None),
         "runs": [_run(run) for run in row.runs],
     }
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run) -> dict[str, object]:
+    plain = run.record.plain()
     return {
         "name": run.name,
         "folder": str(run.folder),
-        "seed": run.seed,
+        "seed": run.record.seed,
         "tags": run.tags,
         "test_acc": run.accuracy,
-        **{key: run.record.get(key) for key in _KEPT},
+        **{key: plain.get(key) for key in _KEPT},
     }
 
 
-def _sample(sample: Sample | None) -> dict[str, Any] | None:
+def _sample(sample: Sample | None) -> dict[str, object] | None:
     if sample is None:
         return None
     return {
@@ -133,7 +136,7 @@ def _interval(interval: Interval | None) -> tuple[float, float] | None:
     return (interval.low, interval.high) if interval else None
 
 
-def _paired(paired: Paired) -> dict[str, Any]:
+def _paired(paired: Paired) -> dict[str, object]:
     return {
         "seeds": paired.seeds,
         "differences": paired.differences,
@@ -147,27 +150,30 @@ def _paired(paired: Paired) -> dict[str, Any]:
     }
 
 
-def _latency(row: Row, conditions: Conditions) -> dict[str, Any]:
+def _latency(row: Row, conditions: Conditions) -> dict[str, object]:
     return {
-        **asdict(conditions),
+        **conditions.model_dump(),
         **{f"{name}_ms": row.percentile(conditions, name) for name in ("p50", "p10", "p90")},
         "stable": row.stable(conditions),
         "ratio": row.latency_ratio(conditions),
     }
 
 
-def _record(number: int, table: Table, row: Row) -> dict[str, Any]:
-    run, accuracy, train_s, speed = row.first, row.accuracy, row.train_s, row.images_per_second
-    recipe = (run.record.get("config") or {}).get("recipe") or {}
-    memory = run.record.get("memory") or {}
-    setting, pair, match = table.setting, row.paired, row.match
+def _record(number: int, table: Table, row: Row) -> dict[str, object]:
+    run, accuracy, setting, pair, match = (
+        row.record,
+        row.accuracy,
+        table.setting,
+        row.paired,
+        row.match,
+    )
     spread = accuracy.interval if accuracy else None
     t, bootstrap = (pair.t, pair.bootstrap) if pair else (None, None)
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "table": number,
         "model": run.model,
         "conv": run.conv,
-        "conv_options": json.dumps(run.record.get("conv_options") or {}),
+        "conv_options": json.dumps(run.conv_options),
         "width_mult": run.width_mult,
         "output_stride": run.output_stride,
         "match": match.quantity if match else None,
@@ -178,11 +184,11 @@ def _record(number: int, table: Table, row: Row) -> dict[str, Any]:
         "input_size": words.size_text(run.input_size),
         "epochs": setting.get("trainer.max_epochs"),
         "batch_size": setting.get("data.batch_size"),
-        "lr": recipe.get("lr"),
-        "weight_decay": recipe.get("weight_decay"),
-        "searched": " ".join(name for name, _ in run.searched),
+        "lr": run.configured("recipe.lr"),
+        "weight_decay": run.configured("recipe.weight_decay"),
+        "searched": " ".join(name for name, _ in row.first.searched),
         "n": number_of_seeds(row),
-        "seeds": " ".join(str(run.seed) for run in row.runs),
+        "seeds": " ".join(str(run.record.seed) for run in row.runs),
         "test_acc_mean": accuracy.mean if accuracy else None,
         "test_acc_std": accuracy.std if accuracy else None,
         "test_acc_low": spread.low if spread else None,
@@ -195,18 +201,12 @@ def _record(number: int, table: Table, row: Row) -> dict[str, Any]:
         "difference_bootstrap_high": bootstrap.high if bootstrap else None,
         "verdict": pair.verdict if pair else None,
         "mcnemar_p": " ".join(f"{test.p_value:.6g}" for test in pair.mcnemar) if pair else None,
-        "params": run.params,
-        "params_ratio": row.params_ratio,
-        "macs": run.macs,
-        "macs_ratio": row.macs_ratio,
-        "size_bytes": run.record.get("size_bytes"),
-        "inference_mb": memory.get("inference_mb"),
-        "training_mb": memory.get("training_mb"),
-        "train_s": train_s.mean if train_s else None,
-        "train_ratio": row.train_ratio,
-        "images_per_second": speed.mean if speed else None,
-        "machine": row.machine,
     }
+    for measure in measures(place="csv"):
+        record[measure.name] = row.value(measure)
+        if measure.ratio:
+            record[measure.ratio] = row.ratio(measure)
+    record["machine"] = row.machine
     for index, conditions in enumerate(table.conditions, 1):
         prefix = f"latency{index}" if index > 1 else "latency"
         record |= {f"{prefix}_{key}": value for key, value in _latency(row, conditions).items()}

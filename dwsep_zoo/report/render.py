@@ -13,13 +13,52 @@ from dwsep_zoo.report.columns import (
     latency_columns,
     statistics_columns,
 )
-from dwsep_zoo.report.results import Problem, Run
-from dwsep_zoo.report.table import Options, Table
+from dwsep_zoo.report.comparison import Comparison
+from dwsep_zoo.report.profiles import Profile
+from dwsep_zoo.report.table import Table
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
-    from dwsep_zoo.report.profiles import Profile
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print every table with the sentences below it."""
+    if scope := words.scope(comparison.options):
+        say(console, scope)
+    if not comparison.tables:
+        say(console, words.NO_RUN)
+    for table in comparison.tables:
+        _show_table(table, console)
+    for title, lines in words.remarks(comparison):
+        say(console, f"\n{title}", "bold")
+        for line in lines:
+            say(console, f"  {line}")
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is, without folding it."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_table(table: Table, console: Console) -> None:
+    say(console, "")
+    say(console, words.heading(table), "bold")
+    if line := words.distinction(table):
+        say(console, line)
+    wide = rich_table(table)
+    # A measure of its own would end at the console's width.
+    needed = console.measure(wide, options=console.options.update_width(1000)).maximum
+    console.print(wide if needed <= console.width else rich_table(table, dense=True))
+    for line in words.verdicts(table):
+        say(console, line)
+    for line in words.warnings(table):
+        say(console, line, "yellow")
+    if latencies := rich_latencies(table):
+        say(console, "\nlatency of one batch", "bold")
+        console.print(latencies)
+    for line in words.legend(table):
+        say(console, line, "dim")
 
 
 def rich_table(table: Table, *, dense: bool = False) -> RichTable:
@@ -57,24 +96,16 @@ def _rich(parts: Sequence[Column], ends: Sequence[bool], gap: int) -> RichTable:
     return rich
 
 
-def markdown(
-    tables: Sequence[Table],
-    *,
-    profiles: Sequence[Sequence[Profile]] = (),
-    options: Options | None = None,
-    unfinished: Sequence[Run] = (),
-    repeated: Sequence[Run] = (),
-    problems: Sequence[Problem] = (),
-) -> str:
+def markdown(comparison: Comparison) -> str:
     """The whole comparison; the tables are aligned also for a reader of the plain text."""
-    blocks = ["# Comparison", words.scope(options or Options())]
-    if not tables:
-        blocks.append("No run has finished.")
-    for table, measured in zip(tables, profiles or [()] * len(tables), strict=True):
+    blocks = ["# Comparison", words.scope(comparison.options)]
+    if not comparison.tables:
+        blocks.append(words.NO_RUN)
+    for table, measured in zip(comparison.tables, comparison.profiles, strict=True):
         blocks += [f"## {words.heading(table)}", words.distinction(table)]
         blocks += [markdown_table(columns(table)), _list(words.verdicts(table))]
         if warnings := words.warnings(table):
-            blocks += ["**Mind:**", _list(warnings)]
+            blocks += ["**Warnings**", _list(warnings)]
         if latencies := latency_columns(table):
             blocks += ["### Latency of one batch", markdown_table(latencies)]
         if lines := [line for profile in measured for line in _time_lines(profile)]:
@@ -83,7 +114,7 @@ def markdown(
             blocks += ["### Statistics of the accuracy, in points", markdown_table(statistics)]
             blocks.append(_list(words.statistics_legend(table)))
         blocks += ["### Legend", _list(words.legend(table))]
-    for title, lines in words.remarks(unfinished, repeated, problems):
+    for title, lines in words.remarks(comparison):
         blocks += [f"## {title}", _list(lines)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from pydantic import JsonValue
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report.statistics import Predictions
+from dwsep_zoo.schema.measures import TEST_ACC
+from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 
 T = TypeVar("T")
 
-SCHEMA = 1
-
-# What may differ between two runs of one table. Everything else in these groups of the
-# configuration bears on accuracy or training time, keys that do not exist yet included.
-_HARMLESS = {
+# Parts of the settings and of the data's record that bear on accuracy or training time: two runs of
+# one table agree on them, keys of newer versions included.
+_BINDING = (
+    *("model", "recipe", "trainer", "ckpt_path", "train", "test"),
+    *("callbacks.early_stopping", "data.batch_size"),
+)
+_DATA = ("name", "fingerprint", "interpolation", "crop_pct", "mean", "std", "augment")
+# Keys of those parts that may differ.
+_FREE = {
+    "model.name",
+    "model.width_mult",
+    "model.output_stride",
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.enable_checkpointing",
@@ -28,122 +38,86 @@ _HARMLESS = {
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
     "trainer.profiler",
-    "recipe.epochs",  # trainer.max_epochs says it
+    "recipe.epochs",  # trainer.max_epochs counts
 }
-_DATA = ("name", "fingerprint", "interpolation", "crop_pct", "mean", "std", "augment")
-_IDENTITY = {"model.name", "model.width_mult", "model.output_stride"}
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What a latency was measured under; two latencies compare only if all of it is equal."""
-
-    device: str | None
-    device_name: str | None
-    threads: int | None
-    batch_size: int | None
-    precision: str | None
-    memory_format: str | None
-    runtime: str | None
-
-    def __str__(self) -> str:
-        name = " ".join(part for part in (self.device, self.device_name) if part)
-        threads = None if self.threads is None else _count(self.threads, "thread")
-        batch = None if self.batch_size is None else f"batch {self.batch_size}"
-        parts = (name, threads, batch, self.precision, self.memory_format, self.runtime)
-        return ", ".join(part for part in parts if part) or "conditions not recorded"
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """Milliseconds for one batch, of single inferences.
-
-    Attributes:
-        stable: whether the times were steady; ``None`` if not recorded.
-    """
-
-    p50: float
-    p10: float | None
-    p90: float | None
-    stable: bool | None
-
-
-@dataclass(frozen=True)
-class Match:
-    """An equal budget: the width was solved for.
-
-    Attributes:
-        quantity: what was made equal: params, macs or latency.
-        to: the conv type whose cost is the target.
-        width_mult: of the network that gives the target, as it was given.
-        residual: what is achieved beyond the target, relative to it.
-    """
-
-    quantity: str
-    to: str
-    width_mult: float | None
-    target: float
-    achieved: float
-    residual: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One run; ``None`` where it has not measured something.
+    """One run.
 
     Attributes:
         folder: where its ``result.json`` lies.
-        status: finished, running, failed or interrupted.
-        width_mult: of the network that was trained, also if it was solved for.
-        match: ``None`` if the width is as given.
-        searched: values of the recipe that were found by a search for this variant.
-        accuracy: on the test set, 0-1.
-        best_epoch: best in validation, whose state was tested; counted from 1.
-        last_epoch: with which the training ended.
-        splits: number of images of each part of the data.
-        macs: multiply-adds for one image of ``input_size``.
-        latency: for one batch, by the conditions.
-        turns: the same for networks whose latencies were measured in turns; ``None``: alone.
-        train_s: seconds of training and validation.
-        setting: what has to be equal for a fair comparison (data, input size, recipe, epochs, ...),
-            as pairs of a name and a text.
-        machine: what training time depends on besides the network.
-        record: everything in ``result.json``.
         epochs: the rows of ``metrics.csv`` (epoch, train/loss, train/acc, val/loss, ...), without
-            what was not measured.
-        predictions: of ``predictions.npz``; ``None`` if there is none.
+            empty cells.
+        predictions: from ``predictions.npz``; ``None`` if there is none.
     """
 
     folder: Path
-    name: str
-    status: str
-    error: str | None
-    model: str
-    conv: str
-    conv_options: tuple[tuple[str, str], ...]
-    width_mult: float | None
-    match: Match | None
-    output_stride: int | None
-    searched: tuple[tuple[str, float], ...]
-    tags: tuple[str, ...]
-    seed: int | None
-    accuracy: float | None
-    best_epoch: int | None
-    last_epoch: int | None
-    splits: tuple[tuple[str, int], ...]
-    params: int | None
-    macs: int | None
-    input_size: tuple[int, ...]
-    latency: Mapping[Conditions, Percentiles]
-    turns: str | None
-    train_s: float | None
-    images_per_second: float | None
-    setting: tuple[tuple[str, str], ...]
-    machine: str
-    finished: str
-    record: Mapping[str, Any]
+    record: RunRecord
     epochs: tuple[Mapping[str, float], ...] = ()
     predictions: Predictions | None = None
+
+    @property
+    def name(self) -> str:
+        return self.record.name or self.folder.name
+
+    @property
+    def model(self) -> str:
+        return self.record.model
+
+    @property
+    def conv(self) -> str:
+        return self.record.conv
+
+    @property
+    def error(self) -> str | None:
+        """Why it did not finish, in one line."""
+        return _one_line(self.record.error) if self.record.error else None
+
+    @cached_property
+    def conv_options(self) -> tuple[tuple[str, str], ...]:
+        return tuple(_flatten(self.record.conv_options))
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(map(str, self.record.tags))
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the test set, 0-1."""
+        return TEST_ACC.value(self.record)
+
+    @property
+    def width_given(self) -> float | None:
+        """The width before it was solved for."""
+        width = self.record.configured("model.width_mult")
+        return width if isinstance(width, (int, float)) else None
+
+    @property
+    def searched(self) -> tuple[tuple[str, float], ...]:
+        """Recipe values that a search found for this variant."""
+        best = self.record.search.best if self.record.search else {}
+        return tuple((key, value) for key, value in sorted(best.items()) if value is not None)
+
+    @cached_property
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """Terms of a fair comparison (data, input size, recipe, epochs, ...) as names and texts."""
+        return tuple(sorted(_setting(self.record).items()))
+
+    @property
+    def machine(self) -> str:
+        """The device that trained, what feeds it, and the kind of its training steps."""
+        record = self.record
+        threads = record.machine.threads
+        parts = (
+            None if record.device == "cpu" else record.machine.gpu,
+            record.machine.cpu,
+            None if threads is None else f"{threads} thread" + ("" if threads == 1 else "s"),
+            "compiled steps" if record.compiled else None,
+            "this project's kernels" if record.own_kernels else None,
+        )
+        return ", ".join(part for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -158,8 +132,8 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
     """Read every run at or below ``paths``, each once, sorted by path.
 
     Returns:
-        The runs, and the damaged files. Without its ``result.json`` a run is none; one of its other
-        files is left out of it.
+        The runs, and the damaged files. A folder without a readable ``result.json`` is no run; any
+        other damaged file is left out of its run.
 
     Raises:
         UserError: if a path does not exist or no ``result.json`` is found.
@@ -177,19 +151,18 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
             return None
 
     for file in sorted({f.resolve(): f for folder in folders for f in _find(folder)}.values()):
-        run = attempt(_read, file)
-        if run is None:
+        record = attempt(read_record, file)
+        if record is None:
             continue
         epochs = attempt(_read_epochs, file.with_name("metrics.csv"))
-        predictions = None
-        if run.accuracy is not None:
-            predictions = attempt(
-                partial(_read_predictions, run.accuracy), file.with_name("predictions.npz")
-            )
-        runs.append(replace(run, epochs=epochs or (), predictions=predictions))
+        accuracy, predictions = TEST_ACC.value(record), None
+        if accuracy is not None:
+            read = partial(_read_predictions, accuracy)
+            predictions = attempt(read, file.with_name("predictions.npz"))
+        runs.append(Run(file.parent, record, epochs or (), predictions))
     if not runs and not problems:
         where = ", ".join(str(path) for path in folders)
-        raise UserError(f"no result.json below {where}; a run writes it into its folder")
+        raise UserError(f"no {FILE_NAME} below {where}; a run writes it into its folder")
     return runs, problems
 
 
@@ -197,60 +170,11 @@ def _find(path: Path) -> Iterator[Path]:
     if not path.exists():
         raise UserError(f"{path} does not exist; name folders of runs, for example logs")
     if path.is_file():
-        if path.name != "result.json":
-            raise UserError(f"{path} is neither a folder nor a result.json")
+        if path.name != FILE_NAME:
+            raise UserError(f"{path} is neither a folder nor a {FILE_NAME}")
         yield path
     else:
-        yield from path.rglob("result.json")
-
-
-def _read(file: Path) -> Run:
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(record, dict):
-        raise ValueError("it does not hold a JSON object")
-    if record.get("schema", SCHEMA) != SCHEMA:
-        raise ValueError(f"its schema is {record['schema']!r}; this version reads {SCHEMA}")
-    for key in ("model", "conv"):
-        if not isinstance(record.get(key), str):
-            raise ValueError(f"it names no {key}")
-    return Run(
-        folder=file.parent,
-        name=str(record.get("name") or file.parent.name),
-        status=str(record.get("status", "unknown")),
-        error=_one_line(record["error"]) if record.get("error") else None,
-        model=record["model"],
-        conv=record["conv"],
-        conv_options=tuple(_flatten(_object(record, "conv_options"))),
-        width_mult=_number(record, "width_mult"),
-        match=_match(record),
-        output_stride=_integer(record, "output_stride"),
-        searched=tuple(
-            (key, value)
-            for key in sorted(_object(record, "search", "best"))
-            if (value := _number(record, "search", "best", key)) is not None
-        ),
-        tags=tuple(map(str, _list(record, "tags"))),
-        seed=_integer(record, "seed"),
-        accuracy=_number(record, "metrics", "test/acc"),
-        best_epoch=_integer(record, "best_epoch"),
-        last_epoch=_integer(record, "epochs"),
-        splits=tuple(
-            (name, number)
-            for name in _object(record, "data", "splits")
-            if (number := _integer(record, "data", "splits", name)) is not None
-        ),
-        params=_integer(record, "params"),
-        macs=_integer(record, "macs"),
-        input_size=tuple(_list(record, "input_size")),
-        latency=dict(_latencies(record)),
-        turns=str(record["in_turns"]) if record.get("in_turns") else None,
-        train_s=_number(record, "time", "train_s"),
-        images_per_second=_number(record, "images_per_second"),
-        setting=tuple(sorted(_setting(record).items())),
-        machine=_machine(record),
-        finished=str(record.get("finished") or ""),
-        record=record,
-    )
+        yield from path.rglob(FILE_NAME)
 
 
 def _read_epochs(file: Path) -> tuple[Mapping[str, float], ...]:
@@ -286,122 +210,42 @@ def _read_predictions(accuracy: float, file: Path) -> Predictions | None:
     if abs(found.accuracy - accuracy) > 1e-4:
         raise ValueError(
             f"its accuracy is {found.accuracy:.4f}, that of result.json {accuracy:.4f}: "
-            "of another test"
+            "it belongs to another test"
         )
     return found
 
 
-def _match(record: Mapping[str, Any]) -> Match | None:
-    """The budget; nothing also for a network that is matched to itself."""
-    if not _object(record, "match") or record["match"].get("to") == record["conv"]:
-        return None
-    quantity, to = (_get(record, "match", key) for key in ("quantity", "to"))
-    target, achieved, residual = (
-        _number(record, "match", key) for key in ("target", "achieved", "residual")
-    )
-    if not quantity or not to or target is None or achieved is None or residual is None:
-        raise ValueError(f"match is {json.dumps(record['match'])}, which lacks something")
-    width_mult = _number(record, "config", "model", "width_mult")
-    return Match(str(quantity), str(to), width_mult, target, achieved, residual)
-
-
-def _setting(record: Mapping[str, Any]) -> dict[str, str]:
-    groups = ("model", "recipe", "trainer", "ckpt_path", "train", "test")
-    config = {key: _get(record, "config", key) for key in groups}
-    config["callbacks"] = {"early_stopping": _get(record, "config", "callbacks", "early_stopping")}
-    config["data"] = {key: _get(record, "data", key) for key in _DATA}
-    config["data"]["batch_size"] = _get(record, "config", "data", "batch_size")
+def _setting(record: RunRecord) -> dict[str, str]:
+    data = record.data.plain()
+    parts = {key: record.configured(key) for key in _BINDING}
+    parts |= {f"data.{key}": data.get(key) for key in _DATA}
     setting = {
-        key: value
-        for key, value in _flatten(config)
-        if key not in _HARMLESS | _IDENTITY and value != "null"
+        name: text
+        for key, value in parts.items()
+        for name, text in _flatten(value, key)
+        if name not in _FREE and text != "null"
     }
-    if precision := record.get("precision"):  # what `auto` became
-        setting["trainer.precision"] = str(precision)
-    # Found for each variant, in the same space with the same effort.
-    for key, ends in _object(record, "search", "space").items():
-        setting[f"recipe.{key}"] = "searched in " + json.dumps(ends)
-    for key in ("trials", "epochs"):
-        if value := _number(record, "search", key):
-            setting[f"hparams_search.{key}"] = f"{value:g}"
-    if size := _list(record, "input_size"):
-        setting["input_size"] = "x".join(map(str, size))
+    if record.precision:  # the resolved value of `auto`
+        setting["trainer.precision"] = record.precision
+    if search := record.search:  # for each variant, in the same space with the same effort
+        for key, ends in search.space.items():
+            setting[f"recipe.{key}"] = "searched in " + json.dumps(ends)
+        for key, number in (("trials", search.trials), ("epochs", search.epochs)):
+            if number:
+                setting[f"hparams_search.{key}"] = str(number)
+    if record.input_size:
+        setting["input_size"] = "x".join(map(str, record.input_size))
     return setting
 
 
-def _machine(record: Mapping[str, Any]) -> str:
-    """The device that trained, what feeds it, and what the steps were made of."""
-    gpu = None if record.get("device") == "cpu" else _get(record, "machine", "gpu")
-    threads = _integer(record, "machine", "threads")
-    parts = (
-        gpu,
-        _get(record, "machine", "cpu"),
-        None if threads is None else _count(threads, "thread"),
-        "compiled steps" if record.get("compiled") else None,
-        "this project's kernels" if record.get("own_kernels") else None,
-    )
-    return ", ".join(str(part) for part in parts if part is not None)
-
-
-def _latencies(record: Mapping[str, Any]) -> Iterator[tuple[Conditions, Percentiles]]:
-    for entry in _list(record, "latency"):
-        p50 = _number(entry, "p50_ms")
-        if p50 is not None:
-            conditions = Conditions(**{f.name: entry.get(f.name) for f in fields(Conditions)})
-            p10, p90 = _number(entry, "p10_ms"), _number(entry, "p90_ms")
-            yield conditions, Percentiles(p50, p10, p90, entry.get("stable"))
-
-
-def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(value: JsonValue, name: str = "") -> Iterator[tuple[str, str]]:
     """Pairs of dotted names and JSON texts, sorted."""
     if isinstance(value, dict):
         for key in sorted(value):
-            yield from _flatten(value[key], f"{name}.{key}" if name else str(key))
+            yield from _flatten(value[key], f"{name}.{key}" if name else key)
     else:
         yield name, value if isinstance(value, str) else json.dumps(value)
 
 
-def _get(record: Any, *keys: str) -> Any:
-    for key in keys:
-        if record is None:
-            return None
-        if not isinstance(record, dict):
-            raise ValueError(f"{key!r} is looked for in {record!r}, which is not an object")
-        record = record.get(key)
-    return record
-
-
-def _list(record: Mapping[str, Any], key: str) -> list[Any]:
-    value = record.get(key) or []
-    if not isinstance(value, list):
-        raise ValueError(f"{key} is {value!r}, not a list")
-    return value
-
-
-def _object(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    value = _get(record, *keys) or {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{'.'.join(keys)} is {value!r}, not an object")
-    return value
-
-
-def _number(record: Any, *keys: str) -> float | None:
-    value = _get(record, *keys)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{'.'.join(keys)} is {value!r}, not a number")
-    return value if math.isfinite(value) else None
-
-
-def _integer(record: Any, *keys: str) -> int | None:
-    value = _number(record, *keys)
-    return None if value is None else int(value)
-
-
 def _one_line(value: object) -> str:
     return " ".join(str(value).split())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

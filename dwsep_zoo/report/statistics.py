@@ -1,10 +1,11 @@
-"""What a few seeds and one test set allow to be said about two networks."""
+"""Statistics of accuracies: intervals over seeds, and tests of pairs of networks."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+SIGNIFICANT = 0.05
 SAME = "not distinguishable"
 
 
@@ -24,16 +26,22 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
+    def within(self, low: float, high: float) -> Interval:
+        """The part between two limits that no value can pass."""
+        return Interval(max(self.low, low), min(self.high, high))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A quantity measured in several runs."""
+    """A quantity measured in several runs.
+
+    Attributes:
+        low, high: limits that no value can pass, and no interval.
+    """
 
     values: tuple[float, ...]
+    low: float = -math.inf
+    high: float = math.inf
 
     @property
     def n(self) -> int:
@@ -54,17 +62,18 @@ class Sample:
 
     @cached_property
     def interval(self) -> Interval | None:
-        """Of the mean, by Student's t; ``None`` for one value and for equal ones."""
-        return t_interval(self.values)
+        """Interval of the mean by Student's t; ``None`` for one value and for equal ones."""
+        found = t_interval(self.values)
+        return found and found.within(self.low, self.high)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a network says of each image of a test set.
+    """The class that a network predicts for each image of a test set.
 
     Attributes:
         label: (N,) the true classes, in the order of the test set.
-        predicted: (N,) the classes that the network gives.
+        predicted: (N,) the classes that the network predicts.
     """
 
     label: NDArray[np.int64]
@@ -77,16 +86,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two networks of one seed on the same test images: on which do they disagree?
+    """McNemar's exact test of two networks of one seed on the same test images.
 
-    McNemar (1947), Psychometrika 12; exact: under the null hypothesis each image on which only one
-    is right is as likely to be the one's as the other's.
+    McNemar (1947), Psychometrika 12. Under the null hypothesis, an image that only one of the two
+    classifies correctly is equally likely to be either's.
 
     Attributes:
-        both: images that both networks get right.
-        only_reference: that only the reference gets right.
-        only_other: that only the other network gets right.
-        neither: that none gets right.
+        both: images that both networks classify correctly.
+        only_reference: images that only the reference classifies correctly.
+        only_other: images that only the other network classifies correctly.
+        neither: images that both classify wrongly.
         p_value: two-sided, binomial.
     """
 
@@ -97,16 +106,23 @@ class McNemar:
     neither: int
     p_value: float
 
+    @property
+    def outcome(self) -> str:
+        """Of the other network: better, worse or not distinguishable."""
+        if self.p_value >= SIGNIFICANT:
+            return SAME
+        return "better" if self.only_other > self.only_reference else "worse"
+
 
 @dataclass(frozen=True)
 class Paired:
     """Accuracy of a network minus that of its reference, seed by seed; all in 0-1.
 
     Attributes:
-        seeds: that both were trained with.
+        seeds: common to both.
         differences: one for each seed.
         t: interval of the mean by Student's t; ``None`` with one seed or without spread.
-        bootstrap: the same by the bootstrap (BCa) over the seeds.
+        bootstrap: interval of the mean by the bootstrap (BCa) over the seeds.
         mcnemar: one for each seed where both have predictions.
         no_mcnemar: a seed and why there is no test.
     """
@@ -116,7 +132,7 @@ class Paired:
     t: Interval | None
     bootstrap: Interval | None
     mcnemar: tuple[McNemar, ...] = ()
-    no_mcnemar: tuple[tuple[int, str], ...] = field(default=())
+    no_mcnemar: tuple[tuple[int, str], ...] = ()
 
     @property
     def n(self) -> int:
@@ -127,27 +143,43 @@ class Paired:
         return statistics.fmean(self.differences)
 
     @property
-    def verdict(self) -> str:
-        """``better``, ``worse`` or ``not distinguishable``, by the t interval; or ``one seed``."""
+    def outcome(self) -> str | None:
+        """``better``, ``worse`` or ``not distinguishable``; ``None`` if the rule cannot decide.
+
+        The rule: with several seeds, the side of 0 on which the t interval lies; with one seed,
+        McNemar's test, which is about these two trained networks and not about training again.
+        """
         if self.n == 1:
-            return "one seed"
+            return self.mcnemar[0].outcome if self.mcnemar else None
         if self.t is None:
-            return "no spread"
+            return None
         return "better" if self.t.low > 0 else "worse" if self.t.high < 0 else SAME
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in one phrase: with one seed, or where there is none, with the reason."""
+        if self.n == 1:
+            return f"one seed: {self.outcome}" if self.outcome else "one seed"
+        return self.outcome or "no spread"
 
     @property
     def words(self) -> str:
         """Such as ``n=3: difference +0.40 points, 95 % interval [-0.30, +1.10]: ...``."""
         text = f"n={self.n}: difference {points(self.mean)} points"
-        if self.n == 1:
-            return f"{text}; one seed, no interval"
-        if self.t is None:
+        if self.t:
+            return f"{text}, 95 % interval {interval_text(self.t)}: {self.verdict}"
+        if self.n > 1:
             return f"{text} in every seed; no spread, no interval"
-        return f"{text}, 95 % interval {interval_text(self.t)}: {self.verdict}"
+        if not self.mcnemar:
+            return f"{text}; one seed and no McNemar test: undecided"
+        return (
+            f"{text}, McNemar p={self.mcnemar[0].p_value:.2g}: {self.outcome}; one seed: about "
+            "these two trained networks, not about training again"
+        )
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
-    """Of the mean, 95 %, with n - 1 degrees of freedom.
+    """The 95 % interval of the mean by Student's t with n - 1 degrees of freedom.
 
     Returns:
         ``None`` for one value and for equal ones, whose interval would have no width.
@@ -163,7 +195,9 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """Of the mean, 95 %, bias-corrected and accelerated (Efron, 1987), always the same resamples.
+    """The 95 % interval of the mean by the bootstrap, with the same resamples at every call.
+
+    Bias-corrected and accelerated (Efron, 1987).
 
     With n values there are only (2n - 1)! / n! / (n - 1)! different resamples, ten for n = 3: too
     few for the tails, so that the interval is coarse and too narrow.
@@ -192,7 +226,7 @@ def _spread(values: Sequence[float]) -> bool:
 
 
 def _mean_along(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Along ``axis``, as scipy wants a statistic."""
+    """The statistic in the form that scipy calls."""
     return values.mean(axis=axis)
 
 
@@ -207,9 +241,9 @@ def paired(
 
     Args:
         reference: accuracies 0-1 by seed.
-        other: the same of the other network.
-        reference_predictions: by seed, of those runs that have them.
-        other_predictions: the same of the other network.
+        other: accuracies of the other network.
+        reference_predictions: by seed, where there are any.
+        other_predictions: those of the other network.
 
     Returns:
         ``None`` if they have no seed in common.
@@ -226,10 +260,11 @@ def paired(
             tests.append(mcnemar(seed, of_reference, of_other))
         except ValueError as error:
             reasons.append((seed, str(error)))
+    t = t_interval(differences)
     return Paired(
         seeds=seeds,
         differences=differences,
-        t=t_interval(differences),
+        t=t and t.within(-1, 1),
         bootstrap=bootstrap_interval(differences),
         mcnemar=tuple(tests),
         no_mcnemar=tuple(reasons),
@@ -269,8 +304,8 @@ def mcnemar(seed: int, reference: Predictions | None, other: Predictions | None)
 def points(difference: float) -> str:
     """A difference of accuracies 0-1 in percentage points, signed.
 
-    The sign is that of the difference even where all digits are 0: verdicts go by the side of 0 on
-    which an interval ends.
+    The sign stays even where all digits are 0, because verdicts depend on the side of 0 on which an
+    interval ends.
     """
     rounding_error = abs(difference) < 1e-6  # accuracies are float32
     return f"{0.0 if rounding_error else 100 * difference:+.2f}"

@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.report.results import Conditions, Match, Run
+from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import Paired, Sample, paired
+from dwsep_zoo.schema.measures import LATENCY, TEST_ACC, Measure
+from dwsep_zoo.schema.record import Conditions, LatencyRecord, Match, RunRecord
 
 REFERENCE = "standard"
 NONE = "none"
@@ -25,10 +27,10 @@ def _plain(value: float | None) -> str:
 FIELDS: dict[str, Callable[[Run], tuple[str, ...]]] = {
     "model": lambda run: (run.model,),
     "conv": lambda run: (run.conv,),
-    "width_mult": lambda run: (_plain(run.width_mult),),
-    "output_stride": lambda run: (_plain(run.output_stride),),
-    "match": lambda run: (run.match.quantity if run.match else NONE,),
-    "seed": lambda run: (_plain(run.seed),),
+    "width_mult": lambda run: (_plain(run.record.width_mult),),
+    "output_stride": lambda run: (_plain(run.record.output_stride),),
+    "match": lambda run: (run.record.match.quantity if run.record.match else NONE,),
+    "seed": lambda run: (_plain(run.record.seed),),
     "data": lambda run: (dict(run.setting).get("data.name", NONE),),
     "tags": lambda run: run.tags or (NONE,),
 }
@@ -79,65 +81,94 @@ class Row:
         return self.runs[0]
 
     @property
+    def record(self) -> RunRecord:
+        """The record of the first run."""
+        return self.runs[0].record
+
+    @property
     def is_reference(self) -> bool:
         return self.reference is not None and self.reference.first is self.first
 
     @property
-    def network(self) -> tuple[Any, ...]:
-        """What a reference and its rivals have in common: model, width as given, output stride."""
-        run = self.first
-        return run.model, run.match.width_mult if run.match else run.width_mult, run.output_stride
+    def network(self) -> tuple[str, float | None, int | None]:
+        """Model, width as given and output stride, which a reference shares with its rivals."""
+        width = self.first.width_given if self.record.match else self.record.width_mult
+        return self.record.model, width, self.record.output_stride
 
     @property
     def match(self) -> Match | None:
-        """The budget that the width was solved for; of several seeds, the worst residual."""
-        matches = [run.match for run in self.runs if run.match]
+        """The budget that the width was solved for; the worst residual of several seeds."""
+        matches = [run.record.match for run in self.runs if run.record.match]
         return max(matches, key=lambda match: abs(match.residual)) if matches else None
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(run.seed for run in self.runs if run.seed is not None)
+        return tuple(run.record.seed for run in self.runs if run.record.seed is not None)
+
+    @property
+    def machine(self) -> str | None:
+        """The machine that trained all of the runs; ``None`` if they differ."""
+        machines = {run.machine for run in self.runs}
+        return machines.pop() if len(machines) == 1 else None
 
     @cached_property
     def accuracy(self) -> Sample | None:
         """Test accuracy, 0-1."""
-        return self._sample(lambda run: run.accuracy)
+        return self.sample(TEST_ACC)
 
-    @cached_property
-    def train_s(self) -> Sample | None:
-        """Seconds of training; ``None`` also if not all runs have the same ``machine``."""
-        return self._sample(lambda run: run.train_s) if self.machine is not None else None
+    def sample(self, measure: Measure) -> Sample | None:
+        """The values of the runs; ``None`` also for durations on different machines."""
+        if measure.over_seeds == "mean" and self.machine is None:
+            return None
+        values = (measure.value(run.record) for run in self.runs)
+        found = tuple(value for value in values if value is not None)
+        return Sample(found, *((0.0, 1.0) if measure is TEST_ACC else ())) if found else None
 
-    @cached_property
-    def images_per_second(self) -> Sample | None:
-        return self._sample(lambda run: run.images_per_second) if self.machine is not None else None
+    def value(self, measure: Measure) -> float | None:
+        """The first, mean or median value over the runs, as the measure wants it."""
+        if measure.over_seeds == "first":
+            return measure.value(self.record)
+        sample = self.sample(measure)
+        if sample is None:
+            return None
+        return sample.mean if measure.over_seeds == "mean" else sample.median
 
-    @property
-    def machine(self) -> str | None:
-        """What trained all of the runs, and how; ``None`` if they differ."""
-        machines = {run.machine for run in self.runs}
-        return machines.pop() if len(machines) == 1 else None
+    def ratio(self, measure: Measure) -> float | None:
+        """The value over the reference's; ``None`` also for durations on different machines."""
+        if self.reference is None or not measure.ratio:
+            return None
+        if measure.over_seeds == "mean" and self.reference.machine != self.machine:
+            return None
+        own, other = self.value(measure), self.reference.value(measure)
+        return own / other if own is not None and other else None
 
     def latency(self, conditions: Conditions) -> float | None:
         """Milliseconds: the median over the runs of their medians."""
-        return self.percentile(conditions, "p50")
+        return self.value(LATENCY.under(conditions))
+
+    def latency_ratio(self, conditions: Conditions) -> float | None:
+        return self.ratio(LATENCY.under(conditions))
 
     def percentile(self, conditions: Conditions, name: str) -> float | None:
         """The median over the runs of ``p10``, ``p50`` or ``p90``, in milliseconds."""
-        found = (run.latency.get(conditions) for run in self.runs)
-        values = [value for entry in found if entry if (value := getattr(entry, name)) is not None]
-        return Sample(tuple(values)).median if values else None
+        found = (getattr(entry, f"{name}_ms") for entry in self._latencies(conditions))
+        values = tuple(value for value in found if value is not None)
+        return Sample(values).median if values else None
 
     def stable(self, conditions: Conditions) -> bool | None:
         """Whether the times of all runs were steady; ``None`` if that was not recorded."""
-        found = [run.latency[conditions].stable for run in self.runs if conditions in run.latency]
+        found = [entry.stable for entry in self._latencies(conditions)]
         return None if not found or None in found else all(found)
+
+    def _latencies(self, conditions: Conditions) -> list[LatencyRecord]:
+        found = (run.record.latency_under(conditions) for run in self.runs)
+        return [entry for entry in found if entry]
 
     @property
     def measured_in_turns(self) -> bool:
         """Whether all latencies of this row and of its reference were."""
         rows = (self, self.reference or self)
-        turns = {run.turns for row in rows for run in row.runs if run.latency}
+        turns = {run.record.in_turns for row in rows for run in row.runs if run.record.latency}
         return len(turns) == 1 and None not in turns
 
     @cached_property
@@ -162,41 +193,9 @@ class Row:
             return 0.0 if self.accuracy else None
         return self.paired.mean if self.paired else None
 
-    @property
-    def params_ratio(self) -> float | None:
-        return self._against(lambda row: row.first.params, _divide)
-
-    @property
-    def macs_ratio(self) -> float | None:
-        return self._against(lambda row: row.first.macs, _divide)
-
-    @property
-    def train_ratio(self) -> float | None:
-        """``None`` also if the reference was trained by another ``machine``."""
-        if self.reference is None or self.reference.machine != self.machine:
-            return None
-        return self._against(lambda row: _mean(row.train_s), _divide)
-
-    def latency_ratio(self, conditions: Conditions) -> float | None:
-        return self._against(lambda row: row.latency(conditions), _divide)
-
     def _by_seed(self, value: Callable[[Run], T | None]) -> dict[int, T]:
-        pairs = ((run.seed, value(run)) for run in self.runs)
+        pairs = ((run.record.seed, value(run)) for run in self.runs)
         return {seed: v for seed, v in pairs if seed is not None and v is not None}
-
-    def _sample(self, value: Callable[[Run], float | None]) -> Sample | None:
-        values = tuple(v for run in self.runs if (v := value(run)) is not None)
-        return Sample(values) if values else None
-
-    def _against(
-        self,
-        value: Callable[[Row], float | None],
-        compare: Callable[[float, float], float | None],
-    ) -> float | None:
-        if self.reference is None:
-            return None
-        own, other = value(self), value(self.reference)
-        return None if own is None or other is None else compare(own, other)
 
 
 @dataclass(frozen=True)
@@ -218,11 +217,12 @@ class Table:
 
     @cached_property
     def conditions(self) -> tuple[Conditions, ...]:
-        """Of all latencies, those that most rows have first."""
+        """All conditions of latencies, those that most rows share first."""
         number: dict[Conditions, int] = defaultdict(int)
         for row in self.rows:
-            for conditions in dict.fromkeys(c for run in row.runs for c in run.latency):
-                number[conditions] += 1
+            entries = (entry for run in row.runs for entry in run.record.latency)
+            for own in dict.fromkeys(e.conditions for e in entries if e.p50_ms is not None):
+                number[own] += 1
         return tuple(sorted(number, key=lambda c: -number[c]))
 
     def key(self, name: str, row: Row) -> tuple[str, ...]:
@@ -276,7 +276,7 @@ def select(runs: Iterable[Run], where: Mapping[str, Sequence[str]]) -> list[Run]
         runs = [
             run
             for run, own in found
-            if own & wanted or (own == {NONE} and run.status != "finished")
+            if own & wanted or (own == {NONE} and run.record.status != "finished")
         ]
     return runs
 
@@ -293,23 +293,23 @@ def _normal(text: str) -> str:
 
 def _identity(run: Run, options: Options) -> tuple[Any, ...]:
     """What runs that are averaged have in common."""
-    match = run.match and (run.match.quantity, run.match.to, run.match.width_mult)
-    network = (run.model, run.width_mult, run.output_stride, match, run.searched)
+    match = run.record.match and (run.record.match.quantity, run.record.match.to, run.width_given)
+    network = (run.model, run.record.width_mult, run.record.output_stride, match, run.searched)
     grouped = tuple(FIELDS[name](run) for name in options.by)
     # The counts tell apart networks of one name that different versions of the code have built.
-    return *network, run.conv, run.conv_options, run.params, run.macs, grouped
+    return *network, run.conv, run.conv_options, run.record.params, run.record.macs, grouped
 
 
 def _latest(runs: Sequence[Run], options: Options) -> tuple[list[Run], list[Run]]:
     """The last run of each network and seed, and the others; a repetition is no second sample."""
-    groups = _group(runs, lambda run: (*_identity(run, options), run.seed))
-    latest = [max(group, key=lambda run: run.finished) for group in groups.values()]
+    groups = _group(runs, lambda run: (*_identity(run, options), run.record.seed))
+    latest = [max(group, key=lambda run: run.record.finished or "") for group in groups.values()]
     return latest, [run for run in runs if run not in latest]
 
 
 def _rows(runs: Sequence[Run], options: Options) -> tuple[Row, ...]:
     groups = _group(runs, lambda run: _identity(run, options)).values()
-    rows = [Row(tuple(sorted(group, key=lambda run: run.seed or 0))) for group in groups]
+    rows = [Row(tuple(sorted(group, key=lambda run: run.record.seed or 0))) for group in groups]
     found = [_references(row, rows, options) for row in rows]
     rows = [
         replace(row, reference=own[0]) if len(own) == 1 else replace(row, ambiguous=own)
@@ -347,11 +347,11 @@ def _order(row: Row, options: Options) -> tuple[Any, ...]:
         "conv": (run.conv != options.reference.rpartition("/")[2], run.conv),
         "width_mult": width or 0,
         "output_stride": stride or 0,
-        "match": run.match.quantity if run.match else "",
+        "match": run.record.match.quantity if run.record.match else "",
         "tags": run.tags,
     }
     names = dict.fromkeys((*options.by, *ORDER))
-    return *(keys[name] for name in names), run.macs or 0, run.conv_options, run.searched
+    return *(keys[name] for name in names), run.record.macs or 0, run.conv_options, run.searched
 
 
 def _distinctions(settings: list[tuple[tuple[str, str], ...]]) -> list[tuple[tuple[str, str], ...]]:
@@ -367,11 +367,3 @@ def _group(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run
     for run in runs:
         groups[key(run)].append(run)
     return groups
-
-
-def _mean(sample: Sample | None) -> float | None:
-    return sample.mean if sample else None
-
-
-def _divide(a: float, b: float) -> float | None:
-    return a / b if b else None

@@ -1,8 +1,8 @@
-"""The sentences around a table, the same in every format."""
+"""The sentences around a table, common to all formats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dwsep_zoo.report.columns import (
@@ -16,19 +16,21 @@ from dwsep_zoo.report.columns import (
     strides,
     widths,
 )
-from dwsep_zoo.report.results import Problem, Run
-from dwsep_zoo.report.statistics import Paired
+from dwsep_zoo.report.comparison import Comparison
+from dwsep_zoo.report.results import Run
+from dwsep_zoo.report.statistics import SIGNIFICANT, Paired
 from dwsep_zoo.report.table import REFERENCE, Options, Row, Table
+from dwsep_zoo.report.verdict import RULE
 
+NO_RUN = "no run has finished"
 RESIDUAL = 0.02  # of a budget; beyond it budgets are not equal
-SIGNIFICANT = 0.05
 COARSE = 10  # fewer seeds give the bootstrap too few resamples
 
 
 def heading(table: Table) -> str:
-    """What all rows have in common, such as ``digits, input 1x32x32, 20 epochs, batch 64``."""
+    """The common terms of all rows, such as ``digits, input 1x32x32, 20 epochs, batch 64``."""
     setting = table.setting
-    size = table.rows[0].first.input_size
+    size = table.rows[0].record.input_size
     epochs = setting.get("trainer.max_epochs")
     batch = setting.get("data.batch_size")
     factors, steps, numbers = widths(table), strides(table), seed_numbers(table)
@@ -45,23 +47,23 @@ def heading(table: Table) -> str:
 
 
 def data_name(run: Run) -> str:
-    """Of the data set; ``data=folder`` can be anything, so that the folder is named too."""
-    name = dict(run.setting).get("data.name", "unknown data")
-    root = ((run.record.get("config") or {}).get("data") or {}).get("root")
+    """The name of the data set, with the folder's name for ``data=folder``."""
+    name = run.record.data.name or "unknown data"
+    root = run.record.configured("data.root")
     return f"{name} {Path(str(root)).name}" if name == "folder" and root else name
 
 
 def scope(options: Options) -> str:
-    """What was asked for, or nothing."""
+    """The filter that the user set, or nothing."""
     parts = [f"{name}={','.join(values)}" for name, values in options.where.items()]
     return "only runs with " + " ".join(parts) if parts else ""
 
 
 def distinction(table: Table) -> str:
-    """Why the table stands alone, or nothing if it is the only one."""
+    """Settings that set the table apart; nothing if it is the only one."""
     if not table.distinction:
         return ""
-    # Two fingerprints mean nothing to a reader, but that the data differ does.
+    # A reader only needs to see that two fingerprints differ.
     pairs = [
         f"{key}={value[:8] if key == 'data.fingerprint' else value}"
         for key, value in table.distinction
@@ -70,7 +72,7 @@ def distinction(table: Table) -> str:
 
 
 def verdicts(table: Table) -> list[str]:
-    """Of each row, how its accuracy compares with its reference."""
+    """The verdict on each row that has a reference, see ``RULE``."""
     models = table.values(lambda row: row.first.model)
     lines = []
     for row in table.rows:
@@ -82,13 +84,12 @@ def verdicts(table: Table) -> list[str]:
         other = row_label(table, reference, model=not same)
         if len(models) == 1:  # which labels then leave out
             label = f"{models[0]} {label}"
-        said = f"{pair.words}{_residual_words(row)}{_mcnemar_words(pair)}"
-        lines.append(f"{label} against {other}: {said}")
+        lines.append(f"{label} against {other}{_residual_words(row)}: {pair.words}")
     return lines
 
 
 def warnings(table: Table) -> list[str]:
-    """What is not as it should be for a fair comparison."""
+    """Threats to a fair comparison."""
     lines: list[str] = []
     untested: dict[str, dict[str, list[int]]] = {}  # seeds by reason and row
     for row in table.rows:
@@ -124,8 +125,8 @@ def warnings(table: Table) -> list[str]:
     ]
     if apart:
         lines.append(
-            "latency: measured at another time than the reference's, not in turns with it; the "
-            f"ratio holds what else the machine did: {', '.join(apart)}"
+            "latency: not measured in turns with the reference but at another time; the ratio "
+            f"includes other load of the machine: {', '.join(apart)}"
         )
     for conditions in table.conditions:
         unsteady = [row_label(table, r) for r in table.rows if r.stable(conditions) is False]
@@ -137,14 +138,16 @@ def warnings(table: Table) -> list[str]:
 
 def legend(table: Table) -> list[str]:
     """Sentences without which the numbers can be misread."""
-    size = size_text(table.rows[0].first.input_size)
+    size = size_text(table.rows[0].record.input_size)
     convs = table.values(lambda row: row.first.conv)
     lines = _data_legend(table)
+    if any(row.paired for row in table.rows):
+        lines.append(RULE)
     lines += [_accuracy_legend(table), *_checkpoint_legend(table), *_reference_legend(table)]
     if any(row.match for row in table.rows):
         lines.append(
-            "matched: the width was solved to come as near to the cost of the reference as widths "
-            "in steps of 8 channels can; what is achieved beyond it, in percent"
+            "matched: the width was solved for, to come as close to the cost of the reference as "
+            "steps of 8 channels allow; the rest in per cent of that cost"
         )
     lines += _recipe_legend(table) + _kept_apart(table)
     if REFERENCE in convs:
@@ -160,50 +163,58 @@ def legend(table: Table) -> list[str]:
     machines = sorted({run.machine for row in table.rows for run in row.runs})
     if len(machines) > 1:
         names = "; ".join(name or "not recorded" for name in machines)
-        lines.append(f"train s: no mean and no ratio across what differs: {names}")
+        lines.append(f"train s: no mean and no ratio across different machines: {names}")
     elif machines[0]:
         lines.append(f"train s: training with validation; {machines[0]}")
+    lines.append(
+        "units: per cent and points here, fractions of 1 in comparison.csv and comparison.json"
+    )
     return lines
 
 
 def statistics_legend(table: Table) -> list[str]:
     """Sentences without which the statistics can be misread."""
     pairs = [row.paired for row in table.rows if row.paired]
-    lines = []
+    lines = [
+        f"{row_label(table, row)}: {_mcnemar_words(row.paired)}, about these networks only"
+        for row in table.rows
+        if row.paired and row.paired.n > 1 and row.paired.mcnemar
+    ]
     numbers = [pair.n for pair in pairs if pair.bootstrap]
     if numbers:
         line = "bootstrap: BCa over the seeds"
         if min(numbers) < COARSE:
             line += f"; with n={min(numbers)} there are few resamples: coarse and too narrow"
-        lines.append(line + "; the verdict goes by Student's t")
+        lines.append(line + "; the verdict is by Student's t")
     if len([pair for pair in pairs if pair.t]) > 1:
         lines.append(
-            f"each of the {len(pairs)} intervals is one of 95 % by itself; with many comparisons, "
-            "one in twenty misses by chance"
+            f"each of the {len(pairs)} intervals is a 95 % interval by itself; of many, one in "
+            "twenty misses by chance"
         )
     if any(pair.mcnemar for pair in pairs):
         lines.append(
-            "McNemar: exact test on the test images that only one of two networks of a seed gets "
-            "right; it is about these two networks, the interval about training again; the seeds "
-            "share their images, so that their p-values are not combined"
+            "McNemar: exact test on the test images that only one of two networks of a seed "
+            "classifies correctly; it is about these two networks, the interval about training "
+            "again; the seeds share their images, so their p-values are not combined"
         )
     return lines
 
 
-def remarks(
-    unfinished: Iterable[Run], repeated: Iterable[Run], problems: Iterable[Problem]
-) -> list[tuple[str, list[str]]]:
+def remarks(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Titles and lines about everything that was found but is in no table."""
     groups = [
         (
             "Runs without a result",
-            [f"{r.name}: {r.status}" + (f": {r.error}" if r.error else "") for r in unfinished],
+            [
+                f"{run.name}: {run.record.status}" + (f": {run.error}" if run.error else "")
+                for run in comparison.unfinished
+            ],
         ),
         (
             "Runs that were repeated later with the same seed (the later one is in the table)",
-            [str(run.folder) for run in repeated],
+            [str(run.folder) for run in comparison.repeated],
         ),
-        ("Files that could not be read", [f"{p.path}: {p.reason}" for p in problems]),
+        ("Files that could not be read", [f"{p.path}: {p.reason}" for p in comparison.problems]),
     ]
     return [(title, lines) for title, lines in groups if lines]
 
@@ -213,7 +224,7 @@ def size_text(size: Sequence[int]) -> str:
 
 
 def _residual_words(row: Row) -> str:
-    """Such as ``, with 15 % more MACs``, where a budget that was to be equal is not."""
+    """Such as ``, with 15 % more MACs``, where a solved width misses its budget."""
     if row.match is None or abs(row.match.residual) <= RESIDUAL:
         return ""
     quantity, residual = row.match.quantity, row.match.residual
@@ -223,15 +234,11 @@ def _residual_words(row: Row) -> str:
 
 
 def _mcnemar_words(paired: Paired) -> str:
-    tests = paired.mcnemar
-    if not tests:
-        return ""
-    if len(tests) == 1:
-        return f"; McNemar p={tests[0].p_value:.2g} for this pair of networks"
-    found = [test.only_other > test.only_reference for test in tests if test.p_value < SIGNIFICANT]
-    ways = {"for": found.count(True), "against": found.count(False)}
+    """Such as ``McNemar p < 0.05 in 3 of 3 seeds (3 against)``."""
+    found = [test.outcome for test in paired.mcnemar if test.p_value < SIGNIFICANT]
+    ways = {"for": found.count("better"), "against": found.count("worse")}
     told = ", ".join(f"{number} {way}" for way, number in ways.items() if number)
-    text = f"; McNemar p<{SIGNIFICANT} in {len(found)} of {len(tests)} seeds"
+    text = f"McNemar p < {SIGNIFICANT} in {len(found)} of {len(paired.mcnemar)} seeds"
     return f"{text} ({told})" if told else text
 
 
@@ -240,41 +247,41 @@ def _accuracy_legend(table: Table) -> str:
     if max(numbers) == 0:
         return "no test accuracy was measured"
     if max(numbers) == 1:
-        return "test accuracy: of a single seed, which gives no interval; differences may be chance"
+        return "test accuracy: one seed, which gives no interval; differences may be chance"
     line = (
         f"test accuracy: mean {PLUS_MINUS} half the width of its 95 % confidence interval "
-        "(Student's t) over n runs, one per seed"
+        "(Student's t) over n runs, one per seed; an interval that would leave 0 to 100 is cut off "
+        "there and written [low, high], and one of a difference at -100 and 100"
     )
     return line + ("; n=1 gives no interval" if min(numbers) < 2 else "")
 
 
 def _data_legend(table: Table) -> list[str]:
     run = table.rows[0].first
-    if not run.splits:
+    data = run.record.data
+    if not data.splits:
         return []
-    images = ", ".join(f"{number:,} {name}" for name, number in run.splits)
-    subset = " of a subset" if (run.record.get("data") or {}).get("subset") else ""
+    images = ", ".join(f"{number:,} {name}" for name, number in data.splits.items())
+    subset = " of a subset" if data.subset else ""
     return [f"data: {data_name(run)}, {images} images{subset}"]
 
 
 def _checkpoint_legend(table: Table) -> list[str]:
-    """Which state of the networks was tested, and whether they were still learning at the end."""
+    """The epochs that were tested, and whether the networks were still learning at the end."""
     runs = [run for row in table.rows for run in row.runs if run.accuracy is not None]
-    trained = [run for run in runs if run.last_epoch]
-    ends = [
-        (epoch, last) for run in trained if (epoch := run.best_epoch) and (last := run.last_epoch)
-    ]
-    if not trained:
+    found = [(run.record.best_epoch, run.record.epochs) for run in runs if run.record.epochs]
+    ends = [(epoch, last) for epoch, last in found if epoch]
+    if not found:
         return []
     if not ends:
         return ["tested: the state after the last epoch; there was no validation"]
     best = sorted({epoch for epoch, _ in ends})
     epochs = f"epoch {best[0]}" if len(best) == 1 else f"epochs {best[0]} to {best[-1]}"
-    line = f"tested: the checkpoint that was best in validation, of {epochs}"
+    line = f"tested: the checkpoint with the best validation, from {epochs}"
     if late := sum(epoch == last for epoch, last in ends):
         line += (
-            f"; in {late} of {len(ends)} runs that was the last epoch: accuracy may still have "
-            "been rising, and more epochs may change the order"
+            f"; it was the last epoch in {late} of {len(ends)} runs: accuracy may still have been "
+            "rising, and more epochs may change the order"
         )
     return [line]
 
@@ -290,9 +297,7 @@ def _reference_legend(table: Table) -> list[str]:
             f"against conv={reference}{whose}"
         )
     if any(row.reference and row.match for row in table.rows):
-        lines.append(
-            "diff and ratio of a matched row: against the network whose budget it was given"
-        )
+        lines.append("diff and ratio of a matched row: against the network that set its budget")
     if alone:
         names = ", ".join(dict.fromkeys(_needs(row, reference) for row in alone))
         lines.append(f"no diff and no ratio for {names}: no such run has finished with this recipe")
@@ -313,8 +318,8 @@ def _recipe_legend(table: Table) -> list[str]:
         known = {key: table.setting.get(f"recipe.{key}") for key in ("lr", "weight_decay")}
         values = ", ".join(f"{key} {value}" for key, value in known.items() if value)
         return [
-            "one recipe for all" + (f" ({values})" if values else "") + ", searched for no "
-            "variant; a recipe can favour one of them by points (hparams_search=optuna)"
+            "one recipe for all" + (f" ({values})" if values else "") + ", tuned for no variant; a "
+            "recipe can favour one of them by points (hparams_search=optuna)"
         ]
     names = " and ".join(_recipe_word(key) for key, _ in run.searched)
     trials = table.setting.get("hparams_search.trials", "an unknown number of")
@@ -330,7 +335,7 @@ def _recipe_word(key: str) -> str:
 
 
 def _kept_apart(table: Table) -> list[str]:
-    """Rows that are equal in all fields of ``by`` where the user named more than the default."""
+    """A line about rows that a user's ``by`` does not tell apart."""
     by = table.options.by
     if by == Options().by:
         return []

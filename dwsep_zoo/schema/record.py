@@ -26,6 +26,7 @@ from pydantic import (
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
+from dwsep_zoo.schema.settings import upgrade_config
 
 FILE_NAME = "result.json"
 SCHEMA = 2
@@ -283,6 +284,11 @@ class RunRecord(Part):
     finished: str | None = None
     in_turns: str | None = None
 
+    def latency_under(self, conditions: Conditions) -> LatencyRecord | None:
+        """The latency that was measured under these conditions."""
+        found = (entry for entry in self.latency if entry.conditions == conditions)
+        return next((entry for entry in found if entry.p50_ms is not None), None)
+
     def configured(self, key: str) -> JsonValue:
         """A setting by its dotted name; ``None`` if it is null or absent."""
         value: JsonValue = self.config
@@ -298,11 +304,6 @@ def _from_1(values: Json) -> Json:
         values = {**values, "match": None}  # a network was once matched to itself
     config = values.get("config")
     return {**values, "config": upgrade_config(config)} if isinstance(config, dict) else values
-
-
-def upgrade_config(config: Json) -> Json:
-    """Settings recorded with version 1, in the layout of version 2."""
-    return config
 
 
 UPGRADES: Mapping[int, Callable[[Json], Json]] = {1: _from_1}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from dwsep_zoo.report import words
 from dwsep_zoo.report.columns import (
@@ -20,8 +19,10 @@ from dwsep_zoo.report.columns import (
     latency_columns,
     p_text,
     row_label,
+    size_columns,
     statistics_columns,
 )
+from dwsep_zoo.report.comparison import Comparison
 from dwsep_zoo.report.figure import COLOURS
 from dwsep_zoo.report.html import charts, facts
 from dwsep_zoo.report.html.charts import Chart, row_id
@@ -30,9 +31,6 @@ from dwsep_zoo.report.profiles import Profile
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import McNemar
 from dwsep_zoo.report.table import Row, Table
-
-if TYPE_CHECKING:
-    from dwsep_zoo.report.compare import Comparison
 
 __all__ = ["html_report"]
 
@@ -72,7 +70,7 @@ class _Section:
         self.statistics, self.latency = statistics_columns(table), latency_columns(table)
         self.conditions = facts.conditions_columns(table)
         self.budgets, self.searches = facts.budget_columns(table), facts.search_columns(table)
-        self.sizes, self.recipe = facts.size_columns(table), facts.recipe(table)
+        self.sizes, self.recipe = size_columns(table), facts.recipe(table)
         self.pareto = charts.pareto(table, number)
         self.curves = charts.curves(table, number)
         self.differences = charts.differences(table, number)
@@ -119,7 +117,7 @@ def html_report(comparison: Comparison) -> str:
     environment.filters["px"] = _pixels
     found = zip(comparison.tables, comparison.profiles, strict=True)
     sections = [_Section(table, profiles, n) for n, (table, profiles) in enumerate(found, 1)]
-    remarks = words.remarks(comparison.unfinished, comparison.repeated, comparison.problems)
+    remarks = words.remarks(comparison)
     runs = [run for table in comparison.tables for row in table.rows for run in row.runs]
     runs += [*comparison.repeated, *comparison.unfinished]
     style = _palette() + _text("style.css")
@@ -162,11 +160,11 @@ def _run_columns(runs: Sequence[Run]) -> list[Column]:
         Column("run", tuple(run.name for run in runs), is_number=False),
         Column("model", tuple(run.model for run in runs), is_number=False),
         Column("conv", tuple(run.conv for run in runs), is_number=False),
-        Column("width", tuple(general(run.width_mult) for run in runs)),
-        Column("seed", tuple(general(run.seed) for run in runs)),
-        Column("status", tuple(run.status for run in runs), is_number=False),
+        Column("width", tuple(general(run.record.width_mult) for run in runs)),
+        Column("seed", tuple(general(run.record.seed) for run in runs)),
+        Column("status", tuple(run.record.status for run in runs), is_number=False),
         Column("test acc %", tuple(accuracy(run) for run in runs)),
-        Column("finished", tuple(run.finished or MISSING for run in runs), is_number=False),
+        Column("finished", tuple(run.record.finished or MISSING for run in runs), is_number=False),
         Column("folder", tuple(str(run.folder) for run in runs), is_number=False),
     ]
 

@@ -21,9 +21,9 @@ from dwsep_zoo.report.html.plot import (
     Point,
     axis,
 )
-from dwsep_zoo.report.results import Conditions
 from dwsep_zoo.report.statistics import interval_text, points
 from dwsep_zoo.report.table import Row, Table
+from dwsep_zoo.schema.record import Conditions
 
 WIDTH, HEIGHT = 430.0, 300.0
 WIDE = 900.0
@@ -80,8 +80,8 @@ def pareto(table: Table, number: int) -> Chart:
     shapes = markers(table)
     models = table.values(lambda row: row.first.model)
     costs = [
-        _Cost("parameters", "", "parameters, millions", lambda row: _mega(row.first.params)),
-        _Cost("MACs", "", "MACs of one image, millions", lambda row: _mega(row.first.macs)),
+        _Cost("parameters", "", "parameters, millions", lambda row: _mega(row.record.params)),
+        _Cost("MACs", "", "MACs of one image, millions", lambda row: _mega(row.record.macs)),
         *(_latency(table, conditions) for conditions in table.conditions),
     ]
     looks = [
@@ -210,7 +210,7 @@ def _curves(
             for run, curve in zip(row.runs, runs, strict=True):
                 if curve:
                     dots = tuple((x.at(e), y.at(v)) for e, v in sorted(curve.items()))
-                    lines.append(Line(dots, f"seed {style}", f"{who}, seed {run.seed}"))
+                    lines.append(Line(dots, f"seed {style}", f"{who}, seed {run.record.seed}"))
         # The mean is of the epochs that all seeds have: one that stopped early would make a step.
         common = sorted(set.intersection(*(set(curve) for curve in curves_)))
         if not common:

@@ -19,6 +19,7 @@ from dwsep_zoo.report.columns import (
 )
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.table import Row, Table
+from dwsep_zoo.schema.measures import measures
 
 if TYPE_CHECKING:
     from dwsep_zoo.analysis.roofline import Roofline
@@ -34,14 +35,11 @@ class Origin:
 
 def cost_words(table: Table, row: Row) -> str:
     """Such as ``costs 0.12x the parameters, 0.13x the MACs``: what it has of its reference's."""
-    ratios = {
-        "parameters": row.params_ratio,
-        "MACs": row.macs_ratio,
-        **{
-            f"latency ({conditions_name(table, c)})": row.latency_ratio(c) for c in table.conditions
-        },
-        "training time": row.train_ratio,
-    }
+    ratios: dict[str, float | None] = {}
+    for measure in measures(place="table"):
+        ratios[measure.label] = row.ratio(measure)
+    for c in table.conditions:
+        ratios[f"latency ({conditions_name(table, c)})"] = row.latency_ratio(c)
     parts = [f"{ratio_text(ratio)} the {name}" for name, ratio in ratios.items() if ratio]
     return f"costs {', '.join(parts)}" if parts else "its costs were not measured"
 
@@ -67,8 +65,8 @@ def budget_columns(table: Table) -> list[Column]:
             "equal", tuple(QUANTITIES.get(m.quantity, m.quantity) for m in matches), is_number=False
         ),
         Column("to conv", tuple(m.to for m in matches), is_number=False),
-        Column("width as given", tuple(general(m.width_mult) for m in matches)),
-        Column("width solved", tuple(general(row.first.width_mult) for row, _ in lines)),
+        Column("width as given", tuple(general(row.first.width_given) for row, _ in lines)),
+        Column("width solved", tuple(general(row.record.width_mult) for row, _ in lines)),
         Column("target", tuple(_amount(m.quantity, m.target) for m in matches)),
         Column("achieved", tuple(_amount(m.quantity, m.achieved) for m in matches)),
         Column("residual", tuple(f"{m.residual:+.2%}" for m in matches)),
@@ -77,39 +75,20 @@ def budget_columns(table: Table) -> list[Column]:
 
 def search_columns(table: Table) -> list[Column]:
     """A line for each row whose recipe was searched for; nothing if there is none."""
-    lines = [
-        (row, row.first.record.get("search") or {}) for row in table.rows if row.first.searched
-    ]
+    lines = [(row, row.record.search) for row in table.rows if row.record.search]
     if not lines:
         return []
     names = list(dict.fromkeys(name for row, _ in lines for name, _ in row.first.searched))
-    accuracies = [search.get("best_val_acc") for _, search in lines]
+    accuracies = [search.best_val_acc for _, search in lines]
     return [
         Column("network", tuple(row_label(table, row) for row, _ in lines), is_number=False),
-        Column("trials", tuple(str(search.get("trials", MISSING)) for _, search in lines)),
+        Column("trials", tuple(general(search.trials) for _, search in lines)),
         *(
             Column(name, tuple(general(dict(row.first.searched).get(name)) for row, _ in lines))
             for name in names
         ),
         Column("best val acc %", decimals([None if a is None else 100 * a for a in accuracies])),
     ]
-
-
-def size_columns(table: Table) -> list[Column]:
-    """Bytes on disk and in memory, in MB; only what was measured."""
-    quantities: tuple[tuple[str, Callable[[Mapping[str, Any]], float | None]], ...] = (
-        ("file MB", lambda r: r["size_bytes"] / 1e6 if r.get("size_bytes") else None),
-        ("inference MB", lambda r: (r.get("memory") or {}).get("inference_mb")),
-        ("training MB", lambda r: (r.get("memory") or {}).get("training_mb")),
-        ("peak of the run MB", lambda r: (r.get("memory") or {}).get("peak_mb")),
-    )
-    found = [
-        Column(name, decimals([of(row.first.record) for row in table.rows]))
-        for name, of in quantities
-    ]
-    measured = [column for column in found if set(column.cells) != {MISSING}]
-    names = tuple(row_label(table, row) for row in table.rows)
-    return [Column("network", names, is_number=False), *measured] if measured else []
 
 
 def recipe(table: Table) -> dict[str, str]:
@@ -146,10 +125,10 @@ def kind_columns(roofline: Roofline) -> list[Column]:
 def origins(runs: Sequence[Run]) -> dict[str, list[Origin]]:
     """Versions, commits, commands, machines and data of ``runs``, each once."""
     found = {
-        "command": _counted(runs, lambda run: run.record.get("command")),
-        "git commit": _counted(runs, lambda run: run.record.get("git_commit")),
-        "versions": _counted(runs, lambda run: _pairs(run.record.get("versions"))),
-        "machine": _counted(runs, lambda run: _pairs(run.record.get("machine"))),
+        "command": _counted(runs, lambda run: run.record.command),
+        "git commit": _counted(runs, lambda run: run.record.git_commit),
+        "versions": _counted(runs, lambda run: _pairs(run.record.versions)),
+        "machine": _counted(runs, lambda run: _pairs(run.record.machine.plain())),
         "data": _counted(runs, _data),
     }
     return {name: values or [Origin("not recorded", len(runs))] for name, values in found.items()}
@@ -163,19 +142,17 @@ def _counted(runs: Iterable[Run], of: Callable[[Run], Any]) -> list[Origin]:
     return [Origin(value, number) for value, number in numbers.items()]
 
 
-def _pairs(values: Any) -> str:
-    if not isinstance(values, dict):
-        return "" if values is None else str(values)
+def _pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
 
 
 def _data(run: Run) -> str:
-    data = run.record.get("data") or {}
+    data = run.record.data
     parts = [
-        str(data.get("name") or "unnamed"),
-        *(f"{number:,} {name}" for name, number in run.splits),
-        f"subset {json.dumps(data['subset'])}" if data.get("subset") else "",
-        f"fingerprint {data['fingerprint']}" if data.get("fingerprint") else "no fingerprint",
+        data.name or "unnamed",
+        *(f"{number:,} {name}" for name, number in data.splits.items()),
+        f"subset {json.dumps(data.subset)}" if data.subset else "",
+        f"fingerprint {data.fingerprint}" if data.fingerprint else "no fingerprint",
     ]
     return ", ".join(part for part in parts if part)
 
