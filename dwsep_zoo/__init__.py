@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     )
     from dwsep_zoo.analysis.optimise import Optimised, optimise
     from dwsep_zoo.errors import UserError
-    from dwsep_zoo.models import create_model, list_models
+    from dwsep_zoo.models import list_models
     from dwsep_zoo.nn import create_conv, list_convs
     from dwsep_zoo.weights import load
+    from dwsep_zoo.zoo import create_model
 
 __version__ = "0.1.0"
 
@@ -49,7 +50,7 @@ _MODULES = {
     "compare_latency": "analysis.latency",
     "count": "analysis.count",
     "create_conv": "nn",
-    "create_model": "models",
+    "create_model": "zoo",
     "list_convs": "nn",
     "list_models": "models",
     "load": "weights",
@@ -60,7 +61,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: torch takes seconds, which a mistyped command need not wait for."""
+    """Import a public name at its first use, as PyTorch takes seconds to load."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

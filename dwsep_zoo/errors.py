@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import sys
 from collections.abc import Iterable
 
 
@@ -22,17 +24,31 @@ def choose(value: str, choices: Iterable[str], what: str) -> str:
     names = sorted(choices)
     if value in names:
         return value
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    near = nearest(str(value), names)
+    hint = f"; did you mean {near!r}?" if near else ";"
     raise UserError(f"unknown {what} {value!r}{hint} choices: {', '.join(names)}")
 
 
+def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """The name most like a word, if any is like it at all."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def say(error: Exception, where: str = "") -> None:
+    """Print an error in one line; ``where`` stands before an unexpected one."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, UserError):
+        text = f"{where}{type(error).__name__}: {text}"
+    print(f"error: {text}", file=sys.stderr)
+
+
 def check_number(key: str, value: object, *, optional: bool = False) -> None:
-    """Raises UserError for what is no number; ``optional`` lets None pass."""
+    """Raises UserError unless ``value`` is a finite number; ``optional`` lets None pass."""
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{key} must be a number; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{key} must be a finite number; got {value!r}")
 
 
 def first_line(error: BaseException) -> str:

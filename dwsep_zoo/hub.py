@@ -22,8 +22,10 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.models import ConvNet, create_architecture, create_model, list_models
+from dwsep_zoo.models import ConvNet, build_model, create_architecture, list_models
 from dwsep_zoo.models.convnet import default_cfg
+from dwsep_zoo.weights import load
+from dwsep_zoo.zoo import create_model
 
 __all__ = ["from_pretrained", "push_to_hub", "register_timm", "save_pretrained"]
 
@@ -123,7 +125,7 @@ def save_pretrained(
         raise UserError(f"class_names: {len(names)} names for {model.num_classes} classes")
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with torch.device("meta"):
-        again = create_model(**args).state_dict()
+        again = build_model(**args).state_dict()
     for name in [*state, *again]:
         if name not in state or name not in again or state[name].shape != again[name].shape:
             raise UserError(f"{name}: was changed after the network was built; it cannot be saved")
@@ -159,8 +161,6 @@ def from_pretrained(source: str | Path, cache_dir: str | Path | None = None) -> 
     Raises:
         UserError: if there is no such thing, or it is of another network.
     """
-    from dwsep_zoo.weights import load
-
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = _download(str(source), cache_dir)

@@ -12,7 +12,7 @@ import torch
 from dwsep_zoo.analysis.count import count
 from dwsep_zoo.analysis.latency import measure_latencies
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.models import create_model
+from dwsep_zoo.models import build_model
 from dwsep_zoo.nn import CONVS
 
 QUANTITIES = ("params", "macs", "latency")
@@ -86,7 +86,7 @@ def match_width(
     def counted(width: float, **changes: Any) -> float:
         with torch.device("meta"):
             # Stochastic depth costs nothing, but its module comes from timm, slow to import.
-            model = create_model(
+            model = build_model(
                 **{**network, **changes, "width_mult": width, "drop_path_rate": 0.0}
             )
         return float(getattr(count(model, input_size), quantity))
@@ -103,13 +103,13 @@ def _match_latency(
     width_mult: float,
     network: Mapping[str, Any],
 ) -> Match:
-    reference = create_model(**{**target, "width_mult": width_mult})
+    reference = build_model(**{**target, "width_mult": width_mult})
 
     def timed(width: float, seconds: float) -> tuple[float, float]:
         """Milliseconds of the reference and of the network, measured in turns."""
         models = {
             "reference": reference,
-            "candidate": create_model(**{**network, "width_mult": width}),
+            "candidate": build_model(**{**network, "width_mult": width}),
         }
         times = measure_latencies(models, input_size, min_run_time=seconds)
         return times["reference"].p50_ms, times["candidate"].p50_ms

@@ -18,7 +18,7 @@ from dwsep_zoo.analysis.receptive_field import Field, receptive_fields
 from dwsep_zoo.analysis.units import KINDS
 from dwsep_zoo.analysis.units import units as functional_units
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.models import ConvNet, create_architecture, create_model
+from dwsep_zoo.models import ConvNet, build_model, create_architecture
 from dwsep_zoo.models import list_models as model_names
 from dwsep_zoo.nn import create_conv
 from dwsep_zoo.weights.catalog import available, origins
@@ -380,7 +380,7 @@ def _build(
         raise UserError(f"width_mult must be a number greater than 0; got {width_mult!r}")
     with torch.device("meta"):
         # Stochastic depth costs nothing, but its module comes from timm, which is slow to import.
-        model = create_model(
+        model = build_model(
             name,
             conv=conv,
             width_mult=width_mult,

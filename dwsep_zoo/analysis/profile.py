@@ -18,7 +18,7 @@ from dwsep_zoo.analysis.latency import LatencyComparison, Timing, compare_turns,
 from dwsep_zoo.analysis.memory import inference_memory, state_dict_bytes, training_memory
 from dwsep_zoo.analysis.runtimes import DTYPES, RUNTIMES, available_runtimes, check_conditions
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.models import create_model
+from dwsep_zoo.models import build_model
 from dwsep_zoo.nn import CONVS
 
 DEFAULT_RUNTIMES = (
@@ -124,7 +124,7 @@ def plan_profile(
         check_conditions(batch_size=batch, threads=threads, device=device)
     conditions, notes = _conditions(runtimes, _several("precision", precision), device)
     networks = {
-        name: create_model(
+        name: build_model(
             model,
             conv=name,
             width_mult=width_mult,

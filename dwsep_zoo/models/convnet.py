@@ -37,9 +37,9 @@ class ConvNet(nn.Module):
     """
 
     build_args: dict[str, Any]
-    """The arguments of ``create_model`` that made this network: it can be built again."""
+    """The arguments of ``create_model`` that build this network again."""
     class_names: list[str]
-    """Of a trained network's classifier, where :func:`dwsep_zoo.load` knows them."""
+    """Names of the classifier's outputs, where :func:`dwsep_zoo.load` knows them."""
 
     def __init__(
         self,
@@ -62,40 +62,9 @@ class ConvNet(nn.Module):
         self.drop_rate = arch.drop_rate if drop_rate is None else drop_rate
         self.drop_path_rate = arch.drop_path_rate if drop_path_rate is None else drop_path_rate
 
-        chans = in_chans
-        self.stem: nn.Sequential = Chain()
-        for row in arch.stem:
-            self.stem.append(
-                ConvNormAct(
-                    chans,
-                    row.channels,
-                    row.kernel_size,
-                    row.stride,
-                    layers=arch.layers,
-                    padded=row.padded,
-                )
-            )
-            chans = row.channels
-
-        self.stages: nn.Sequential = Chain()
-        depth, num_blocks = 0, sum(stage.repeats for stage in arch.stages)
-        for stage in arch.stages:
-            blocks = Chain()
-            for i in range(stage.repeats):
-                blocks.append(
-                    stage.block(
-                        chans,
-                        stage.channels,
-                        stage.stride if i == 0 else 1,
-                        conv=conv,
-                        layers=arch.layers,
-                        drop_path=self.drop_path_rate * depth / num_blocks,
-                    )
-                )
-                chans = stage.channels
-                depth += 1
-            self.stages.append(blocks)
-
+        self.stem: nn.Sequential = _stem(arch, in_chans)
+        self.stages: nn.Sequential = _stages(arch, conv, self.drop_path_rate)
+        chans = arch.stages[-1].channels
         self.head: nn.Module = nn.Identity()
         if arch.head:
             self.head = ConvNormAct(
@@ -295,6 +264,33 @@ class ConvNet(nn.Module):
         return [every[i] for i in wanted]
 
 
+def _stem(arch: Architecture, chans: int) -> Chain:
+    stem = Chain()
+    for row in arch.stem:
+        shape = (chans, row.channels, row.kernel_size, row.stride)
+        stem.append(ConvNormAct(*shape, layers=arch.layers, padded=row.padded))
+        chans = row.channels
+    return stem
+
+
+def _stages(arch: Architecture, conv: ConvOp, drop_path_rate: float) -> Chain:
+    """The stages; the drop path rate of the blocks grows linearly with their depth."""
+    stages = Chain()
+    chans, depth = arch.stem[-1].channels, 0
+    num_blocks = sum(stage.repeats for stage in arch.stages)
+    for stage in arch.stages:
+        blocks = Chain()
+        for i in range(stage.repeats):
+            stride = stage.stride if i == 0 else 1
+            rate = drop_path_rate * depth / num_blocks
+            shape = (chans, stage.channels, stride)
+            blocks.append(stage.block(*shape, conv=conv, layers=arch.layers, drop_path=rate))
+            chans = stage.channels
+            depth += 1
+        stages.append(blocks)
+    return stages
+
+
 def default_cfg(arch: Architecture, num_classes: int = 1000, in_chans: int = 3) -> dict[str, Any]:
     """What timm's tools ask about a network: its images, its first layer and its last."""
     size = arch.resolution
@@ -356,36 +352,3 @@ def _pool() -> nn.Sequential:
 
 def _classifier(in_features: int, num_classes: int) -> nn.Module:
     return nn.Linear(in_features, num_classes) if num_classes else nn.Identity()
-
-
-def build(
-    arch: Architecture,
-    *,
-    conv: ConvOp,
-    num_classes: int,
-    in_chans: int,
-    drop_rate: float | None,
-    drop_path_rate: float | None,
-) -> ConvNet:
-    """Build on the meta device, then fill the memory once: no weight is initialised twice.
-
-    On the meta device (``with torch.device("meta")``) the network stays there.
-    """
-    device = torch.get_default_device()
-    with torch.device("meta"):
-        model = ConvNet(
-            arch,
-            conv=conv,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-        )
-    if drop_path_rate and not any(type(m).__name__ == "DropPath" for m in model.modules()):
-        raise UserError(
-            f"model.drop_path_rate={drop_path_rate} has no effect: this network has no shortcuts"
-        )
-    if device.type != "meta":
-        model.to_empty(device=device)
-        arch.init(model)
-    return model

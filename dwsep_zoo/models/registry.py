@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
+
+import torch
+from torch import nn
 
 from dwsep_zoo.errors import UserError, check_number, choose
 from dwsep_zoo.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, xception
-from dwsep_zoo.models.convnet import ConvNet, build
+from dwsep_zoo.models.convnet import ConvNet
 from dwsep_zoo.models.efficientnet import EFFICIENTNETS
 from dwsep_zoo.models.spec import Architecture, with_output_stride
 from dwsep_zoo.nn import ConvOp, create_conv
 from dwsep_zoo.nn.layers import ACTS, Padding
 
-if TYPE_CHECKING:
-    from dwsep_zoo.weights import Source
+LARGEST_MULT = 32.0  # at this width_mult a layer has 1,024 times the weights
 
 MODELS: dict[str, Callable[..., Architecture]] = {
     **{
@@ -60,37 +62,30 @@ def create_architecture(
     bn_momentum: float | None = None,
     **options: Any,
 ) -> Architecture:
-    """The rows of a model.
+    """Look up a model's rows and apply the options to them.
 
     Args:
         name: see :func:`list_models`.
         width_mult: factor on every width, rounded to multiples of 8.
         output_stride: 32 is the paper's.
         padding: ``symmetric`` or TensorFlow's ``same``; ``None``: symmetric.
-        act: another activation in place of the network's main one, such as ``relu6`` in V1.
+        act: replaces the network's main activation, such as ``relu6`` in V1.
         bn_eps: epsilon of the norms; ``None``: the architecture's.
-        bn_momentum: weight of the newest batch in the running statistics; likewise.
+        bn_momentum: weight of the newest batch in the running statistics; ``None`` likewise.
         options: of one family: ``width_rule``, ``reduced_tail``, ``hidden`` (MobileNetV3),
-            ``depth_mult`` (EfficientNet), ``shortcuts`` (Xception).
+            ``depth_mult`` (EfficientNet), ``shortcuts`` (Xception); ``None``: its default.
 
     Raises:
-        UserError: for a value that is not possible, naming it and the choices.
+        UserError: naming the value and the choices.
     """
     choose(name, MODELS, "model")
-    check_number("model.width_mult", width_mult)
-    if not width_mult > 0:
-        raise UserError(f"model.width_mult must be greater than 0; got {width_mult!r}")
     options = {key: value for key, value in options.items() if value is not None}
+    own = inspect.signature(MODELS[name]).parameters
+    names = {*own, "bn_eps", "bn_momentum", "padding", "act"} - {"width_mult"}
     for key, value in options.items():
-        choose(
-            key,
-            [*_own_options(name), "bn_eps", "bn_momentum", "padding", "act"],
-            f"option of {name}",
-        )
-        if key.endswith("_mult"):
-            check_number(f"model.{key}", value)
-            if not value > 0:
-                raise UserError(f"model.{key} must be greater than 0; got {value!r}")
+        choose(key, names, f"option of {name}")
+        _check_option(f"model.{key}", value, own[key].default)
+    _check_option("model.width_mult", width_mult, 1.0)
     for key, rate in (("bn_eps", bn_eps), ("bn_momentum", bn_momentum)):
         check_number(f"model.{key}", rate, optional=True)
         if rate is not None and not 0 < rate <= 1:
@@ -108,78 +103,66 @@ def create_architecture(
     return with_output_stride(replace(arch, layers=layers), output_stride)
 
 
-def _own_options(name: str) -> list[str]:
-    """The options of this family alone, such as the ``depth_mult`` of EfficientNet."""
-    return [p for p in inspect.signature(MODELS[name]).parameters if p != "width_mult"]
+def _check_option(key: str, value: object, default: object) -> None:
+    """Check a value against the type of the option's default; ``float`` options are factors."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{key} must be true or false; got {value!r}")
+    elif isinstance(default, int):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{key} must be a whole number from 1 up; got {value!r}")
+    elif isinstance(default, float):
+        check_number(key, value)
+        assert isinstance(value, int | float)
+        if not value > 0:
+            raise UserError(f"{key} must be greater than 0; got {value!r}")
+        if value > LARGEST_MULT:
+            raise UserError(f"{key} must be at most {LARGEST_MULT:g}; got {value!r}")
 
 
-def create_model(
+def build_model(
     name: str,
     *,
     conv: str | Mapping[str, Any] | ConvOp = "depthwise_separable",
-    num_classes: int | None = None,
+    num_classes: int = 1000,
     in_chans: int = 3,
-    pretrained: str | bool | Path | None = None,
     width_mult: float = 1.0,
     output_stride: int = 32,
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
     **options: Any,
 ) -> ConvNet:
-    """Build a network of the zoo.
+    """Build a freshly initialised network; :func:`dwsep_zoo.create_model` also loads weights.
 
-    Args:
-        name: see :func:`list_models`.
-        conv: what the factorised convolutions are: see :func:`dwsep_zoo.list_convs`.
-        num_classes: outputs of the classifier; 0 for none; ``None``: 1000, or the weights'.
-        in_chans: channels of the images.
-        pretrained: weights to load: a name of :func:`dwsep_zoo.weights.available`, a hub id, a
-            file, the folder of a run, or ``True`` for the best known. Options that are not given
-            (padding, epsilon of the norms, activation ...) are then those of the weights, and
-            ``default_cfg`` says how their images were prepared.
-        width_mult: factor on every width, rounded to multiples of 8.
-        output_stride: 32 is the paper's; small images use 8 or 16.
-        drop_rate: dropout before the classifier; ``None``: the paper's.
-        drop_path_rate: stochastic depth; ``None``: the paper's.
-        options: of the architecture; ``None``: its own, see :func:`create_architecture`.
-
-    Returns:
-        A network in training mode: ``(N, in_chans, H, W)`` -> ``(N, num_classes)``.
+    The arguments are those of ``create_model``, without ``pretrained``. The structure is made on
+    the meta device and the memory filled once, so that no weight is initialised twice; inside
+    ``torch.device("meta")`` the network stays there.
 
     Raises:
-        UserError: for a value that is not possible, naming it and the choices; for weights of
-            another network, naming the first tensor that does not fit.
+        UserError: naming the value and the choices, or the memory that is needed.
     """
     choose(name, MODELS, "model")
-    source = None
-    if pretrained:
-        # The one import to the right: weights know the models, and a model is asked for with them.
-        from dwsep_zoo import weights
-
-        source = weights.resolve(name, pretrained)
-        if source.published:
-            options, output_stride = _options_of(
-                source, conv=conv, width_mult=width_mult, output_stride=output_stride, **options
-            )
-    if num_classes is None:
-        num_classes = len(source.class_names) if source and source.class_names else 1000
     for key, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
         if value < least:
             raise UserError(f"{key} must be at least {least}; got {value}")
-    for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    for key, rate in rates.items():
         check_number(f"model.{key}", rate, optional=True)
         if rate is not None and not 0 <= rate < 1:
             raise UserError(f"model.{key} must be in [0, 1); got {rate}")
     conv = create_conv(conv)
     arch = create_architecture(name, width_mult=width_mult, output_stride=output_stride, **options)
-    model = build(
-        arch,
-        conv=conv,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        model = ConvNet(arch, conv=conv, num_classes=num_classes, in_chans=in_chans, **rates)
+    if drop_path_rate and not any(type(m).__name__ == "DropPath" for m in model.modules()):
+        raise UserError(
+            f"model.drop_path_rate={drop_path_rate} has no effect: this network has no shortcuts"
+        )
+    if device.type != "meta":
+        _check_room(model, name)
+        model.to_empty(device=device)
+        arch.init(model)
     model.build_args = {
         "name": name,
         "conv": {"name": conv.name, **conv.options},
@@ -187,39 +170,21 @@ def create_model(
         "in_chans": in_chans,
         "width_mult": width_mult,
         "output_stride": output_stride,
-        "drop_rate": drop_rate,
-        "drop_path_rate": drop_path_rate,
+        **rates,
         **{key: value for key, value in options.items() if value is not None},
     }
-    if source:
-        weights.load_into(model, source)
     return model
 
 
-def _options_of(
-    source: Source, *, width_mult: float, conv: Any, output_stride: int, **options: Any
-) -> tuple[dict[str, Any], int]:
-    """The user's options, and the weights' where there are none; a width is not theirs to change.
-
-    Returns:
-        The options, and the output stride, which is the weights' unless the user changed it.
-    """
-    published = source.published
-    assert published is not None
-    if published.width_mult not in (None, width_mult):
+def _check_room(model: nn.Module, name: str) -> None:
+    """Refuse a network that is larger than the machine's memory, which would end the process."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if size > memory:
         raise UserError(
-            f"{source.what}: has width {published.width_mult:g}, the network {width_mult:g}; "
-            f"use width_mult={published.width_mult:g}"
+            f"{name}: its weights take {size / 1e9:,.0f} GB and this machine has "
+            f"{memory / 1e9:,.0f} GB; set a smaller width_mult"
         )
-    theirs = dict(published.options)
-    kind = create_conv(theirs.pop("conv", "depthwise_separable"))
-    if kind != create_conv(conv):
-        raise UserError(
-            f"{source.what}: was trained with conv={kind.name}, the network has "
-            f"{create_conv(conv).name}"
-        )
-    stride = theirs.pop("output_stride", output_stride)
-    for key in ("drop_rate", "drop_path_rate"):  # how the weights were trained, not what they are
-        theirs.pop(key, None)
-    given = {key: value for key, value in options.items() if value is not None}
-    return {**theirs, **given}, stride if output_stride == 32 else output_stride

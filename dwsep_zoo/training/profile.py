@@ -17,7 +17,7 @@ from dwsep_zoo.analysis.memory import inference_memory, training_memory
 from dwsep_zoo.analysis.roofline import measure_roofline
 from dwsep_zoo.analysis.runtimes import RUNTIMES, check_conditions
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.models import create_model
+from dwsep_zoo.zoo import create_model
 from dwsep_zoo.training.record import now
 
 KEYS = ("runtimes", "batch_sizes", "precisions", "roofline")

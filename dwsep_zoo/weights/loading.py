@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.models import ConvNet, create_model
+from dwsep_zoo.models import ConvNet, build_model
 from dwsep_zoo.weights.convert import State, from_layout
 from dwsep_zoo.weights.layouts import Layout, recognise
 from dwsep_zoo.weights.sources import Source, from_path, resolve
@@ -41,7 +41,7 @@ def load_into(model: ConvNet, source: Source) -> None:
         raise UserError(f"{source.what}: the names of its tensors are unknown, such as {first!r}")
     with torch.device("meta"):
         args = {**model.build_args, **_head_and_stem(state, layout, model)}
-        pattern = create_model(**args)
+        pattern = build_model(**args)
     converted = from_layout(state, layout, pattern, source.what)
     _adapt_classifier(converted, model, source.what)
     _adapt_stem(converted, model, source.what)
@@ -83,7 +83,7 @@ def load(path: str | Path) -> ConvNet:
         )
     state = source.read()
     options = {**published.options, **_sizes(state)}
-    model = create_model(published.model, width_mult=published.width_mult or 1.0, **options)
+    model = build_model(published.model, width_mult=published.width_mult or 1.0, **options)
     load_into(model, replace(source, read=lambda: state))
     model.class_names = list(source.class_names)
     return model.eval()

@@ -1,0 +1,105 @@
+"""Networks with weights: the models of the zoo, and what fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dwsep_zoo import weights
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.models import ConvNet, build_model, list_models
+from dwsep_zoo.nn import ConvOp, create_conv
+from dwsep_zoo.weights.catalog import Published
+
+
+def create_model(
+    name: str,
+    *,
+    conv: str | Mapping[str, Any] | ConvOp = "depthwise_separable",
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    pretrained: str | bool | Path | None = None,
+    width_mult: float = 1.0,
+    output_stride: int = 32,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    **options: Any,
+) -> ConvNet:
+    """Build a network of the zoo.
+
+    Args:
+        name: see :func:`list_models`.
+        conv: operator of the factorised convolutions, see :func:`dwsep_zoo.list_convs`.
+        num_classes: outputs of the classifier; 0 for none; ``None``: 1000, or the weights'.
+        in_chans: channels of the images.
+        pretrained: weights to load: a name of :func:`dwsep_zoo.weights.available`, a hub id, a
+            file, the folder of a run, or ``True`` for the best known. Options that are not given
+            (padding, epsilon of the norms, activation ...) are then those of the weights, and
+            ``default_cfg`` says how their images were prepared.
+        width_mult: factor on every width, rounded to multiples of 8.
+        output_stride: 32 is the paper's; small images use 8 or 16.
+        drop_rate: dropout before the classifier; ``None``: the paper's.
+        drop_path_rate: stochastic depth; ``None``: the paper's.
+        options: of the architecture, see :func:`dwsep_zoo.models.create_architecture`.
+
+    Returns:
+        A network in training mode: ``(N, in_chans, H, W)`` -> ``(N, num_classes)``.
+
+    Raises:
+        UserError: naming a value that is not possible and the choices, or the first tensor that
+            does not fit.
+    """
+    choose(name, list_models(), "model")
+    source = weights.resolve(name, pretrained) if pretrained else None
+    if source and source.published:
+        _check_same(source.published, source.what, conv, width_mult)
+        options, output_stride = _options_of(source.published, output_stride, options)
+    if num_classes is None:
+        num_classes = len(source.class_names) if source and source.class_names else 1000
+    model = build_model(
+        name,
+        conv=conv,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        width_mult=width_mult,
+        output_stride=output_stride,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+        **options,
+    )
+    if source:
+        weights.load_into(model, source)
+    return model
+
+
+def _check_same(
+    published: Published, what: str, conv: str | Mapping[str, Any] | ConvOp, width_mult: float
+) -> None:
+    """Raises UserError unless the weights have this width and this conv type."""
+    if published.width_mult not in (None, width_mult):
+        raise UserError(
+            f"{what}: has width {published.width_mult:g}, the network {width_mult:g}; "
+            f"use width_mult={published.width_mult:g}"
+        )
+    theirs, ours = (
+        create_conv(published.options.get("conv", "depthwise_separable")),
+        create_conv(conv),
+    )
+    if theirs != ours:
+        raise UserError(f"{what}: was trained with conv={theirs.name}, the network has {ours.name}")
+
+
+def _options_of(
+    published: Published, output_stride: int, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """The user's options, completed by the weights', and the output stride.
+
+    Dropout rates belong to the training of the weights; a stride of 32 counts as not given.
+    """
+    theirs = dict(published.options)
+    stride = theirs.pop("output_stride", output_stride)
+    for key in ("conv", "drop_rate", "drop_path_rate"):
+        theirs.pop(key, None)
+    given = {key: value for key, value in options.items() if value is not None}
+    return {**theirs, **given}, stride if output_stride == 32 else output_stride
