@@ -264,7 +264,7 @@ def paired(
     return Paired(
         seeds=seeds,
         differences=differences,
-        t=t and t.within(-1, 1),
+        t=t and t.within(-1.0, 1.0),
         bootstrap=bootstrap_interval(differences),
         mcnemar=tuple(tests),
         no_mcnemar=tuple(reasons),

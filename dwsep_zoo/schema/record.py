@@ -42,7 +42,7 @@ Json: TypeAlias = dict[str, JsonValue]
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError("should be a finite number")
-    return value  # an integer stays one, so that it is written as it was read
+    return value  # an integer stays one, also in CSV
 
 
 def _measured(value: object) -> float | None:
@@ -351,6 +351,11 @@ def read_record(path: Path) -> RunRecord:
 def write_record(path: Path, record: RunRecord) -> None:
     """Replace a ``result.json`` in one step."""
     atomic_write(path, json.dumps(record.plain(), indent=2) + "\n")
+
+
+def update_record(path: Path, **values: object) -> None:
+    """Change keys of a ``result.json``."""
+    write_record(path, parse_record({**read_record(path).plain(), **values}))
 
 
 class RecordFile:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dwsep_zoo.schema.measures import MEASURES, Measure
+
 LATENCY = {
     "p50_ms": 4.0,
     "p10_ms": 3.9,
@@ -79,6 +81,15 @@ SEPARABLE = {
 }
 
 
+MEASURE = {measure.name: measure for measure in MEASURES}
+
+
+@pytest.fixture
+def measure() -> dict[str, Measure]:
+    """The measures by name."""
+    return MEASURE
+
+
 @pytest.fixture
 def latency() -> dict[str, Any]:
     """An entry of ``latency``."""
@@ -87,19 +98,19 @@ def latency() -> dict[str, Any]:
 
 @pytest.fixture
 def as_separable() -> dict[str, Any]:
-    """What differs in the record of a depthwise separable network."""
+    """Changes to the record for a depthwise separable network."""
     return SEPARABLE
 
 
 @pytest.fixture
 def as_matched() -> dict[str, Any]:
-    """What differs in the record of a separable network with the MACs of the standard one."""
+    """Changes to the record for a separable network with the MACs of the standard one."""
     return SEPARABLE | {"width_mult": 2.8, "macs": 396_000_000, "match": MATCH}
 
 
 @pytest.fixture
 def search() -> dict[str, Any]:
-    """What a search for the recipe leaves in the record."""
+    """The record of a search for the recipe."""
     return SEARCH
 
 

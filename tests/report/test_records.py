@@ -52,7 +52,7 @@ def test_csv_has_columns_for_every_condition(write_run, tmp_path, latency):
 
 
 def test_what_was_not_measured_is_empty(write_run, tmp_path):
-    write_run("a", metrics={}, latency=[], time={}, macs=None, config=None)
+    write_run("a", metrics={}, latency=[], time={}, macs=None, config={})
     _, (row,) = csv_of(tmp_path)
     names = ("test_acc_mean", "test_acc_low", "macs", "train_s", "lr", "verdict")
     assert [row[name] for name in names] == [""] * 6

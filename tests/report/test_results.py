@@ -9,35 +9,22 @@ import pytest
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report import load_results
-from dwsep_zoo.report.results import Percentiles
 
 
 def test_reads_what_training_writes(write_run, tmp_path):
     write_run("a")
     (run,), problems = load_results([tmp_path])
     assert problems == []
-    assert (run.name, run.status, run.model, run.conv) == (
-        "a",
-        "finished",
-        "mobilenet_v1",
-        "standard",
+    record = run.record
+    assert (run.name, record.status, run.model, run.conv) == (
+        *("a", "finished", "mobilenet_v1", "standard"),
     )
-    assert (run.accuracy, run.params, run.macs, run.train_s) == (
-        0.98,
-        29_294_088,
-        400_000_000,
-        100.0,
-    )
-    ((conditions, times),) = run.latency.items()
-    assert times == Percentiles(p50=4.0, p10=3.9, p90=4.2, stable=True)
-    assert (run.match, run.searched, run.tags, run.epochs, run.predictions) == (
-        None,
-        (),
-        (),
-        (),
-        None,
-    )
-    assert str(conditions) == "cpu Test CPU, 2 threads, batch 1, fp32, channels_last, eager"
+    assert (run.accuracy, record.params, record.time.train_s) == (0.98, 29_294_088, 100.0)
+    (times,) = record.latency
+    assert (times.p50_ms, times.p10_ms, times.p90_ms, times.stable) == (4.0, 3.9, 4.2, True)
+    assert (record.match, run.predictions) == (None, None)
+    assert run.searched == run.tags == run.epochs == ()
+    assert str(times.conditions) == "cpu Test CPU, 2 threads, batch 1, fp32, channels_last, eager"
     assert dict(run.setting) == {
         "data.name": "digits",
         "data.fingerprint": "0123456789abcdef",
@@ -70,20 +57,29 @@ def test_a_run_that_failed_at_once_has_almost_nothing(tmp_path):
         ("", "Expecting value"),
         ("[]", "object"),
         ('{"conv": "standard"}', "model"),
-        ('{"model": "m", "conv": "c", "schema": 2}', "schema is 2"),
-        ('{"model": "m", "conv": "c", "params": "many"}', "params is 'many'"),
-        ('{"model": "m", "conv": "c", "metrics": {"test/acc": true}}', "metrics.test/acc is True"),
-        ('{"model": "m", "conv": "c", "metrics": 3}', "not an object"),
-        ('{"model": "m", "conv": "c", "latency": [3]}', "not an object"),
-        ('{"model": "m", "conv": "c", "latency": 3}', "latency is 3, not a list"),
-        ('{"model": "m", "conv": "c", "input_size": "big"}', "input_size is 'big', not a list"),
-        ('{"model": "m", "conv": "c", "conv_options": 3}', "conv_options is 3"),
-        ('{"model": "m", "conv": "c", "match": {"to": "standard"}}', "lacks something"),
-        ('{"model": "m", "conv": "c", "latency": [{"p50_ms": 1, "device": []}]}', "unhashable"),
-        ('{"model": "m", "conv": "c", "tags": "x"}', "tags is 'x', not a list"),
-        ('{"model": "m", "conv": "c", "match": 3}', "match is 3, not an object"),
-        ('{"model": "m", "conv": "c", "search": {"best": [1]}}', "search.best is [1]"),
-        ('{"model": "m", "conv": "c", "search": {"best": {"lr": "x"}}}', "lr is 'x', not a number"),
+        ('{"model": "m", "conv": "c", "schema": 3}', "schema is 3"),
+        ('{"model": "m", "conv": "c", "params": "many"}', "params: "),
+        ('{"model": "m", "conv": "c", "metrics": {"test/acc": true}}', "metrics.test/acc: "),
+        ('{"model": "m", "conv": "c", "metrics": 3}', "metrics: should be an object"),
+        ('{"model": "m", "conv": "c", "latency": [3]}', "latency.0: should be an object"),
+        ('{"model": "m", "conv": "c", "latency": 3}', "latency: should be a list; got 3"),
+        ('{"model": "m", "conv": "c", "input_size": "big"}', "input_size: should be a list"),
+        ('{"model": "m", "conv": "c", "conv_options": 3}', "conv_options: "),
+        ('{"model": "m", "conv": "c", "match": {"to": "standard"}}', "match.quantity is missing"),
+        (
+            '{"model": "m", "conv": "c", "latency": [{"p50_ms": 1, "device": []}]}',
+            "latency.0.device: ",
+        ),
+        ('{"model": "m", "conv": "c", "tags": "x"}', "tags: should be a list"),
+        ('{"model": "m", "conv": "c", "match": 3}', "match: should be an object"),
+        (
+            '{"model": "m", "conv": "c", "search": {"best": [1]}}',
+            "search.best: should be an object",
+        ),
+        (
+            '{"model": "m", "conv": "c", "search": {"best": {"lr": "x"}}}',
+            "search.best.lr: should be a finite number",
+        ),
         (b"\xff\xfe", "utf-8"),
     ],
 )

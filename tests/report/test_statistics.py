@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from dwsep_zoo.report.statistics import (
+    SAME,
     Interval,
     Predictions,
     Sample,
@@ -34,9 +35,10 @@ def predictions(*outcomes: tuple[int, bool]) -> Predictions:
 
 
 def test_paired_interval_of_students_own_data():
-    found = paired(dict(enumerate(DRUG_1)), dict(enumerate(DRUG_2)))
-    assert found.mean == pytest.approx(1.58)
-    assert (found.t.low, found.t.high) == pytest.approx((0.7001142, 2.4598858))
+    one, two = ({n: hours / 10 for n, hours in enumerate(drug)} for drug in (DRUG_1, DRUG_2))
+    found = paired(one, two)
+    assert found.mean == pytest.approx(0.158)
+    assert (found.t.low, found.t.high) == pytest.approx((0.07001142, 0.24598858))
     assert found.verdict == "better"
 
 
@@ -44,7 +46,8 @@ def test_paired_interval_of_students_own_data():
 def test_interval_has_the_quantiles_of_the_tables(n, quantile):
     values = tuple(range(n))
     expected = quantile * np.std(values, ddof=1) / math.sqrt(n)
-    assert Sample(values).interval.half_width == pytest.approx(expected, rel=2e-4)
+    interval = Sample(values).interval
+    assert (interval.high - interval.low) / 2 == pytest.approx(expected, rel=2e-4)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -85,30 +88,57 @@ def test_without_spread_there_is_no_interval(values):
     assert Sample(values).interval is None
 
 
+@pytest.mark.parametrize("values", [(0.99, 0.7), (0.01, 0.3), (1.0, 0.999, 0.97)])
+def test_no_interval_passes_the_limits(values):
+    free, cut = Sample(values).interval, Sample(values, 0.0, 1.0).interval
+    assert (cut.low, cut.high) == (max(free.low, 0), min(free.high, 1))
+    found = paired(dict.fromkeys(range(len(values)), 0.5), dict(enumerate(values)))
+    assert -1 <= found.t.low <= found.mean <= found.t.high <= 1
+
+
 @pytest.mark.parametrize(
-    ("differences", "verdict", "words"),
+    ("differences", "verdict", "numbers"),
     [
-        (
-            (0.004, 0.001, 0.007),
-            "not distinguishable",
-            "n=3: difference +0.40 points, 95 % interval [-0.35, +1.15]: not distinguishable",
-        ),
-        ((0.01, 0.011, 0.012), "better", "interval [+0.85, +1.35]: better"),
-        ((-0.01, -0.011, -0.012), "worse", "interval [-1.35, -0.85]: worse"),
-        ((0.004,), "one seed", "n=1: difference +0.40 points; one seed, no interval"),
-        (
-            (0.004, 0.004),
-            "no spread",
-            "n=2: difference +0.40 points in every seed; no spread, no interval",
-        ),
-        ((0.0, 0.0), "no spread", "n=2: difference +0.00 points in every seed"),
+        ((0.004, 0.001, 0.007), "not distinguishable", "n=3 +0.40 [-0.35, +1.15]"),
+        ((0.01, 0.011, 0.012), "better", "n=3 +1.10 [+0.85, +1.35]"),
+        ((-0.01, -0.011, -0.012), "worse", "n=3 -1.10 [-1.35, -0.85]"),
+        ((0.004,), "one seed", "n=1 +0.40"),
+        ((0.004, 0.004), "no spread", "n=2 +0.40"),
+        ((0.0, 0.0), "no spread", "n=2 +0.00"),
     ],
 )
-def test_words(differences, verdict, words):
+def test_verdict_over_seeds(differences, verdict, numbers):
     other = {seed: 0.9 + difference for seed, difference in enumerate(differences)}
     found = paired(dict.fromkeys(other, 0.9), other)
     assert found.verdict == verdict
-    assert words in found.words
+    assert all(number in found.words for number in numbers.split(" ", 2))
+
+
+@pytest.mark.parametrize(
+    ("only_reference", "only_other", "outcome"),
+    [(1, 12, "better"), (12, 1, "worse"), (4, 6, SAME), (0, 5, SAME)],
+)
+def test_with_one_seed_mcnemar_decides_and_with_several_it_does_not(
+    only_reference, only_other, outcome
+):
+    reference = predictions((40, True), (only_reference, True), (only_other, False))
+    other = predictions((40, True), (only_reference, False), (only_other, True))
+    one = paired(
+        {0: reference.accuracy},
+        {0: other.accuracy},
+        reference_predictions={0: reference},
+        other_predictions={0: other},
+    )
+    assert (one.outcome, one.verdict) == (outcome, f"one seed: {outcome}")
+    assert outcome in one.words
+    several = paired(
+        {0: reference.accuracy, 1: other.accuracy},
+        {0: other.accuracy, 1: reference.accuracy},
+        reference_predictions={0: reference, 1: reference},
+        other_predictions={0: other, 1: other},
+    )
+    assert several.verdict == SAME
+    assert "McNemar" not in several.words
 
 
 def test_only_common_seeds_count_and_the_order_does_not():
