@@ -1,4 +1,4 @@
-"""The shared separable-block module: conv types and the blocks built around them."""
+"""Conv types, and the blocks that all architectures are built from."""
 
 from dwsep_zoo.nn.blocks import (
     ConvNormAct,

@@ -1,4 +1,4 @@
-"""The blocks of all five families, built around one injected convolution operator."""
+"""The blocks of all architectures, built around one injected convolution operator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dwsep_zoo.ops import plain, pool_beside
 def make_divisible(value: float, divisor: int = 8) -> int:
     """Round to a multiple of ``divisor``, never below 90 % of ``value``.
 
-    The width rule of all MobileNets' reference code.
+    This is the width rule in the reference code of all MobileNets.
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
@@ -69,9 +69,9 @@ class SqueezeExcite(nn.Module):
 
 
 class SeparableConv(Chain):
-    """The factorised convolution, norm, activation: one row of MobileNetV1, Xception's last two.
+    """The factorised convolution, norm, activation: MobileNetV1's rows and Xception's last two.
 
-    It has no shortcut, so ``drop_path``, which every block is given, has nothing to drop.
+    It has no shortcut, so it ignores ``drop_path``, which every block receives.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class InvertedResidual(nn.Module):
 
     One block for MobileNetV2 (bottleneck), V3 (bneck) and EfficientNet (MBConv). Sandler et al.
     2018, arXiv:1801.04381, Table 1 and Figure 3; Howard et al. 2019, arXiv:1905.02244, Figure 4.
-    The gate, where there is one, sits between depthwise and projection.
+    The gate, if any, sits between depthwise and projection.
 
     Args:
-        expand_ratio: width of the middle over ``in_chans``; 1 leaves the expansion out.
-        squeeze_excite: from ``in_chans`` and the expanded width to the gate.
-        act: this block's activation, if not the architecture's.
+        expand_ratio: width of the middle over ``in_chans``; 1 means no expansion.
+        squeeze_excite: maps ``in_chans`` and the expanded width to a gate factory.
+        act: activation of this block; ``None``: the architecture's.
         drop_path: probability of dropping the residual branch of an image in training.
     """
 
@@ -146,14 +146,14 @@ class InvertedResidual(nn.Module):
 class UniversalInvertedBottleneck(nn.Module):
     """Optional depthwise, expansion, optional depthwise, linear projection, shortcut.
 
-    With both depthwise kernels it is the paper's ExtraDW, with the second alone the inverted
-    bottleneck of MobileNetV2, with the first alone ConvNeXt-like, with none a feed-forward network.
-    Each depthwise and the 1 x 1 behind it are one factorised convolution. Qin et al. 2024,
-    arXiv:2404.10518, section 3. The stride is the second depthwise's, if there is one.
+    With both depthwise kernels it is the paper's ExtraDW, with only the second the inverted
+    bottleneck of MobileNetV2, with only the first ConvNeXt-like, with none a feed-forward network.
+    Each depthwise and the 1 x 1 after it form one factorised convolution. Qin et al. 2024,
+    arXiv:2404.10518, section 3. The second depthwise, if any, has the stride.
 
     Args:
         start: kernel size of the depthwise before the expansion; 0: none.
-        middle: kernel size of the one behind it; 0: none.
+        middle: kernel size of the depthwise after it; 0: none.
         expand_ratio: width of the middle over ``in_chans``.
         drop_path: probability of dropping the residual branch of an image in training.
     """
@@ -198,8 +198,8 @@ class UniversalInvertedBottleneck(nn.Module):
 class FusedInvertedResidual(nn.Module):
     """A dense k x k expansion and a linear 1 x 1 projection: MobileNetV4's first block.
 
-    It has no depthwise convolution for ``conv`` to replace. Tan and Le 2021, arXiv:2104.00298,
-    Figure 2 (Fused-MBConv); there is no shortcut here, as the stride is 2 wherever it is used.
+    It has no depthwise convolution that ``conv`` could replace. Tan and Le 2021, arXiv:2104.00298,
+    Figure 2 (Fused-MBConv). It has no shortcut, because MobileNetV4 uses it only with stride 2.
     """
 
     def __init__(
@@ -227,19 +227,19 @@ class FusedInvertedResidual(nn.Module):
 class XceptionBlock(nn.Module):
     """Activation and separable convolution, two or three times, with a shortcut around them.
 
-    A stride is a max-pooling at the end; the shortcut then is a strided 1 x 1 convolution, as it is
-    where the width changes. Chollet 2017, arXiv:1610.02357, Figure 5. The aligned Xception has the
-    stride in its last separable convolution instead and a norm between the factors: Chen et al.
+    The stride is a max-pooling at the end. The shortcut is a 1 x 1 convolution if there is a stride
+    or the width changes. Chollet 2017, arXiv:1610.02357, Figure 5. The aligned Xception has the
+    stride in its last separable convolution instead, and a norm between the factors: Chen et al.
     2018, arXiv:1802.02611, Figure 4.
 
     Args:
         in_chans: input channels.
         out_chans: output channels, the last of ``widths``.
         widths: output channels of each separable convolution.
-        first_act: whether the block begins with an activation; the first one does not.
-        pool: whether a stride is a max-pooling.
-        mid: between depthwise and pointwise.
-        shortcut: whether there is one.
+        first_act: whether the block begins with an activation; the network's first one does not.
+        pool: whether the stride is a max-pooling.
+        mid: layers between depthwise and pointwise.
+        shortcut: whether the block has a shortcut.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class XceptionBlock(nn.Module):
             step = stride if i == len(widths) - 1 and not pool else 1
             unit = Chain()
             if i > 0 or first_act:
-                # The first one's input is the shortcut's too.
+                # The shortcut shares the first activation's input.
                 unit.add_module("act", layers.act(inplace=i > 0))
             unit.add_module("conv", conv(chans, width, 3, step, layers=layers, mid=mid))
             unit.add_module("norm", layers.norm(width))
@@ -284,7 +284,7 @@ class XceptionBlock(nn.Module):
 
 
 def _has_gradient(x: Tensor) -> bool:
-    """Whether gradients of ``x`` are computed, by PyTorch as it is and not by a compiler."""
+    """Whether eager PyTorch computes gradients of ``x``."""
     return (
         not torch.compiler.is_compiling()
         and not plain(x)
@@ -297,6 +297,6 @@ def _has_gradient(x: Tensor) -> bool:
 def _drop_path(rate: float) -> nn.Module:
     if rate == 0:
         return nn.Identity()
-    from timm.layers import DropPath  # timm takes a second to import
+    from timm.layers import DropPath  # importing timm takes a second
 
     return DropPath(rate)

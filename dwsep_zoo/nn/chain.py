@@ -1,4 +1,4 @@
-"""Sequences of modules, parts of which are computed at once where that is faster and equal."""
+"""Sequences of modules that fuse layers where this is faster and gives the same result."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ _NAMES = {module: name for name, module in ACT_MODULES.items()}
 
 
 class Chain(nn.Sequential):
-    """Modules one after the other, by :func:`chain`."""
+    """A sequence of modules that runs through :func:`chain`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return chain(x, *self)
 
 
 def chain(x: Tensor, *modules: nn.Module) -> Tensor:
-    """The modules one after the other, some of them at once.
+    """Apply the modules in order, fusing some of them.
 
-    In training, and also where one block ends with the first and the next begins with the last:
+    These sequences are fused in training, also across the boundary of two blocks:
 
     * a norm and an activation: :func:`~dwsep_zoo.ops.batch_norm_act`;
-    * with a depthwise 3 x 3 convolution behind them, on a GPU also 5 x 5:
+    * these and a depthwise 3 x 3 convolution, on a GPU also 5 x 5:
       :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`;
-    * on a CPU with another norm and activation behind that:
+    * on a CPU, these and another norm and activation:
       :func:`~dwsep_zoo.ops.batch_norm_act_depthwise_batch_norm_act`;
-    * on a CPU an activation and a depthwise convolution: :func:`~dwsep_zoo.ops.act_depthwise`;
-    * on a GPU an expansion, norm, activation and depthwise convolution:
+    * on a CPU, an activation and a depthwise convolution: :func:`~dwsep_zoo.ops.act_depthwise`;
+    * on a GPU, an expansion, norm, activation and depthwise convolution:
       :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`.
 
-    Whatever these do not cover, and modules that somebody listens to, are called one by one.
+    All other modules, and modules with hooks, are called one by one.
     """
     if not _may_fuse(x):
         for module in modules:
@@ -66,7 +66,7 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
 
 
 def _at_once(x: Tensor, module: nn.Module, behind: list[nn.Module]) -> Tensor | None:
-    """The module and what can be computed with it, which is taken from what is ``behind``."""
+    """Apply the module and the modules that fuse with it, which are removed from ``behind``."""
     if _is_normalised(module, x, x.shape[1]) and covers(x):
         return _normalise(x, module, behind)
     if _is_activation(module):
@@ -77,7 +77,7 @@ def _at_once(x: Tensor, module: nn.Module, behind: list[nn.Module]) -> Tensor | 
 
 
 def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tensor:
-    """The norm, its activation and the depthwise convolution with its norm, as far as there are."""
+    """Apply the norm with as many of activation, depthwise convolution and its norm as follow."""
     inputs = (x, norm.weight, norm.bias, norm.eps, _take_activation(behind))
     if not (
         behind
@@ -95,7 +95,7 @@ def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tens
             *(*inputs, *convolution),
             *(norm2.weight, norm2.bias, norm2.eps, _take_activation(behind)),
         )
-        _update(norm, stats, x.numel() // x.shape[1])  # first, as they may be one module
+        _update(norm, stats, x.numel() // x.shape[1])  # first, as both may be one module
         _update(norm2, stats2, y.numel() // y.shape[1])
         return y
     else:
@@ -106,17 +106,17 @@ def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tens
 
 
 def _arguments(conv: DepthwiseConv2d) -> tuple[Tensor, int, int]:
-    """Weight, stride and padding."""
+    """Return weight, stride and padding."""
     return conv.weight, conv.stride[0], int(conv.padding[0])
 
 
 def _take_activation(behind: list[nn.Module]) -> str:
-    """Its name, if there is one."""
+    """Remove an activation from ``behind`` and return its name, else ``identity``."""
     return _NAMES[type(behind.pop(0))] if behind and _is_activation(behind[0]) else "identity"
 
 
 def _activate(x: Tensor, act: nn.Module, behind: list[nn.Module]) -> Tensor | None:
-    """Activation and depthwise convolution, if the latter is what there is."""
+    """Apply activation and depthwise convolution, if the latter follows."""
     if not (
         behind
         and _is_depthwise(conv := behind[0], x)
@@ -129,7 +129,7 @@ def _activate(x: Tensor, act: nn.Module, behind: list[nn.Module]) -> Tensor | No
 
 
 def _expand(x: Tensor, expand: PointwiseConv2d, behind: list[nn.Module]) -> Tensor | None:
-    """Expansion, norm, activation and depthwise convolution, if that is what there is."""
+    """Apply expansion, norm, activation and depthwise convolution, if they follow."""
     act = _NAMES[type(behind[1])] if len(behind) > 1 and _is_activation(behind[1]) else "identity"
     number = 2 if act == "identity" else 3
     if not (
@@ -148,7 +148,7 @@ def _expand(x: Tensor, expand: PointwiseConv2d, behind: list[nn.Module]) -> Tens
 
 
 def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """What sequences consist of, unless somebody listens to them."""
+    """Yield the modules of nested sequences; a sequence with hooks stays whole."""
     for module in modules:
         if type(module).forward in (Chain.forward, nn.Sequential.forward) and not is_heard(module):
             yield from _flat(module.children())
@@ -158,7 +158,7 @@ def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 def _may_fuse(x: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()  # the compiler fuses them itself
+        not torch.compiler.is_compiling()  # the compiler fuses by itself
         and not plain(x)
         and type(x) is Tensor
         and x.device.type in ("cpu", "cuda")
@@ -171,7 +171,7 @@ def _is_activation(act: nn.Module) -> bool:
 
 
 def _is_normalised(norm: nn.Module, x: Tensor, chans: int) -> TypeGuard[nn.BatchNorm2d]:
-    """By the batch's own statistics; the norm of ``chans`` channels of ``x`` or what follows it."""
+    """Whether ``norm`` normalises ``chans`` channels with the batch's own statistics."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
@@ -193,7 +193,7 @@ def _is_depthwise(conv: nn.Module, x: Tensor) -> TypeGuard[DepthwiseConv2d]:
         and _is_usual(conv.weight, x)
         and autocast_dtype(x) is x.dtype
         and not is_heard(conv)
-        and not is_in_torch_dispatch_mode()  # something counts the convolutions
+        and not is_in_torch_dispatch_mode()  # a dispatch mode counts the convolutions
     )
 
 
@@ -217,7 +217,7 @@ def _is_usual(parameter: Tensor | None, x: Tensor) -> bool:
 
 
 def is_heard(module: nn.Module) -> bool:
-    """Whether somebody would miss its call."""
+    """Whether a hook observes this module, or it is compiled."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -233,12 +233,12 @@ def is_heard(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _update(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
-    """The running statistics, as ``nn.BatchNorm2d`` does, with the unbiased variance."""
+    """Update running statistics as ``nn.BatchNorm2d`` does, with the unbiased variance."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.momentum is not None
     if stats.is_cuda:
-        from dwsep_zoo.ops import triton_norm  # Triton is imported where there is a GPU only
+        from dwsep_zoo.ops import triton_norm  # import Triton only if there is a GPU
 
         running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
         triton_norm.update_running(stats, *running, norm.momentum, count)

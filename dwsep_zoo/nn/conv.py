@@ -1,13 +1,13 @@
-"""The convolution types: what ``conv=`` swaps.
+"""The conv types: the operators that ``conv=`` swaps.
 
-The unit is a k x k convolution from M to N channels with stride s, which the papers of this zoo
-factorise into a depthwise k x k and a pointwise 1 x 1. A *conv type* is one operator for that whole
-unit. Networks are built around an operator and never edited afterwards, so the swap means the same
-thing in every architecture: stem, expansion, head, classifier, shortcuts and gates stay the same.
+The unit is a k x k convolution from M to N channels with stride s. The papers of this zoo factorise
+it into a depthwise k x k and a pointwise 1 x 1. A *conv type* is one operator for the whole unit.
+Networks are built with an operator and never edited afterwards, so the swap means the same in every
+architecture: stem, expansion, head, classifier, shortcuts and gates stay the same.
 
 To add a conv type, write one function here, add it to ``CONVS`` and put one YAML file into
-``configs/conv``. Its parameters are the block's contract (see :class:`ConvOp`) followed by its own
-options, which become ``conv.<option>=`` on the command line.
+``configs/conv``. The function's parameters are the block's contract (see :class:`ConvOp`) and then
+its own options, which become ``conv.<option>=`` on the command line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dwsep_zoo.nn.chain import Chain
 from dwsep_zoo.nn.layers import Layers, Mid
 
 Gate = Callable[[int], nn.Module]
-"""Makes a channel gate (squeeze-and-excite) for a number of channels."""
+"""Factory of a channel gate (squeeze-and-excite) for a number of channels."""
 
 
 def standard(
@@ -39,8 +39,8 @@ def standard(
 ) -> nn.Module:
     """One dense k x k convolution.
 
-    Weights K^2 M N; multiply-adds K^2 M N H' W'. There is nothing between factors, so the block's
-    mid norm and activation disappear and its gate sits on the input, which is as wide as ever.
+    Weights K^2 M N; multiply-adds K^2 M N H' W'. There are no factors, so the block's mid norm and
+    activation disappear and its gate moves to the input, which has the same width.
     For MobileNetV1 this is the "Conv MobileNet" of its paper's Table 4.
     """
     return _named(
@@ -61,8 +61,8 @@ def depthwise_separable(
 ) -> nn.Module:
     """k x k depthwise, which filters, then 1 x 1 pointwise, which mixes the channels.
 
-    Weights D (K^2 M + M N), hence D (1/N + 1/K^2) of the standard convolution, and the same ratio
-    of multiply-adds at any stride. Howard et al. 2017, arXiv:1704.04861, section 3.1;
+    Weights D (K^2 M + M N), a fraction D (1/N + 1/K^2) of the standard convolution. The ratio of
+    multiply-adds is the same at any stride. Howard et al. 2017, arXiv:1704.04861, section 3.1;
     Chollet 2017, arXiv:1610.02357 (``mid="none"``).
     """
     mid_chans = in_chans * depth_multiplier
@@ -86,8 +86,8 @@ def grouped(
 ) -> nn.Module:
     """k x k convolution within groups of G channels, then 1 x 1 pointwise.
 
-    Weights K^2 G M + M N. The spectrum between the depthwise separable convolution (G = 1) and a
-    dense k x k followed by a 1 x 1 (G = M): Chollet 2017, arXiv:1610.02357, section 1.2.
+    Weights K^2 G M + M N. It lies between the depthwise separable convolution (G = 1) and a dense
+    k x k followed by a 1 x 1 (G = M): Chollet 2017, arXiv:1610.02357, section 1.2.
     """
     if in_chans % group_size:
         raise UserError(
@@ -113,12 +113,12 @@ def blueprint(
 ) -> nn.Module:
     """1 x 1 pointwise, then k x k depthwise: every filter is a blueprint times a vector.
 
-    BSConv-U: weights M N + K^2 N; the stride is the depthwise's, so that the pointwise costs
-    M N H W at the input's resolution. With a ``rank`` p in (0, 1], BSConv-S: the pointwise is
-    M -> M' -> N with M' = min(M, max(4, ceil(p M))) and weights M M' + M' N + K^2 N; the paper's
-    p are 1/4 and 1/6. Its regulariser of the first factor belongs to a recipe and is not here.
+    BSConv-U: weights M N + K^2 N. The depthwise has the stride, so the pointwise costs M N H W at
+    the input's resolution. With a ``rank`` p in (0, 1] it is BSConv-S: the pointwise is
+    M -> M' -> N with M' = min(M, max(4, ceil(p M))) and weights M M' + M' N + K^2 N; the paper uses
+    p = 1/4 and 1/6. The paper's regulariser belongs to a recipe and is not implemented.
     Haase and Amthor 2020, arXiv:2003.13549, sections 3.2 and 3.3. There is no activation between
-    the factors; a norm is optional there (``mid="norm"``).
+    the factors; a norm is optional (``mid="norm"``).
     """
     reduced = min(in_chans, max(4, math.ceil(rank * in_chans)))
     return _named(
@@ -139,10 +139,10 @@ def spatially_separable(
     gate: Gate | None,
     mid: Mid,
 ) -> nn.Module:
-    """k x 1 to N channels, then 1 x k, both dense: Sobel's idea, as in Inception's factorisation.
+    """k x 1 to N channels, then 1 x k, both dense, as in Inception's factorisation.
 
-    Weights K M N + K N^2, hence 2 / K of the standard convolution where M = N; multiply-adds
-    K M N H' W + K N^2 H' W', as the first factor has the vertical stride only.
+    Weights K M N + K N^2, which is 2 / K of the standard convolution for M = N. Multiply-adds
+    K M N H' W + K N^2 H' W', as the first factor has only the vertical stride.
     Szegedy et al. 2016, arXiv:1512.00567, section 3.2.
     """
     return _named(
@@ -166,7 +166,7 @@ def mixed(
     """Depthwise kernels of several sizes, each on its share of the channels, then pointwise.
 
     Weights sum_i K_i^2 M_i + M N with equal shares M_i (the first takes the remainder). The block's
-    own kernel size gives way to ``kernel_sizes``. Tan and Le 2019, arXiv:1907.09595, section 3.
+    own kernel size is not used. Tan and Le 2019, arXiv:1907.09595, section 3.
     """
     return _named(
         depthwise=MixedDepthwise(in_chans, kernel_sizes, stride, layers),
@@ -177,7 +177,7 @@ def mixed(
 
 
 class MixedDepthwise(nn.ModuleList):
-    """MixConv: the channels in equal groups, each with depthwise kernels of its own size."""
+    """MixConv: equal groups of channels, each with its own size of depthwise kernel."""
 
     def __init__(self, chans: int, kernel_sizes: Sequence[int], stride: int, layers: Layers):
         share = chans // len(kernel_sizes)
@@ -193,7 +193,7 @@ class MixedDepthwise(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.split(self.shares, dim=1)
-        # By number: what torch.fx traces cannot be iterated.
+        # Index, because torch.fx cannot trace iteration.
         return torch.cat([conv(parts[i]) for i, conv in enumerate(self)], dim=1)
 
 
@@ -209,9 +209,9 @@ _CONTRACT = {"in_chans", "out_chans", "kernel_size", "stride", "layers", "gate"}
 class ConvOp:
     """A conv type with its options: the operator that is injected into every block.
 
-    Blocks call it with their widths, kernel, stride and layers, with the gate they want (or none)
-    and with what their paper puts between the two factors (``mid``). The latter is used by the
-    operators that do not have a ``mid`` of their own, unless an option says otherwise.
+    Blocks call it with their widths, kernel, stride and layers, their gate (or none), and their
+    paper's layers between the two factors (``mid``). Operators whose ``mid`` has no default use
+    these, unless the option ``mid`` overrides them.
     """
 
     name: str
@@ -239,7 +239,7 @@ class ConvOp:
 def create_conv(conv: str | Mapping[str, Any] | ConvOp, **options: Any) -> ConvOp:
     """Make a conv type from its name, or from a mapping with ``name`` and options.
 
-    An option that is ``None`` is left at its default.
+    An option that is ``None`` keeps its default.
 
     Raises:
         UserError: for an unknown name, option or value.
@@ -258,17 +258,17 @@ def create_conv(conv: str | Mapping[str, Any] | ConvOp, **options: Any) -> ConvO
             raise UserError(f"conv={name} has no options; got {key}={value!r}")
         choose(key, _options(name), f"option of conv={name}")
         options[key] = _OPTIONS[key](key, value)
-    # Without its defaults, so that two operators are equal if they do the same.
+    # Drop defaults, so that equivalent operators are equal.
     return ConvOp(name, {k: v for k, v in options.items() if v != _options(name)[k]})
 
 
 def list_convs() -> list[str]:
-    """The names of the conv types."""
+    """Return the names of the conv types."""
     return list(CONVS)
 
 
 def _options(name: str) -> dict[str, Any]:
-    """An operator's own options with their defaults."""
+    """Return an operator's own options with their defaults."""
     parameters = inspect.signature(CONVS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in _CONTRACT}
 

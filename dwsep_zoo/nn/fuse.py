@@ -13,21 +13,21 @@ from dwsep_zoo.nn.conv import MixedDepthwise
 
 
 def fold_norms(model: nn.Module, input_size: Sequence[int]) -> list[str]:
-    """Scale weights and add biases, so that the batch norms behind them have nothing left to do.
+    """Fold the batch norms into the layers before them.
 
-    In evaluation a norm is ``a x + b`` for each channel, with a = weight / sqrt(var + eps) and
-    b = bias - a mean; a convolution in front of it can do that itself. Which layer stands in front
-    of which norm is read from a pass over a batch of no images, so that it holds for every block.
+    In evaluation a norm computes ``a x + b`` for each channel, with a = weight / sqrt(var + eps)
+    and b = bias - a mean, which the convolution before it can include. A forward pass with an empty
+    batch finds the layer before each norm, so this works for every block.
 
     Args:
-        model: is changed: its norms become identities and it stays in eval mode.
-        input_size: ``(C, H, W)`` of an image that the network takes.
+        model: changed in place: its norms become identities and it stays in eval mode.
+        input_size: ``(C, H, W)`` of an image.
 
     Returns:
-        The names of the norms that were folded.
+        The names of the folded norms.
     """
     model.eval()
-    makers: dict[int, tuple[nn.Module, Tensor]] = {}  # by the id of what they made, which is kept
+    makers: dict[int, tuple[nn.Module, Tensor]] = {}  # by id of their outputs, which are kept alive
     pairs: dict[str, nn.Module] = {}
 
     def made(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -67,7 +67,7 @@ def fold_norms(model: nn.Module, input_size: Sequence[int]) -> list[str]:
 def _fold(maker: nn.Module, norm: _BatchNorm) -> None:
     assert norm.running_var is not None
     assert norm.running_mean is not None
-    # In float64, as the scale of a channel that is nearly dead is large.
+    # In float64, because a nearly dead channel has a large scale.
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - scale * norm.running_mean.double()
     layers: list[Any] = list(maker) if isinstance(maker, MixedDepthwise) else [maker]

@@ -1,8 +1,8 @@
 """Weight initialisation of the reference implementations.
 
-Every layer draws from a generator of its own, seeded by its name and one draw of the global one:
-layers that two networks share begin equal whatever lies between them, as a comparison needs, and
-large networks are filled by several threads.
+Every layer has its own generator, seeded by its name and one draw from the global one. Layers that
+two networks share therefore start equal whatever lies between them, as a comparison needs, and
+several threads can initialise a large network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Draw = Callable[[Tensor, Generator], object]
 
 
 def init_mobilenet(model: nn.Module) -> None:
-    """Truncated normal of deviation 0.09 in every layer: TF-Slim's MobileNets V1, V2 and V3."""
+    """Truncated normal with deviation 0.09 in every layer: TF-Slim's MobileNets V1 to V3."""
 
     def draw(w: Tensor, generator: Generator) -> None:
         nn.init.trunc_normal_(w, 0.0, 0.09, -0.18, 0.18, generator)
@@ -28,9 +28,9 @@ def init_mobilenet(model: nn.Module) -> None:
 
 
 def init_efficientnet(model: nn.Module) -> None:
-    """Normal with variance 2 / fan-out; the classifier uniform in +-1 / sqrt(classes).
+    """Normal with variance 2 / fan-out; classifier uniform in +-1 / sqrt(classes).
 
-    The fan-out of a depthwise filter counts its one output channel, as in TensorFlow's TPU code.
+    The fan-out of a depthwise filter has one output channel, as in TensorFlow's TPU code.
     """
 
     def conv(w: Tensor, generator: Generator) -> None:
@@ -40,7 +40,7 @@ def init_efficientnet(model: nn.Module) -> None:
         nn.init.normal_(w, 0.0, math.sqrt(2 / fan_out), generator)
 
     def linear(w: Tensor, generator: Generator) -> None:
-        # The formula was made for 1000 classes; for 10, the first softmax would be saturated.
+        # The formula is for 1000 classes; with 10 it would saturate the first softmax.
         bound = 1 / math.sqrt(max(1000, w.shape[0]))
         nn.init.uniform_(w, -bound, bound, generator)
 
@@ -48,7 +48,7 @@ def init_efficientnet(model: nn.Module) -> None:
 
 
 def init_xception(model: nn.Module) -> None:
-    """Glorot uniform in every layer: Keras' default, in which the paper's network is written."""
+    """Glorot uniform in every layer, the default of Keras, which the paper uses."""
 
     def draw(w: Tensor, generator: Generator) -> None:
         nn.init.xavier_uniform_(w, 1.0, generator)

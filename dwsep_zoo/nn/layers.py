@@ -23,7 +23,7 @@ ACT_MODULES: dict[str, type[nn.Module]] = {
     "hard_swish": nn.Hardswish,
     "silu": nn.SiLU,
 }
-"""By the names that :data:`dwsep_zoo.ops.norm.ACTS` has, too."""
+"""Keys are those of :data:`dwsep_zoo.ops.norm.ACTS`."""
 
 ACTS: dict[str, Act] = {name: partial(module, inplace=True) for name, module in ACT_MODULES.items()}
 ReLU, ReLU6, HardSwish, SiLU = (ACTS[name] for name in ("relu", "relu6", "hard_swish", "silu"))
@@ -40,7 +40,7 @@ def pad_same(x: Tensor, kernel_size: Size, stride: Size, value: float = 0.0) -> 
 
 
 class Conv2dSame(nn.Conv2d):
-    """``nn.Conv2d`` padded as TensorFlow's ``SAME``, which depends on the size of the input."""
+    """``nn.Conv2d`` with TensorFlow's ``SAME`` padding, which depends on the input size."""
 
     def forward(self, input: Tensor) -> Tensor:
         padded = pad_same(input, _pair(self.kernel_size), _pair(self.stride))
@@ -48,7 +48,7 @@ class Conv2dSame(nn.Conv2d):
 
 
 class MaxPool2dSame(nn.MaxPool2d):
-    """``nn.MaxPool2d`` padded as TensorFlow's ``SAME``."""
+    """``nn.MaxPool2d`` with TensorFlow's ``SAME`` padding."""
 
     def forward(self, input: Tensor) -> Tensor:
         padded = pad_same(input, self.kernel_size, self.stride, value=float("-inf"))
@@ -56,7 +56,7 @@ class MaxPool2dSame(nn.MaxPool2d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with one group a channel and :func:`depthwise_conv2d` as operator."""
+    """``nn.Conv2d`` with one group per channel, computed by :func:`depthwise_conv2d`."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """1 x 1 ``nn.Conv2d`` with :func:`pointwise_conv2d` as operator."""
+    """1 x 1 ``nn.Conv2d``, computed by :func:`pointwise_conv2d`."""
 
     def __init__(self, in_chans: int, out_chans: int, bias: bool = False):
         super().__init__(in_chans, out_chans, 1, bias=bias)
@@ -90,14 +90,14 @@ class PointwiseConv2d(nn.Conv2d):
 
 @dataclass(frozen=True)
 class Layers:
-    """How an architecture convolves, normalises and activates, everywhere alike.
+    """Factory of an architecture's convolutions, norms and activations.
 
     Args:
-        act: makes the activation module; called with ``inplace=False`` where the input is needed.
+        act: factory of the activation; called with ``inplace=False`` if its input is needed later.
         bn_eps: epsilon of the batch normalisations.
         bn_momentum: weight of the newest batch in the running statistics (1 - TensorFlow's decay).
         padding: ``symmetric``, (k - 1) / 2 zeros on each side, or TensorFlow's ``same``. They
-            differ where the stride is 2 and the size even.
+            differ for stride 2 and an even size.
     """
 
     act: Act
@@ -115,8 +115,8 @@ class Layers:
         groups: int = 1,
         padded: bool = True,
     ) -> nn.Conv2d:
-        """A convolution without bias; ``padded=False``: a "valid" one, in either padding."""
-        # With a stride of 1 and an odd kernel, both paddings are the same zeros.
+        """Make a convolution without bias; ``padded=False``: without padding ("valid")."""
+        # For stride 1 and an odd kernel, both paddings are equal.
         same = self.padding == "same" and padded and max(_pair(stride)) > 1
         kernel = _pair(kernel_size)
         pads = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if padded and not same else (0, 0)
@@ -140,7 +140,7 @@ class Layers:
         return nn.MaxPool2d(kernel_size, stride, padding=kernel_size // 2)
 
     def mid(self, kind: Mid, chans: int) -> nn.Module | None:
-        """What lies between the two factors of a factorised convolution."""
+        """Make the layers between the two factors of a factorised convolution."""
         if kind == "none":
             return None
         return (

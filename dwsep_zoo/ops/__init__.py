@@ -1,4 +1,4 @@
-"""Operators below the modules."""
+"""Operators that the modules call."""
 
 from dwsep_zoo.ops.depthwise import depthwise_conv2d
 from dwsep_zoo.ops.fallback import fallbacks, plain, plain_kernels

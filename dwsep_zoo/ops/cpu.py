@@ -1,23 +1,23 @@
-"""Gradients of the depthwise convolution on the CPU, around the slow paths of PyTorch.
+"""Gradients of the depthwise convolution on the CPU that avoid PyTorch's slow cases.
 
-In the layout of training, channels_last, both gradients come from one sweep of our own
-(:mod:`dwsep_zoo.ops.native`). For everything else, and where there is no compiler, these are the
-ways around what is slow. PyTorch hands CPU convolutions to oneDNN, whose choice of kernel fails in
-some cases:
+In channels_last, the layout of training, one sweep of our own computes both gradients
+(:mod:`dwsep_zoo.ops.native`). This module covers all other cases, and machines without a compiler.
+PyTorch delegates CPU convolutions to oneDNN, which selects a slow kernel in these
+cases:
 
-* input gradient, bfloat16, stride > 1: a matrix-multiply kernel meant for dense convolutions takes
-  the job and pads every channel to a 16 x 2 block. With zeros between its numbers, the incoming
-  gradient is that of a convolution of stride 1, for which the right kernel exists: four times the
-  arithmetic, and still many times faster. (In float32 the right one has strides, too, but casting
-  there and back takes twice as long.)
-* weight gradient: the depthwise kernel takes no kernels wider than 3, none higher than the image
+* input gradient, bfloat16, stride > 1: oneDNN uses a matrix-multiply kernel for dense convolutions
+  that pads every channel to a 16 x 2 block. With zeros between its elements, the incoming gradient
+  becomes that of a convolution of stride 1, for which the right kernel exists: four times the
+  arithmetic, and still many times faster. (In float32 the right kernel supports strides, but
+  casting to float32 and back takes twice as long.)
+* weight gradient: the depthwise kernel supports no kernels wider than 3, none higher than the image
   (with a stride: than the image less a row), none 7 high with a stride, and no single columns with
-  a stride. What takes the job instead is 4 to 80 times slower, in float32 or bfloat16. But every
-  tap's gradient is independent of the others': they are computed in tiles of taps that the fast
-  kernel takes, on images whose zeros are in memory, and few images at a time, as they are read
-  once for every tile. (Where so many tiles are slower still, PyTorch's way is taken, and counted.)
+  a stride. The substitute is 4 to 80 times slower, in float32 or bfloat16. The gradient of each
+  tap is independent of the others, so we compute it in tiles of taps that the fast
+  kernel supports, on explicitly padded images. The images are processed a few at a time, because
+  each tile reads them once. (If so many tiles are slower still, PyTorch computes, and it counts.)
 
-The forward pass is fast in all cases. ``dwsep doctor`` times the detours against PyTorch's way.
+The forward pass is always fast. ``dwsep doctor`` times these detours against PyTorch.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from torch import Tensor
 from dwsep_zoo.ops import native
 from dwsep_zoo.ops.fallback import fallbacks
 
-MAX_FAST = 3  # taps in a row; and in a column, where the whole column is not fast
-CACHED_BYTES = 2**21  # of images that are read again and again
+MAX_FAST = 3  # taps in a row, and in a column if the whole column is slow
+CACHED_BYTES = 2**21  # of the images that every tile reads
 
 
 def slow_input_grad(dtype: torch.dtype, stride: int) -> bool:
-    """Whether oneDNN's own input gradient is the slow one."""
+    """Whether oneDNN selects the slow kernel for the input gradient."""
     return dtype is torch.bfloat16 and stride > 1
 
 
 def slow_weight_grad(dtype: torch.dtype, height: int, kernel_size: int, stride: int) -> bool:
-    """Whether oneDNN's own weight gradient is the slow one, for images of so many rows."""
+    """Whether oneDNN selects the slow weight gradient for images with ``height`` rows."""
     too_low = height < kernel_size + (stride > 1)
     return kernel_size > MAX_FAST or (kernel_size > 1 and too_low)
 
 
 def tiles_are_slower(dtype: torch.dtype, kernel_size: int, stride: int) -> bool:
-    """Whether the way around is slower still: nine tiles or more, with a stride."""
+    """Whether the tiles are slower still: nine or more of them, with a stride."""
     return kernel_size > 5 and stride > 1 and dtype is not torch.bfloat16
 
 
 def has_faster_gradients(
     x: Tensor, dtype: torch.dtype, weight: Tensor, stride: int, padding: int
 ) -> bool:
-    """Whether :func:`backward` does better than PyTorch for this input, once it is of ``dtype``."""
+    """Whether :func:`backward` beats PyTorch for this input after a cast to ``dtype``."""
     if slow_input_grad(dtype, stride):
         return True
     if slow_weight_grad(dtype, x.shape[2], weight.shape[-1], stride):
@@ -63,7 +63,7 @@ def has_faster_gradients(
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of input and weight, ``None`` where ``mask`` says that one is not needed."""
+    """Return the gradients of input and weight, ``None`` where ``mask`` is false."""
     need_x, need_weight = mask
     if need_weight and native.covers_depthwise(x, weight, stride, padding):
         return native.depthwise_backward(grad, x, weight, stride, padding, need_x)
@@ -75,7 +75,7 @@ def backward(
 
 
 def aten_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """PyTorch's own convolution, in the type of ``x``."""
+    """Convolve with PyTorch, in the type of ``x``."""
     return F.conv2d(x, weight.to(x.dtype), None, stride, padding, 1, x.shape[1])
 
 
@@ -87,7 +87,7 @@ def aten_backward(
     padding: tuple[int, int],
     mask: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """PyTorch's own gradients of the input and the weight, of each if ``mask`` says so."""
+    """Return PyTorch's gradients of input and weight, each if ``mask`` is true."""
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad,
         x,
@@ -105,7 +105,7 @@ def aten_backward(
 
 
 def input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """``(N, C, H, W)``; of ``x`` only shape, type and layout are used."""
+    """Return ``(N, C, H, W)``; only shape, type and layout of ``x`` are used."""
     both = (padding, padding)
     if not slow_input_grad(x.dtype, stride):
         return aten_backward(grad, x, weight, stride, both, (True, False))[0]
@@ -118,7 +118,7 @@ def input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: in
 
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """``(C * depth_multiplier, 1, k, k)``."""
+    """Return ``(C * depth_multiplier, 1, k, k)``."""
     size = weight.shape[-1]
     slow = x.numel() > 0 and slow_weight_grad(x.dtype, x.shape[2], size, stride)
     if not slow or tiles_are_slower(x.dtype, size, stride):
@@ -139,7 +139,7 @@ def _tiled_weight_grad(
 ) -> Tensor:
     size = weight.shape[-1]
     x = F.pad(x, (padding,) * 4)
-    # From the first to the last position of a tap.
+    # Distance from the first to the last position of a tap.
     down, right = ((n - 1) * stride for n in grad.shape[2:])
     whole_columns = stride == 1 or size <= 5
     result = torch.empty_like(weight)
@@ -153,6 +153,6 @@ def _tiled_weight_grad(
 
 
 def _tiles(size: int) -> list[tuple[int, int]]:
-    """First tap and number of taps, all as long as is fast; the last one overlaps."""
+    """Return first tap and number of taps of each tile; the last tile overlaps."""
     starts = [*range(0, size - MAX_FAST, MAX_FAST), max(size - MAX_FAST, 0)]
     return [(start, min(MAX_FAST, size)) for start in starts]

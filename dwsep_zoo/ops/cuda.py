@@ -1,9 +1,9 @@
 """The depthwise convolution on NVIDIA GPUs: the fastest of several kernels, shape by shape.
 
-Which of cuDNN's kernels, PyTorch's own and ours is the fastest depends on channels, size, kernel
-and GPU, and no rule holds for all. So each is timed when a shape is first met, and the choice is
-kept as long as the process lives. In training most are computed with the norm in front of them,
-which is another kernel (:mod:`dwsep_zoo.ops.norm`).
+The kernels of cuDNN, PyTorch and this project compete. The fastest one depends on channels, size,
+kernel and GPU, and no rule covers all cases, so each is timed at the first call with a shape. The
+process keeps the choice. In training, most depthwise convolutions are fused with the norm before
+them, by another kernel (:mod:`dwsep_zoo.ops.norm`).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ Way = Callable[..., Any]
 OWN = "PyTorch's"
 NATIVE = "native"
 TRITON = "triton"
-TRIALS = 3  # of which the shortest counts
-CALLS = 10  # of a trial
+TRIALS = 3  # the shortest counts
+CALLS = 10  # in a trial
 LONGEST_WAIT = 0.1  # seconds
-GPU_HZ = 2e9  # about the highest clock rate of a GPU
+GPU_HZ = 2e9  # approximately the highest clock rate of a GPU
 
 
 class Choice(NamedTuple):
-    """How a shape is computed.
+    """The kernel for a shape.
 
     Attributes:
-        way: the kernel, by name.
-        fallback: why ours had no part in the race, if so.
+        way: name of the kernel.
+        fallback: reason why our kernel did not compete, if so.
     """
 
     way: str
@@ -49,11 +49,11 @@ class Choice(NamedTuple):
 
 
 choices: dict[Key, Choice] = {}
-"""Of every shape that was met."""
+"""The choice for every shape so far."""
 
 
 def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """As :func:`dwsep_zoo.ops.depthwise_conv2d`."""
+    """Convolve, see :func:`dwsep_zoo.ops.depthwise_conv2d`."""
     shape = (x, weight, stride, padding)
     key = ("forward", *_key(*shape))
     choice = choices.get(key) or choose(key, FORWARD, shape, _left_out(*shape))
@@ -63,7 +63,7 @@ def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the input and of the weight, those that ``mask`` asks for."""
+    """Return the gradients of input and weight, ``None`` where ``mask`` is false."""
     shape = (x, weight, stride, padding)
     key = ("backward", mask, *_key(*shape))
     arguments = (grad, *shape, mask)
@@ -74,16 +74,16 @@ def backward(
 def choose(
     key: Key, ways: Mapping[str, Way], arguments: tuple[Any, ...], left_out: Mapping[str, str]
 ) -> Choice:
-    """The fastest of the ways for a key that is met for the first time, and from then on.
+    """Return the fastest way for a key; the first call with a key times all of them.
 
-    While a CUDA graph is captured nothing can be timed, and with deterministic algorithms nothing
-    may depend on a clock: a key then goes PyTorch's own way, this time.
+    Timing is impossible while a CUDA graph is captured, and deterministic algorithms must not
+    depend on a clock: PyTorch's kernel is used then, for this call only.
 
     Args:
-        key: begins with the direction; equal keys take equal arguments.
-        ways: by name.
-        arguments: of the ways.
-        left_out: of the ways that do not take these arguments, why.
+        key: the direction, then everything that the ways depend on.
+        ways: the kernels by name.
+        arguments: arguments of the ways.
+        left_out: names of the ways that do not support these arguments, with the reason.
     """
     runs = {name: partial(ways[name], *arguments) for name in ways if name not in left_out}
     reason = left_out.get(TRITON)
@@ -107,14 +107,14 @@ def _run(choice: Choice, ways: Mapping[str, Way], arguments: tuple[Any, ...]) ->
 
 
 def _race(runs: Mapping[str, Callable[[], object]]) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds of a call of those that can be run, and of the others why not."""
+    """Return the seconds per call of each kernel that runs, and the errors of the others."""
     times: dict[str, float] = {}
     failed: dict[str, str] = {}
     for name, run in runs.items():
         try:
-            run()  # compiles, and lets cuDNN choose
+            run()  # compiles, and cuDNN selects its algorithm
             times[name] = min(_seconds(run) for _ in range(TRIALS))
-        except Exception as error:  # of Triton, a C compiler, a driver: any
+        except Exception as error:  # from Triton, a C compiler or a driver
             if name == OWN:
                 raise
             failed[name] = first_line(error)
@@ -122,7 +122,7 @@ def _race(runs: Mapping[str, Callable[[], object]]) -> tuple[dict[str, float], d
     return times, failed
 
 
-@functools.cache  # once, and not for every shape
+@functools.cache  # warn once, not for every shape
 def _warn(name: str, reason: str) -> None:
     log.warning("depthwise convolutions do without the %s kernel here: %s", name, reason)
 
@@ -132,10 +132,10 @@ def _is_capturing() -> bool:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """That the GPU takes for a call, whatever the host takes for it.
+    """Return the GPU's time for a call, without the host's overhead.
 
-    The kernels of a small layer are over sooner than called. In a CUDA graph they are not called,
-    so only their own time counts: the GPU is kept waiting until all calls are queued.
+    The kernels of a small layer finish before the host launches the next ones. A CUDA graph has no
+    launches, so only the kernels' time counts: the GPU waits until all calls are queued.
     """
     begin = perf_counter()
     run()
@@ -151,7 +151,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _left_out(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str, str]:
-    """Ways that do not take these arguments, and why."""
+    """Return the ways that do not support these arguments, with the reason."""
     from dwsep_zoo.ops import triton_depthwise
 
     left_out = {}
@@ -163,7 +163,7 @@ def _left_out(x: Tensor, weight: Tensor, stride: int, padding: int) -> dict[str,
 
 
 def _key(x: Tensor, weight: Tensor, stride: int, padding: int) -> Key:
-    """All that the ways and :func:`_left_out` depend on."""
+    """Return everything that the ways and :func:`_left_out` depend on."""
     channels_last = x.is_contiguous(memory_format=torch.channels_last)
     return (
         *(x.device, x.dtype, x.shape, channels_last),
@@ -172,7 +172,7 @@ def _key(x: Tensor, weight: Tensor, stride: int, padding: int) -> Key:
 
 
 def _native_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    # Without cuDNN PyTorch takes its own kernel, which reads and writes NCHW.
+    # Without cuDNN PyTorch uses its own kernel, which reads and writes NCHW.
     with torch.backends.cudnn.flags(enabled=False):
         y = cpu.aten_forward(x.contiguous(), weight, stride, padding)
     return y.contiguous(memory_format=torch.channels_last)
@@ -186,7 +186,7 @@ def _aten_backward(
 
 
 def _triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    from dwsep_zoo.ops import triton_depthwise  # Triton is imported where there is a GPU only
+    from dwsep_zoo.ops import triton_depthwise  # import Triton only if there is a GPU
 
     return triton_depthwise.forward(x, weight, stride, padding)
 

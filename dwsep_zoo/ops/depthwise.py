@@ -1,7 +1,7 @@
 """The depthwise convolution as an operator of PyTorch: ``torch.ops.dwsep.depthwise_conv2d``.
 
-To ``torch.compile`` it is one opaque call, which keeps the ways around the slow kernels below it.
-For ``torch.export``, ONNX, tracing and wherever there is nothing to go around, it is a plain
+``torch.compile`` sees one opaque call and keeps the detours around slow kernels inside it. For
+``torch.export``, ONNX and tracing, and wherever PyTorch's kernel is fast, it is a plain
 grouped ``conv2d``.
 """
 
@@ -23,7 +23,7 @@ from dwsep_zoo.ops.fallback import fallbacks, plain
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, stride: int, padding: int, bias: Tensor | None = None
 ) -> Tensor:
-    """Convolve every channel with its own k x k filters.
+    """Convolve each channel with its own k x k filters.
 
     Args:
         x: ``(N, C, H, W)``.
@@ -33,11 +33,11 @@ def depthwise_conv2d(
         bias: ``(C * depth_multiplier,)``.
 
     Returns:
-        ``(N, C * depth_multiplier, H', W')``; equal to ``conv2d(..., groups=C)``, and so are its
-        gradients, up to rounding.
+        ``(N, C * depth_multiplier, H', W')``. Output and gradients equal those of
+        ``conv2d(..., groups=C)`` up to rounding.
     """
     if _is_worth_an_operator(x, weight, stride, padding):
-        # The weight stays as it is: its gradient is then not rounded on its way.
+        # Keep the weight's type, so that its gradient is not rounded.
         y = _depthwise_conv2d(x.to(autocast_dtype(x)), weight, stride, padding)
         return y if bias is None else y + bias.to(y.dtype)[:, None, None]
     return F.conv2d(x, weight, bias, stride, padding, 1, x.shape[1])
@@ -76,7 +76,7 @@ def _(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight; where ``mask`` says no, an empty tensor."""
+    """Return the gradients of input and weight; empty tensors where ``mask`` is false."""
     need_x, need_weight = mask
     grad_x: Tensor | None
     grad_weight: Tensor | None
@@ -124,10 +124,10 @@ def _keep_for_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
 def _differentiate_again(
     ctx: Any, along_x: Tensor, along_weight: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
-    """The second derivatives are convolutions and their gradients, and so are all further ones.
+    """Compute second derivatives, which are again convolutions and their gradients.
 
-    With y = conv(x, w), which is linear in each, the gradients that were computed have the products
-    <conv(along_x, w), grad> and <conv(x, along_weight), grad> with what comes in here.
+    y = conv(x, w) is linear in x and in w. The inner products of its gradients with the incoming
+    tensors are <conv(along_x, w), grad> and <conv(x, along_weight), grad>.
     """
     grad, x, weight = ctx.saved_tensors
     of_x, of_weight = ctx.mask

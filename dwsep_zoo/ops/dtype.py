@@ -1,4 +1,4 @@
-"""What autocast does for PyTorch's operators and not for others."""
+"""The autocast type, which PyTorch applies only to its own operators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The type in which a convolution would compute with ``x``."""
+    """Return the type in which a convolution of ``x`` computes."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype

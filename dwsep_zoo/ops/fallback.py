@@ -1,4 +1,4 @@
-"""Where PyTorch's own kernels compute instead of the fast ways here, wanted or not."""
+"""Fallbacks to PyTorch's kernels, requested or forced."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import fx
 
 fallbacks: Counter[str] = Counter()
-"""Calls in this process that the fast ways do not cover, by reason; ``clear()`` before counting.
+"""Number of calls without a fast kernel in this process, by reason; ``clear()`` before counting.
 
-What a CUDA graph replays is not counted, nor plain convolutions within compiled code, which are
-those on a device that is neither a CPU nor a GPU of CUDA.
+Replays of a CUDA graph are not counted, nor plain convolutions in compiled code, which occur on
+devices other than CPU and CUDA.
 """
 
 _plain = False
@@ -21,7 +21,7 @@ _plain = False
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Everything within it is computed by PyTorch's own kernels: to compare with."""
+    """Compute everything inside this context with PyTorch's kernels, for comparison."""
     global _plain
     before, _plain = _plain, True
     try:
@@ -31,10 +31,10 @@ def plain_kernels() -> Iterator[None]:
 
 
 def plain(x: object) -> bool:
-    """Whether only PyTorch's own operators will do for ``x``.
+    """Whether ``x`` requires PyTorch's operators.
 
-    So it is within :func:`plain_kernels`, in what is exported or traced, and under the transforms
-    of ``torch.func``, which know no others.
+    This holds inside :func:`plain_kernels`, during export and tracing, and under the transforms of
+    ``torch.func``, which support no custom operators.
     """
     return (
         _plain

@@ -1,10 +1,10 @@
 // Training kernels for the CPU: batch norm with its activation, and depthwise gradients.
 //
-// Tensors are channels_last, so that an image is a matrix of pixels x channels; their numbers are
-// float or bfloat16, all sums are float. The code is for vectors of 16 channels, at least that many;
-// where they are no multiple of 16, the last vector overlaps the one before it, and both write the
-// same. Sums are taken over pieces whose limits do not depend on the number of threads, and added in
-// order: the result is the same with any. native.py compiles this and calls it.
+// Tensors are channels_last, so an image is a matrix of pixels x channels. Elements are float or
+// bfloat16, sums are float. The code works on vectors of 16 channels and needs at least 16 of them.
+// If their number is no multiple of 16, the last vector overlaps the one before it, and both write
+// the same values. Sums are computed over pieces that do not depend on the number of threads, and
+// added in order: any number of threads gives the same result. native.py compiles and calls this.
 
 #include <algorithm>
 #include <cmath>
@@ -38,12 +38,12 @@ INLINE vec load(const float *p) {
 }
 INLINE void store(float *p, vec x) { memcpy(p, &x, sizeof x); }
 
-// Numbers i ... i + 15 of a tensor.
+// Elements i ... i + 15 of a tensor.
 template <Type type> INLINE vec load(const void *p, long i) {
     if (type == FLOAT) return load((const float *)p + i);
     half h;
     memcpy(&h, (const uint16_t *)p + i, sizeof h);
-#ifdef __AVX512F__ // in one instruction, which GCC does not find
+#ifdef __AVX512F__ // one instruction, which GCC does not generate
     return (vec)((bits)_mm512_cvtepu16_epi32((__m256i)h) << 16);
 #else
     return (vec)(__builtin_convertvector(h, bits) << 16);
@@ -63,7 +63,7 @@ template <Type type> INLINE void store(void *p, long i, vec x) {
     memcpy((uint16_t *)p + i, &h, sizeof h);
 }
 
-// The larger and the smaller one. An x that is NaN stays one.
+// Maximum and minimum. An x that is NaN stays NaN.
 INLINE vec at_least(vec x, float low) {
 #ifdef __AVX512F__
     return (vec)_mm512_max_ps((__m512)splat(low), (__m512)x);
@@ -80,7 +80,7 @@ INLINE vec at_most(vec x, float high) {
 }
 INLINE vec clamp(vec x, float low, float high) { return at_most(at_least(x, low), high); }
 
-// e^x to float's precision: 2^n times the series of the rest, to its seventh power.
+// e^x to float precision: 2^n times the series of the remainder, up to the seventh power.
 INLINE vec exponential(vec x) {
     x = clamp(x, -87.0f, 87.0f);
     const float shift = 12582912.0f; // 1.5 * 2^23: adding it rounds to a whole number
@@ -98,7 +98,7 @@ INLINE vec exponential(vec x) {
 INLINE vec sigmoid(vec x) {
     const vec d = 1.0f + exponential(-x);
 #ifdef __AVX512F__
-    const vec r = (vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)d); // 14 bits, after Newton 28
+    const vec r = (vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)d); // 14 bits, 28 after a Newton step
     return r * (2.0f - d * r);
 #else
     return 1.0f / d;
@@ -115,7 +115,7 @@ template <Act act> INLINE vec activate(vec z) {
     }
 }
 
-// grad times the activation's slope at z.
+// grad times the slope of the activation at z.
 template <Act act> INLINE vec slope(vec grad, vec z) {
     switch (act) {
     case RELU: return z <= 0.0f ? splat(0) : grad;
@@ -132,7 +132,7 @@ template <Act act> INLINE vec slope(vec grad, vec z) {
     }
 }
 
-// total[i] = the sum of that of all pieces, each of which has count numbers.
+// total[i] = sum of element i over all pieces of count numbers.
 static void add_pieces(const float *sums, long pieces, long count, float *total) {
     for (long begin = 0; begin < count; begin += 256) {
         const long n = least(256, count - begin);
@@ -143,7 +143,7 @@ static void add_pieces(const float *sums, long pieces, long count, float *total)
     }
 }
 
-// Filters, (chans, size), as taps, (size, chans), rounded to the type of the images, as autocast does.
+// Transpose filters, (chans, size), to taps, (size, chans), rounded to the images' type as by autocast.
 static std::vector<float> channels_last(const float *filters, long chans, long size, bool bf16) {
     std::vector<float> taps(size * chans);
     for (long c = 0; c < chans; c++)
@@ -171,14 +171,14 @@ struct Norm {
     double eps;
     float *mean, *var, *scale, *shift; // (chans,)
 
-    // Rows whose sums are taken at once: the more, the less exact they are.
+    // Rows per sum: more rows make it less exact.
     long piece() const { return least((rows + 255) / 256 < 64 ? 64 : (rows + 255) / 256, 1024); }
     long pieces() const { return (rows + piece() - 1) / piece(); }
     double share(long i) const { return (double)least(piece(), rows - i * piece()) / rows; }
 };
 
-// Mean, and sum of the squares of x - mean; of 16 n channels. Sums are of x - near, near being the
-// mean of the first few rows: squares of x would lose what is small beside the mean.
+// Mean, and sum of squares of x - mean, for 16 n channels. The sums are over x - near, where near is
+// the mean of the first few rows: squares of x would lose small deviations from a large mean.
 template <Type type, int n>
 INLINE void moments(const Norm &a, const void *x, long begin, long end, long c, float *sums) {
     const long few = least(16, end - begin);
@@ -199,8 +199,8 @@ INLINE void moments(const Norm &a, const void *x, long begin, long end, long c, 
     }
 }
 
-// Mean, variance, scale and shift of each channel from those moments of pieces, of which the i-th is
-// that share(i) of the rows; Chan et al. 1983, equation 2.1.
+// Mean, variance, scale and shift of each channel from the moments of the pieces. Piece i has the
+// share(i) of the rows; Chan et al. 1983, equation 2.1.
 template <typename F>
 static void merge_moments(const Norm &a, const float *sums, long pieces, F share,
                           const float *weight, const float *bias) {
@@ -217,7 +217,7 @@ static void merge_moments(const Norm &a, const float *sums, long pieces, F share
             }
         for (long j = 0; j < n; j++) {
             const long c = begin + j;
-            const double var = squares[j] < 0 ? 0 : squares[j]; // a NaN stays one
+            const double var = squares[j] < 0 ? 0 : squares[j]; // NaN stays NaN
             a.mean[c] = (float)mean[j];
             a.var[c] = (float)var;
             a.scale[c] = (float)(weight[c] / std::sqrt(a.var[c] + a.eps));
@@ -226,11 +226,11 @@ static void merge_moments(const Norm &a, const float *sums, long pieces, F share
     }
 }
 
-// Where computing the gradient behind the norm is work, it is kept.
+// The gradient after the norm is stored if computing it is expensive.
 constexpr bool is_kept(Act act) { return act == SILU; }
 
-// Sums of the gradient behind the norm and of it times x - mean; of 16 n channels. It may be kept in
-// dx.
+// Sums of the gradient after the norm, and of this gradient times x - mean, for 16 n channels. dx may
+// store the gradient.
 template <Type type, Act act, int n>
 INLINE void grad_moments(const Norm &a, const void *grad, const void *x, void *dx, long begin,
                          long end, long c, float *sums) {
@@ -255,7 +255,7 @@ INLINE void grad_moments(const Norm &a, const void *grad, const void *x, void *d
     }
 }
 
-// f(first channel, number of vectors) for blocks of as many channels as are left: 64, 32 or 16.
+// Call f(first channel, number of vectors) for blocks of 64, 32 or 16 channels, as many as are left.
 template <typename F> INLINE void for_blocks(long chans, F f) {
     long c = 0;
     for (; c + 4 * V <= chans; c += 4 * V) f(c, std::integral_constant<int, 4>());
@@ -279,7 +279,7 @@ static void find_stats(const Norm &a, const void *x, const float *weight, const 
     merge_moments(a, sums, pieces, [&](long i) { return a.share(i); }, weight, bias);
 }
 
-// Normalise by what find_stats or merge_moments found, and activate.
+// Normalise with the results of find_stats or merge_moments, and activate.
 template <Type type, Act act>
 static void apply(const Norm &a, const void *x, void *y, int threads) {
     const long pieces = a.pieces(), size = a.piece();
@@ -301,7 +301,7 @@ static void norm_act(const Norm &a, const void *x, void *y, const float *weight,
 }
 
 // dx = scale (g - sum(g) / rows - (x - mean) sum(g (x - mean)) / (rows (var + eps))), where g is the
-// gradient behind the norm: g scale + x by_x + rest.
+// gradient after the norm: g scale + x by_x + rest.
 struct Slopes {
     std::vector<float> by_x, rest;
 
@@ -319,7 +319,7 @@ struct Slopes {
     }
 };
 
-// The gradient behind the norm may lie in dx.
+// dx may contain the gradient after the norm.
 template <Type type, Act act>
 static void grad_of_input(const Norm &a, const void *grad, const void *x, void *dx,
                           const Slopes &slopes, int threads) {
@@ -328,7 +328,7 @@ static void grad_of_input(const Norm &a, const void *grad, const void *x, void *
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < pieces; i++)
         for (long row = i * size; row < least(a.rows, (i + 1) * size); row++) {
-            // Before the vector before it overwrites a part of what it was.
+            // Load it before the previous vector overwrites a part of it.
             const vec last = load<type>(grad, (row + 1) * a.chans - V);
             for (long c = 0; c < a.chans; c += V) {
                 const long k = least(c, a.chans - V), at = row * a.chans + k;
@@ -340,7 +340,7 @@ static void grad_of_input(const Norm &a, const void *grad, const void *x, void *
         }
 }
 
-// Sums of the gradient behind the norm over all rows, and it itself, if it is kept, in dx.
+// Sums of the gradient after the norm over all rows; dx stores the gradient if it is kept.
 template <Type type, Act act>
 static Slopes find_slopes(const Norm &a, const void *grad, const void *x, void *dx, float *dweight,
                           float *dbias, int threads) {
@@ -367,20 +367,20 @@ static void norm_act_backward(const Norm &a, const void *grad, const void *x, vo
 
 // ---- depthwise gradients, 5 x 5 and 7 x 7 -----------------------------------------------------------
 //
-// One sweep over the rows of an image: each row of x meets the K rows of grad that it had a part in,
-// from which come its own gradient and what it adds to the weight's. The output that tap (i, j) of
-// pixel (h, w) has a part in is (h + padding - i, w + padding - j), over the stride.
+// One sweep over the rows of an image: each row of x meets the K rows of grad that it contributed to.
+// They give its own gradient and its contribution to the weight's gradient. Pixel (h, w) contributes
+// with tap (i, j) to the output (h + padding - i, w + padding - j), divided by the stride.
 
 struct Depthwise {
     const void *grad, *x;
     const float *weight; // (K, K, chans)
-    void *dx;            // or null
+    void *dx;            // may be null
     long chans, height, width, out_height, out_width, padding;
 };
 
-// Rows in a buffer are of 16 channels in float, and have K - 1 zeros on both sides.
+// Rows in a buffer have 16 channels of float, and K - 1 zeros on both sides.
 
-// A row of x against one of grad: all weights are too many for the registers.
+// One row of x with one row of grad: the registers cannot hold all weights.
 template <int K>
 INLINE void row_stride_1(const Depthwise &a, const float *grad, const float *x, float *dx,
                          const float *taps, float *dtaps) {
@@ -417,8 +417,8 @@ INLINE void row_stride_2(const Depthwise &a, const float *grad, const float *x, 
     for (int j = 0; j < K; j++) store(dtaps + j * V, d[j]);
 }
 
-// The 16 channels from first on (or the last 16) of one image. The buffer begins as zeros and has
-// K + 3 rows: of zeros, of x, of its gradient, and the K of grad that are needed at once.
+// 16 channels of one image, starting at first (or the last 16). The buffer is initially zero and has
+// K + 3 rows: one of zeros, one of x, one of its gradient, and K of grad.
 template <Type type, int K, int stride>
 INLINE void image_backward(const Depthwise &a, long image, long first, float *dweight,
                            float *buffer) {
@@ -435,7 +435,7 @@ INLINE void image_backward(const Depthwise &a, long image, long first, float *dw
             for (long o = 0; o < a.out_width; o++)
                 store(grads + next % K * row + o * V, load<type>(a.grad, from + o * a.chans));
         }
-        const float *rows[K]; // of grad, for each row of taps
+        const float *rows[K]; // rows of grad, one per row of taps
         for (int i = 0; i < K; i++) {
             const long o = h + a.padding - i;
             const bool none = o < 0 || o % stride || o / stride >= a.out_height;
@@ -460,7 +460,7 @@ INLINE void image_backward(const Depthwise &a, long image, long first, float *dw
 template <Type type, int K, int stride>
 static void depthwise_backward(const Depthwise &a, float *dweight, long images, int threads) {
     const long size = (images + 31) / 32, pieces = (images + size - 1) / size;
-    // Channels together fill cache lines; the last group has what is left.
+    // Groups of channels fill cache lines; the last group has the rest.
     const long group = 4 * V, groups = a.chans < group ? 1 : a.chans / group;
     const long weights = K * K * a.chans;
     std::vector<float> space(pieces * weights);
@@ -483,14 +483,14 @@ static void depthwise_backward(const Depthwise &a, float *dweight, long images, 
 
 // ---- batch norm, activation and 3 x 3 depthwise convolution -----------------------------------------
 //
-// The norm may be missing: then mean and shift are 0 and scale is 1.
+// Without a norm, mean and shift are 0 and scale is 1.
 //
-// What lies between norm and convolution is never stored: both directions compute it anew from x, a
-// row of an image at a time. A block of channels is worked on together, so that memory is read in
-// long pieces; its rows are kept in float, vector by vector.
+// The tensor between norm and convolution is never stored: both directions recompute it from x, one
+// row of an image at a time. A block of channels is processed together, so that memory is read in
+// long pieces; its rows are stored as float, vector by vector.
 //
-// Where another norm and activation follow, the convolution takes the moments of what it writes, and
-// its gradients read what came in behind that activation: the gradient between them is not stored.
+// If another norm and activation follow, the convolution computes the moments of its output, and the
+// backward pass reads the gradient after that activation: the gradient in between is not stored.
 
 struct NormDepthwise {
     Norm norm;
@@ -503,13 +503,13 @@ struct NormDepthwise {
     long begin(long i) const { return i * block; }
     long end(long i) const { return i + 1 == blocks() ? norm.chans : (i + 1) * block; }
     long vectors(long i) const { return (end(i) - begin(i) + V - 1) / V; }
-    // Images whose sums are taken at once.
+    // Images per sum.
     long piece() const { return (images + 31) / 32; }
     long pieces() const { return (images + piece() - 1) / piece(); }
     double share(long i) const { return (double)least(piece(), images - i * piece()) / images; }
 };
 
-// Pixels of 16 k channels from memory to rows in a buffer, whose vectors lie so far apart.
+// Copy pixels of 16 k channels from memory to rows in a buffer, with this distance between vectors.
 template <Type type, typename F>
 INLINE void fill(const void *from, long at, long pixels, long chans, long wide, float *to,
                  long apart, F f) {
@@ -522,8 +522,8 @@ INLINE void fill(const void *from, long at, long pixels, long chans, long wide, 
     }
 }
 
-// Have the k-th of n parts of such pixels fetched, for when they are filled: the next ones lie too far
-// apart for the processor to guess.
+// Prefetch the k-th of n parts of such pixels before they are filled: they lie too far apart for the
+// processor's own prefetcher.
 template <Type type>
 INLINE void fetch(const void *from, long at, long pixels, long chans, long wide, long k, long n) {
     constexpr long size = type == BF16 ? sizeof(uint16_t) : sizeof(float), line = 64, to_l2 = 2;
@@ -532,25 +532,25 @@ INLINE void fetch(const void *from, long at, long pixels, long chans, long wide,
             __builtin_prefetch((const char *)from + size * (at + w * chans) + c, 0, to_l2);
 }
 
-// Three rows of pixels with two zeros on both sides, for each of some vectors of channels.
+// Three rows of pixels with two zeros on both sides, for each of several vectors of channels.
 struct Rows {
     long length, count;
     std::vector<float> space;
-    float *begin; // of a cache line
+    float *begin; // aligned to a cache line
 
     Rows(long width, long vectors)
         : length((width + 4) * V), count(vectors), space((3 * vectors + 1) * length + V) {
         begin = (float *)(((uintptr_t)space.data() + 4 * V - 1) / (4 * V) * (4 * V));
     }
-    // Pixel 0 of a row that was stored, or of zeros.
+    // Pixel 0 of a stored row, or of the row of zeros.
     float *at(long row, long vector) const {
         return begin + (row % 3 * count + vector) * length + 2 * V;
     }
     const float *none() const { return begin + 3 * count * length + 2 * V; }
 };
 
-// f(piece of the images, its first image, the one after its last, part of the channels, rows of that
-// width).
+// Call f(piece of the images, its first image, the image after its last, part of the channels, rows
+// of that width).
 template <typename F>
 static void for_pieces(const NormDepthwise &a, long width, int threads, F f) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -561,7 +561,7 @@ static void for_pieces(const NormDepthwise &a, long width, int threads, F f) {
     }
 }
 
-// A row of y, its sum and that of its squares, both of y - near.
+// A row of y, and the sums of y - near and of its square.
 template <Type type, int stride, bool counted>
 INLINE void convolve_row(const float *top, const float *middle, const float *bottom,
                          const vec taps[9], void *y, long at, long width, long chans, vec near,
@@ -576,13 +576,13 @@ INLINE void convolve_row(const float *top, const float *middle, const float *bot
         const vec sum = sums[0] + sums[1] + sums[2];
         store<type>(y, at, sum);
         if (!counted) continue;
-        const vec d = load<type>(y, at) - near; // rounded, as the norm will read it
+        const vec d = load<type>(y, at) - near; // rounded, as the norm reads it
         one += d;
         two += d * d;
     }
 }
 
-// Of some images. Counted, moments gets the mean of y and the sum of squares around it, (2, chans).
+// Process several images. If counted, moments gets mean and sum of squared deviations, (2, chans).
 template <Type type, Act act, int stride, bool counted>
 static void convolve(const NormDepthwise &a, long first, long last, long part, Rows &rows, void *y,
                      float *moments) {
@@ -592,12 +592,12 @@ static void convolve(const NormDepthwise &a, long first, long last, long part, R
         return activate<act>(x * load(scale + c) + load(shift + c));
     };
     struct Sums {
-        vec mean, squares, one, two; // the last two of the image at hand, around the mean so far
+        vec mean, squares, one, two; // one and two: current image, around the mean so far
     };
     std::vector<Sums> own(counted ? a.vectors(part) : 0, Sums{});
     const float width = a.out_width, pixels = (float)a.out_height * a.out_width;
     for (long image = first; image < last; image++) {
-        long next = 0; // row of x that is not there yet
+        long next = 0; // next row of x to load
         for (long o = 0; o < a.out_height; o++) {
             const long top = o * stride - a.padding;
             for (; next < a.height && next <= top + 2; next++) {
@@ -628,7 +628,7 @@ static void convolve(const NormDepthwise &a, long first, long last, long part, R
                     write_row(vec{}, one, two);
                     continue;
                 }
-                if (image == first && o == 0) { // the first row twice: there is no mean yet
+                if (image == first && o == 0) { // process the first row twice: there is no mean yet
                     write_row(vec{}, one, two);
                     own[k].mean = one / width;
                 }
@@ -664,8 +664,8 @@ static void norm_act_depthwise(const NormDepthwise &a, void *y, const float *wei
     });
 }
 
-// The gradient of y, of which rows are filled from memory: as it is, or as it comes through another
-// norm and its activation, whose input y is.
+// The gradient of y, loaded into rows: unchanged, or through another norm and its activation, whose
+// input is y.
 struct Incoming {
     const void *grad, *y;
     Norm norm;
@@ -703,9 +703,9 @@ static Incoming through_norm(const Norm &n, const void *grad, const void *y, voi
             fill_through_norm<type, left>};
 }
 
-// A row of x against the rows of grad that it had a part in: with a stride of 2, of the rows of taps
-// the middle one (top = 1) or the outer two (top = 0), and likewise of the columns. In dx goes the
-// gradient behind the norm, in sums those of the 9 taps, of that gradient, and of it times x - mean.
+// One row of x with the rows of grad that it contributed to. With stride 2 these use the middle row of
+// taps (top = 1) or the outer two (top = 0), and likewise for columns. dx receives the gradient after
+// the norm. sums receives the sums of the 9 taps, of that gradient, and of it times x - mean.
 template <Type type, Act act, int stride, int top>
 INLINE void row_backward(const NormDepthwise &a, const float *const grads[3], long at, long c,
                          void *dx, float *sums) {
@@ -798,7 +798,7 @@ static void norm_act_depthwise_backward(const NormDepthwise &a, const Incoming &
     grad_of_input<type, IDENTITY>(a.norm, dx, a.x, dx, slopes, threads);
 }
 
-// ---- what native.py calls -------------------------------------------------------------------------
+// ---- called by native.py --------------------------------------------------------------------------
 
 #define BY_ACT(f, type, act, ...)                                     \
     switch (act) {                                                    \
@@ -831,7 +831,7 @@ static Norm norm_of(long rows, long chans, double eps, float *stats) {
     return {rows, chans, eps, stats, stats + chans, stats + 2 * chans, stats + 3 * chans};
 }
 
-// The stats of a norm that changes nothing.
+// The stats of an identity norm.
 static std::vector<float> no_norm(long chans) {
     std::vector<float> stats(4 * chans);
     std::fill(stats.begin() + chans, stats.begin() + 3 * chans, 1.0f); // variance and scale
@@ -851,7 +851,7 @@ static Incoming incoming_by_type(const Norm &n, const void *grad, const void *y,
 
 extern "C" {
 
-// y of x, both (rows, chans). stats is written: mean, biased variance, scale and shift, (4, chans).
+// y from x, both (rows, chans). Writes stats: mean, biased variance, scale and shift, (4, chans).
 void dwsep_norm_act(const void *x, void *y, const float *weight, const float *bias, float *stats,
                     long rows, long chans, double eps, int bf16, int act, int threads) {
     const Norm a = norm_of(rows, chans, eps, stats);
@@ -859,7 +859,7 @@ void dwsep_norm_act(const void *x, void *y, const float *weight, const float *bi
     BY_ACT(norm_act, FLOAT, act, a, x, y, weight, bias, threads)
 }
 
-// The gradients of x, (rows, chans), of weight and of bias, (chans,).
+// Gradients of x, (rows, chans), and of weight and bias, (chans,).
 void dwsep_norm_act_backward(const void *grad, const void *x, float *stats, void *dx,
                              float *dweight, float *dbias, long rows, long chans, double eps,
                              int bf16, int act, int threads) {
@@ -868,7 +868,7 @@ void dwsep_norm_act_backward(const void *grad, const void *x, float *stats, void
     BY_ACT(norm_act_backward, FLOAT, act, a, grad, x, dx, dweight, dbias, threads)
 }
 
-// The gradients of x, if dx is not null, and of filters, (chans, size, size). size: 5 or 7; stride: 1
+// Gradients of x, if dx is not null, and of filters, (chans, size, size). size: 5 or 7; stride: 1
 // or 2; padding: 0 ... size - 1.
 void dwsep_depthwise_backward(const void *grad, const void *x, const float *filters, void *dx,
                               float *dfilters, long images, long chans, long height, long width,
@@ -888,8 +888,8 @@ void dwsep_depthwise_backward(const void *grad, const void *x, const float *filt
     channels_first(dtaps.data(), chans, size * size, dfilters);
 }
 
-// y, the depthwise convolution of act(norm(x)) with filters of (chans, 3, 3), or, where stats is null,
-// of act(x). Where z is not null, it becomes act2(norm2(y)). The rest is as above.
+// y: depthwise convolution of act(norm(x)) with filters, (chans, 3, 3), or of act(x) if stats is null.
+// If z is not null, it receives act2(norm2(y)). The other arguments are as above.
 void dwsep_norm_act_depthwise(const void *x, void *y, void *z, const float *weight,
                               const float *bias, const float *filters, const float *weight2,
                               const float *bias2, float *stats, float *stats2, long images,
@@ -913,9 +913,9 @@ void dwsep_norm_act_depthwise(const void *x, void *y, void *z, const float *weig
     apply_by_type(n2, y, z, bf16, act2, threads);
 }
 
-// The gradients of x, of filters, and of weight and bias, (chans,), unless stats is null, and then dx
-// may be, too. Where y is not null, grad is that of z, and there are those of weight2 and bias2. kept:
-// as large as grad, where act2 is SILU.
+// Gradients of x, filters, and weight and bias, (chans,). If stats is null, there are none of weight
+// and bias, and dx may be null. If y is not null, grad is that of z, and weight2 and bias2 have
+// gradients too. kept: as large as grad if act2 is SILU.
 void dwsep_norm_act_depthwise_backward(const void *grad, const void *x, const void *y, void *kept,
                                        const float *filters, float *stats, float *stats2, void *dx,
                                        float *dweight, float *dbias, float *dfilters,

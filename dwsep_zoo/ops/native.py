@@ -1,9 +1,9 @@
-"""The kernels of ``native.cpp``, compiled for this processor when they are first needed.
+"""The kernels of ``native.cpp``, compiled for this processor at first use.
 
-That takes a few seconds and a C++ compiler, which ``torch.compile`` needs too; the library is kept
-in the user's cache. Without a compiler PyTorch's own operators compute everything, around the
-slowest of them (:mod:`dwsep_zoo.ops.cpu`), and :func:`status` says so, in the log of every training
-on a CPU.
+Compilation takes a few seconds and a C++ compiler, which ``torch.compile`` needs too. The library
+is stored in the user's cache. Without a compiler, PyTorch's operators compute everything, with
+detours around the slowest ones (:mod:`dwsep_zoo.ops.cpu`), and :func:`status` reports it in the log
+of every training on a CPU.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch import Tensor
 SOURCE = Path(__file__).with_name("native.cpp")
 INSTALL = "install g++, or name one in the variable CXX"
 VECTOR = 16
-"""Fewest channels that the kernels take."""
+"""Minimum number of channels of the kernels."""
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish", "silu")
-"""By their numbers in ``native.cpp``."""
+"""Activations in the order of their numbers in ``native.cpp``."""
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
 
@@ -50,7 +50,7 @@ _SIGNATURES = {
 
 @dataclass(frozen=True)
 class Native:
-    """The compiled library, or ``None``, and why in a few words."""
+    """The compiled library or ``None``, and a short reason."""
 
     library: ctypes.CDLL | None
     why: str
@@ -58,7 +58,7 @@ class Native:
 
 @lru_cache(maxsize=1)
 def native() -> Native:
-    """Compile what is not in the cache, load it."""
+    """Load the library, compiling it if it is not in the cache."""
     if platform.system() != "Linux":
         return Native(None, f"not for {platform.system()}")
     compiler = _compiler()
@@ -66,7 +66,7 @@ def native() -> Native:
         return Native(None, f"no C++ compiler; {INSTALL}")
     try:
         version = _output(*compiler, "--version").partition("\n")[0]
-        if "clang" in version:  # brings an OpenMP of its own, with threads beside PyTorch's
+        if "clang" in version:  # its own OpenMP would add threads to PyTorch's
             return Native(None, f"not by {version}; {INSTALL}")
         library = _library_of(compiler, version)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -84,19 +84,19 @@ def is_ready() -> bool:
     return native().library is not None
 
 
-# torch.compile takes the answer for a constant instead of looking into how it came about: what
-# torch.compiler.assume_constant_result does, which would import the compiler with this module.
+# torch.compile treats the answer as a constant and does not trace its computation. The function
+# torch.compiler.assume_constant_result does this too, but would import the compiler here.
 is_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def status() -> str:
-    """Whose kernels train norms and depthwise convolutions on the CPU, and why, in one line."""
+    """Name the CPU kernels for norms and depthwise convolutions, and the reason, in one line."""
     found = native()
     return f"{'this project' if found.library else 'PyTorch'}'s ({found.why})"
 
 
 def covers(x: Tensor) -> bool:
-    """Whether the kernels take this input of a layer: layout, type and number of channels."""
+    """Whether the kernels support the layout, type and number of channels of ``x``."""
     return (
         x.dtype in (torch.bfloat16, torch.float32)
         and x.ndim == 4
@@ -108,7 +108,7 @@ def covers(x: Tensor) -> bool:
 
 
 def covers_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`depthwise_backward` computes these gradients."""
+    """Whether :func:`depthwise_backward` supports these arguments."""
     size = weight.shape[-1]
     return (
         stride in STRIDES
@@ -121,7 +121,7 @@ def covers_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bo
 
 
 def covers_norm_act_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`norm_act_depthwise` computes this; ``x`` is the norm's input."""
+    """Whether :func:`norm_act_depthwise` supports these arguments; ``x``: the norm's input."""
     return taps.shape[-1] == 3 and covers_depthwise(x, taps, stride, padding)
 
 
@@ -131,15 +131,15 @@ def norm_act(
     """Normalise over the batch, then activate.
 
     Args:
-        x: ``(N, C, H, W)`` that :func:`covers` is true of.
-        weight: ``(C,)`` float32, as ``bias``.
-        bias: after the multiplication with ``weight``.
+        x: ``(N, C, H, W)`` for which :func:`covers` is true.
+        weight: ``(C,)`` float32.
+        bias: ``(C,)`` float32, added after the multiplication with ``weight``.
         eps: added to the variance.
         act: one of :data:`ACTIVATIONS`.
 
     Returns:
-        What ``x`` is like, and ``(4, C)`` float32: mean, biased variance, and the scale and shift
-        that came of them.
+        A tensor like ``x``, and ``(4, C)`` float32: mean, biased variance, and the resulting scale
+        and shift.
     """
     y, chans = torch.empty_like(x), x.shape[1]
     weight, bias = weight.float().contiguous(), bias.float().contiguous()
@@ -155,7 +155,7 @@ def norm_act(
 def norm_act_backward(
     grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
+    """Return the gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
     grad, chans = _like(grad, x), x.shape[1]
     grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty(chans), torch.empty(chans)
     _library().dwsep_norm_act_backward(
@@ -169,15 +169,15 @@ def norm_act_backward(
 def depthwise_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, need_x: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """The gradients of ``x`` (if it is needed) and, in float32, of ``weight``, in one sweep.
+    """Compute the gradients of ``x`` (if needed) and, in float32, ``weight``, in one sweep.
 
     Args:
         grad: ``(N, C, H', W')``.
-        x: ``(N, C, H, W)`` that :func:`covers_depthwise` is true of.
+        x: ``(N, C, H, W)`` for which :func:`covers_depthwise` is true.
         weight: ``(C, 1, k, k)``.
-        stride: of the convolution, as ``padding``.
+        stride: stride of the convolution.
         padding: zeros on each side.
-        need_x: whether to compute the first one.
+        need_x: whether to compute the gradient of ``x``.
     """
     grad_weight = torch.empty_like(weight, dtype=torch.float32)
     if weight.shape[-1] == 3:
@@ -198,7 +198,7 @@ def depthwise_backward(
 
 
 def act_depthwise(x: Tensor, taps: Tensor, act: str, stride: int, padding: int) -> Tensor:
-    """Activate and convolve depthwise, ``taps`` being the weight, ``(C, 1, 3, 3)``."""
+    """Activate and convolve depthwise with ``taps``, ``(C, 1, 3, 3)``."""
     return _forward(x, None, taps, (0.0, act), (stride, padding))[0]
 
 
@@ -211,7 +211,7 @@ def act_depthwise_backward(
     padding: int,
     need_x: bool = True,
 ) -> tuple[Tensor | None, Tensor]:
-    """The gradients of ``x`` (if it is needed) and ``taps`` of :func:`act_depthwise`."""
+    """Return the gradients of ``x`` (if needed) and ``taps`` of :func:`act_depthwise`."""
     grad_x = torch.empty_like(x) if need_x else None
     _, of_taps, _ = _backward(grad, x, grad_x, taps, None, (0.0, act), (stride, padding))
     return grad_x, of_taps
@@ -227,9 +227,9 @@ def norm_act_depthwise(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`norm_act` and a depthwise convolution, ``taps`` being its weight, ``(C, 1, 3, 3)``.
+    """:func:`norm_act`, then a depthwise convolution with ``taps``, ``(C, 1, 3, 3)``.
 
-    What is normalised and activated is not rounded to the type of ``x``.
+    The intermediate values are not rounded to the type of ``x``.
     """
     y, _, stats, _ = _forward(x, (weight, bias), taps, (eps, act), (stride, padding))
     assert stats is not None
@@ -250,10 +250,10 @@ def norm_act_depthwise_norm_act(
     eps2: float,
     act2: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`norm_act_depthwise` and :func:`norm_act` behind it.
+    """:func:`norm_act_depthwise`, then :func:`norm_act`.
 
     Returns:
-        What the latter does, what the former does, and the stats of both norms.
+        The output, the convolution's output, and the statistics of both norms.
     """
     y, z, stats, stats2 = _forward(
         *(x, (weight, bias), taps, (eps, act), (stride, padding)),
@@ -275,7 +275,7 @@ def norm_act_depthwise_backward(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``weight``, ``bias`` and ``taps`` of :func:`norm_act_depthwise`."""
+    """Return the gradients of all tensor inputs of :func:`norm_act_depthwise`."""
     grad_x = torch.empty_like(x)
     of_norm, of_taps, _ = _backward(grad, x, grad_x, taps, stats, (eps, act), (stride, padding))
     return grad_x, *of_norm, of_taps
@@ -295,7 +295,7 @@ def norm_act_depthwise_norm_act_backward(
     eps2: float,
     act2: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same of :func:`norm_act_depthwise_norm_act`, then ``weight2`` and ``bias2``."""
+    """Return the gradients of all tensor inputs of :func:`norm_act_depthwise_norm_act`."""
     grad_x = torch.empty_like(x)
     of_norm, of_taps, of_norm2 = _backward(
         *(grad, x, grad_x, taps, stats, (eps, act), (stride, padding), y, stats2, (eps2, act2))
@@ -312,7 +312,7 @@ def _forward(
     norm2: tuple[Tensor, Tensor] | None = None,
     how2: tuple[float, str] = (0.0, "identity"),
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """What the convolution gives, what the norm behind it does, and the stats of both norms."""
+    """Return the outputs of the convolution and the second norm, and the norms' statistics."""
     (images, chans, *size), (stride, padding) = x.shape, shape
     image = [(side + 2 * padding - 3) // stride + 1 for side in size]
     y = torch.empty((images, chans, *image), dtype=x.dtype, memory_format=torch.channels_last)
@@ -342,16 +342,16 @@ def _backward(
     stats2: Tensor | None = None,
     how2: tuple[float, str] = (0.0, "identity"),
 ) -> tuple[tuple[Tensor, Tensor], Tensor, tuple[Tensor, Tensor]]:
-    """The gradients of the first norm, of ``taps`` and of the second norm.
+    """Return the gradients of the first norm, ``taps`` and the second norm.
 
-    That of ``x`` is written to ``grad_x``. A norm without stats is none, and its gradients mean
-    nothing.
+    The gradient of ``x`` is written to ``grad_x``. Without statistics a norm is absent, and its
+    gradients are meaningless.
     """
     grad, (images, chans, *size) = _like(grad, x), x.shape
     filters = taps.float().contiguous()
     grad_taps = torch.empty_like(filters)
     weight, bias, weight2, bias2 = torch.empty(4, chans).unbind()
-    # Its slope is too much work to be computed twice: is_kept in native.cpp.
+    # SILU's slope is too expensive to compute twice: is_kept in native.cpp.
     kept = torch.empty_like(grad) if how2[1] == "silu" else None
     _library().dwsep_norm_act_depthwise_backward(
         *_pointers(grad, x, y, kept, filters, stats, stats2),
@@ -365,7 +365,7 @@ def _backward(
 def _settings(
     x: Tensor, how: tuple[float, str], shape: tuple[int, int], how2: tuple[float, str]
 ) -> list[float]:
-    """The last arguments of what convolves."""
+    """Return the last arguments of the convolution functions."""
     (eps, act), (eps2, act2) = how, how2
     acts = (ACTIVATIONS.index(act), ACTIVATIONS.index(act2))
     return [eps, eps2, *shape, x.dtype is torch.bfloat16, *acts, torch.get_num_threads()]
@@ -386,9 +386,9 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _compiler() -> list[str] | None:
-    """Its command; ``CXX`` may have one with arguments."""
+    """Return the compiler's command; ``CXX`` may contain arguments."""
     for name in (os.environ.get("CXX", ""), "g++", "c++"):
-        with contextlib.suppress(ValueError):  # a quotation that does not end
+        with contextlib.suppress(ValueError):  # an unterminated quote
             words = shlex.split(name)
             if words and shutil.which(words[0]):
                 return words
@@ -400,9 +400,9 @@ def _output(*command: str) -> str:
 
 
 def _library_of(compiler: list[str], version: str) -> ctypes.CDLL:
-    """From the cache, or compiled now. Another processor has another one."""
+    """Load the library of this processor from the cache, or compile it."""
     flag = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
-    # PyTorch brings its own OpenMP. Another one would have threads of its own on the same cores.
+    # PyTorch ships OpenMP. A second one would run its own threads on the same cores.
     openmp = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")))
     options = ["-std=c++17", "-O3", flag, "-shared", "-fPIC", "-w", "-fopenmp"]
     command = [*compiler, *options, str(SOURCE), *openmp, "-Wl,--as-needed"]
@@ -411,24 +411,24 @@ def _library_of(compiler: list[str], version: str) -> ctypes.CDLL:
     parts = [SOURCE.read_text(encoding="utf-8"), version, *command, *features]
     name = f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     folder = _cache_folder()
-    with contextlib.suppress(OSError):  # there is none yet, or it is damaged
+    with contextlib.suppress(OSError):  # missing or damaged
         if folder is not None:
             return ctypes.CDLL(str(folder / name))
     with tempfile.TemporaryDirectory(dir=folder) as new:
         path = Path(new, name)
         subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=True)
-        if folder is not None:  # put in place as a whole
+        if folder is not None:  # replace atomically
             path = path.replace(folder / name)
         return ctypes.CDLL(str(path))
 
 
 def _cache_folder() -> Path | None:
-    """Of the user's own; ``None`` where nothing can be kept."""
+    """Return the user's cache folder, or ``None`` if it is not writable."""
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(base, "dwsep_zoo")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except (OSError, RuntimeError):  # no home
+    except (OSError, RuntimeError):  # no home directory
         return None

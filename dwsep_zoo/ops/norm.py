@@ -1,11 +1,11 @@
-"""Batch normalisation with what is behind it, as one operation in training.
+"""Batch normalisation fused with the layers after it, for training.
 
-On the CPU PyTorch's own take several times as long as their memory traffic: together almost a third
-of MobileNetV1's step in bfloat16. Here a pass is bound by memory (``native.cpp``), the activation
-is part of the norm's, and where a depthwise convolution follows, it takes what it needs of both:
-what lies between them is neither written nor read nor kept for the backward pass. On NVIDIA GPUs it
-is the same with Triton kernels (``triton_norm.py``), also with the expansion in front of them
-(``triton_expand.py``). The transforms of ``torch.func`` do not know these operations.
+On the CPU, PyTorch's operators take several times as long as their memory traffic requires: almost
+a third of MobileNetV1's step in bfloat16. The kernels here are limited by memory (``native.cpp``).
+The norm's pass includes the activation. A depthwise convolution after them computes both as it
+reads, so the intermediate tensor is neither written, read nor kept for the backward pass. NVIDIA
+GPUs have Triton kernels for this (``triton_norm.py``), also including the expansion before the norm
+(``triton_expand.py``). The transforms of ``torch.func`` do not support these operations.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def covers(x: Tensor) -> bool:
-    """Whether :func:`batch_norm_act` takes this input."""
+    """Whether :func:`batch_norm_act` supports this input."""
     return _kernels(x).covers(x)
 
 
 def covers_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`batch_norm_act_depthwise` does."""
+    """Whether :func:`batch_norm_act_depthwise` supports these arguments."""
     return _kernels(x).covers_norm_act_depthwise(x, taps, stride, padding)
 
 
 def covers_act(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`act_depthwise` does, of which a GPU has none."""
+    """Whether :func:`act_depthwise` supports these arguments; a GPU has no such kernel."""
     return _kernels(x) is native and covers_depthwise(x, taps, stride, padding)
 
 
 def covers_both_norms(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`batch_norm_act_depthwise_batch_norm_act` does, of which a GPU has none."""
-    # Whatever the size of an image, the norm of two has more than one value.
+    """Whether :func:`batch_norm_act_depthwise_batch_norm_act` does; a GPU has no such kernel."""
+    # With two images a channel has more than one value, at any image size.
     return covers_act(x, taps, stride, padding) and x.shape[0] > 1
 
 
 def covers_expand(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`expand_norm_act_depthwise` does, and is faster than its parts."""
+    """Whether :func:`expand_norm_act_depthwise` supports these arguments and is faster."""
     kernels = _expansion_kernels(x)
     return kernels is not None and kernels.covers(x, expand, taps, stride, padding)
 
@@ -62,15 +62,15 @@ def batch_norm_act(
     """``act(batch_norm(x))`` with the batch's own statistics.
 
     Args:
-        x: ``(N, C, H, W)``, one that :func:`covers` is true of.
-        weight: ``(C,)`` float32, as ``bias``.
-        bias: added last before the activation.
+        x: ``(N, C, H, W)`` for which :func:`covers` is true.
+        weight: ``(C,)`` float32.
+        bias: ``(C,)`` float32, added last before the activation.
         eps: added to the variance.
         act: a key of :data:`ACTS`.
 
     Returns:
-        What ``x`` is like, and ``(2, C)`` float32, the mean and the biased variance, which are
-        constants to autograd.
+        A tensor like ``x``, and ``(2, C)`` float32: mean and biased variance, which autograd treats
+        as constants.
     """
     y, stats = _NormAct.apply(x, weight, bias, eps, act)
     return y, stats[:2]
@@ -90,7 +90,7 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, stats = ctx.saved_tensors
-        if torch.is_grad_enabled():  # second derivatives are wanted, which PyTorch's own have
+        if torch.is_grad_enabled():  # second derivatives: use PyTorch's operators
             again = partial(_norm_act, eps=ctx.eps, act=ctx.act)
             return (*_grads(again, (x, weight, bias), grad), None, None)
         grads = _kernels(x).norm_act_backward(grad, x, stats, ctx.eps, ctx.act)
@@ -107,9 +107,9 @@ def batch_norm_act_depthwise(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`batch_norm_act` and a depthwise convolution, whose weight is ``taps``.
+    """:func:`batch_norm_act`, then a depthwise convolution with ``taps``.
 
-    That is ``(C, 1, k, k)`` float32. All of it is what :func:`covers_depthwise` is true of.
+    ``taps``: ``(C, 1, k, k)`` float32. :func:`covers_depthwise` must be true of the arguments.
     """
     y, stats = _NormActDepthwise.apply(x, weight, bias, eps, act, taps, stride, padding)
     return y, stats[:2]
@@ -150,7 +150,7 @@ class _NormActDepthwise(torch.autograd.Function):
 
 
 def act_depthwise(x: Tensor, act: str, taps: Tensor, stride: int, padding: int) -> Tensor:
-    """An activation and a depthwise convolution; takes what :func:`covers_act` is true of."""
+    """Activate and convolve depthwise; :func:`covers_act` must be true of the arguments."""
     return _ActDepthwise.apply(x, act, taps, stride, padding)
 
 
@@ -187,12 +187,12 @@ def batch_norm_act_depthwise_batch_norm_act(
     eps2: float,
     act2: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`batch_norm_act_depthwise` and :func:`batch_norm_act` behind it.
+    """:func:`batch_norm_act_depthwise`, then :func:`batch_norm_act`.
 
-    Takes what :func:`covers_both_norms` is true of.
+    :func:`covers_both_norms` must be true of the arguments.
 
     Returns:
-        What the latter does, and the mean and variance of both norms.
+        The output, and mean and variance of both norms.
     """
     z, stats, stats2 = _NormActDepthwiseNormAct.apply(
         x, weight, bias, eps, act, taps, stride, padding, weight2, bias2, eps2, act2
@@ -255,10 +255,10 @@ def expand_norm_act_depthwise(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor]:
-    """A 1 x 1 convolution with the weight ``expand`` and :func:`batch_norm_act_depthwise`.
+    """A 1 x 1 convolution with the weight ``expand``, then :func:`batch_norm_act_depthwise`.
 
-    What is multiplied is rounded to the type of ``x``, as autocast does. Takes what
-    :func:`covers_expand` is true of.
+    Factors are rounded to the type of ``x``, as autocast does. :func:`covers_expand` must be true
+    of the arguments.
     """
     y, stats = _ExpandNormActDepthwise.apply(
         x, expand, weight, bias, eps, act, taps, stride, padding
@@ -304,12 +304,12 @@ class _ExpandNormActDepthwise(torch.autograd.Function):
 
 
 def _norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str) -> Tensor:
-    """Norm and activation as PyTorch's own operators."""
+    """Norm and activation with PyTorch's operators."""
     return ACTS[act](F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
 
 
 def _by_layers(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, ctx: Any) -> Tensor:
-    """Norm, activation and depthwise convolution as PyTorch's own operators."""
+    """Norm, activation and depthwise convolution with PyTorch's operators."""
     return _depthwise(_norm_act(x, weight, bias, ctx.eps, ctx.act), taps, ctx)
 
 
@@ -340,8 +340,8 @@ def _depthwise(x: Tensor, taps: Tensor, ctx: Any) -> Tensor:
 def _grads(
     again: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor
 ) -> list[Tensor | None]:
-    """Of those leaves that need one, differentiable; ``again`` computes the output from all."""
-    # One tensor may be two of them, and each has a gradient of its own.
+    """Return differentiable gradients of the leaves; ``again`` recomputes the output from them."""
+    # One tensor may be two of the leaves, and each needs its own gradient.
     apart = [leaf.view_as(leaf) for leaf in leaves]
     needed = [leaf for leaf in apart if leaf.requires_grad]
     found = iter(torch.autograd.grad(again(*apart), needed, grad, create_graph=True))
@@ -349,7 +349,7 @@ def _grads(
 
 
 class _Kernels(Protocol):
-    """What there is for a device."""
+    """The kernels of a device."""
 
     def covers(self, x: Tensor) -> bool: ...
 
@@ -392,14 +392,14 @@ class _Kernels(Protocol):
 
 def _kernels(x: Tensor) -> _Kernels:
     if x.is_cuda:
-        from dwsep_zoo.ops import triton_norm  # Triton is imported where there is a GPU only
+        from dwsep_zoo.ops import triton_norm  # import Triton only if there is a GPU
 
         return triton_norm
     return native
 
 
 def _expansion_kernels(x: Tensor) -> Any:
-    """``None`` where an expansion is no faster with what follows it."""
+    """Return ``None`` if fusing the expansion is not faster."""
     if x.is_cuda:
         from dwsep_zoo.ops import triton_expand
 

@@ -1,13 +1,13 @@
-"""The pointwise convolution as a product of matrices, where PyTorch's convolution is slow.
+"""The pointwise convolution as a matrix product, where PyTorch's convolution is slow.
 
-Both are the same sums. On the CPU oneDNN's bfloat16 convolutions lose time where a batch has few
-pixels, above all in the weight's gradient: with 1024 channels and 512 pixels the three products of
-a training step take little more than a third of the time of the three convolutions, with 2048 three
-quarters; beyond some thousands they are equal. Those of a squeeze-and-excite, with one pixel an
-image, take about half of the time. In float32 the convolutions are faster.
+Both compute the same sums. On the CPU, oneDNN's bfloat16 convolutions are slow if a batch has few
+pixels, above all the weight's gradient: with 1024 channels and 512 pixels the three products of a
+training step take little more than a third of the time of the three convolutions, with 2048 pixels
+three quarters, and beyond some thousands the same time. In a squeeze-and-excite, with one pixel per
+image, they take about half of it. In float32 the convolutions are faster.
 
-On a GPU in half precision the two are as fast, but for that cuDNN has to try all its kernels for
-every shape, which takes most of a minute for a network.
+On a GPU in half precision both are equally fast, but cuDNN has to try all its kernels for every
+shape, which takes most of a minute per network.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from dwsep_zoo.ops.dtype import autocast_dtype
 from dwsep_zoo.ops.fallback import plain
 
-MAX_PIXELS = 4096  # of a batch
+MAX_PIXELS = 4096  # in a batch
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """1 x 1 convolution of ``(N, C, H, W)`` with a weight of ``(C', C, 1, 1)``."""
+    """Convolve ``(N, C, H, W)`` with a 1 x 1 weight, ``(C', C, 1, 1)``."""
     if _is_a_product(x):
-        # In channels_last this is a view, an image's pixels being rows of channels.
+        # A view in channels_last, where the pixels are rows of channels.
         return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias, 1, 0, 1, 1)
 

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: when they can run, activations, sizes of blocks."""
+"""Common parts of the Triton kernels: availability, activations, block sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dwsep_zoo.errors import first_line
 try:
     import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
     import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
-except ImportError:  # not on every platform; `unavailable` says so
+except ImportError:  # not on every platform; see `unavailable`
     triton = tl = None
 
 __all__ = [
@@ -32,11 +32,11 @@ __all__ = [
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish", "silu")
-MIN_CAPABILITY = (8, 0)  # bfloat16
+MIN_CAPABILITY = (8, 0)  # needed for bfloat16
 
 
 def unavailable() -> str | None:
-    """Why the kernels cannot run here, on a GPU or in Triton's interpreter, or None."""
+    """Return why the kernels cannot run, on a GPU or in Triton's interpreter, or None."""
     if triton is None:
         return "Triton is not installed"
     if interpreted():
@@ -52,16 +52,16 @@ def unavailable() -> str | None:
 
 @functools.cache
 def _failure() -> str | None:
-    """Why no kernel can be compiled: there may be no C compiler, or no place to write to."""
+    """Return why no kernel compiles, such as a missing C compiler or a read-only disk."""
     try:
         _trial_kernel[(1,)](torch.zeros(1, device="cuda"))
-    except Exception as error:  # of Triton, the compiler, the file system, the driver
+    except Exception as error:  # from Triton, the compiler, the file system or the driver
         return f"Triton cannot compile its kernels: {first_line(error)}"
     return None
 
 
 def block_of(length: int, least: int, most: int) -> int:
-    """Largest power of two that covers ``length`` with a quarter to spare, or else the tightest."""
+    """Largest power of two that covers ``length`` with a quarter to spare, else the tightest."""
     blocks = [2**n for n in range(least.bit_length() - 1, most.bit_length())]
     spare = {block: ceil_div(length, block) * block / length for block in blocks}
     fitting = [block for block in blocks if spare[block] <= 1.25]
@@ -73,19 +73,19 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, which it decides as it decorates them."""
+    """Whether kernels run in Triton's interpreter; Triton decides this at decoration."""
     return triton is not None and not isinstance(activate, triton.JITFunction)
 
 
 def jit(*sizes: str) -> Callable[[Callable[..., Any]], Any]:
-    """``triton.jit``, if there is Triton; one compilation serves all values of ``sizes``."""
+    """``triton.jit`` if Triton is installed; one compilation serves all values of ``sizes``."""
     if triton is None:
         return lambda kernel: kernel
     return triton.jit(do_not_specialize=list(sizes))
 
 
 def constant(function: Callable[..., int]) -> Any:
-    """Called in a kernel, ``function`` is computed as the kernel is compiled."""
+    """Evaluate ``function`` at compile time when a kernel calls it."""
     return function if triton is None else triton.constexpr_function(function)
 
 
@@ -98,7 +98,7 @@ def _trial_kernel(x):
 @jit()
 @no_type_check
 def activate(t, ACT: tl.constexpr):
-    """A NaN stays one."""
+    """Activate ``t``; NaN stays NaN."""
     if ACT == "relu":
         t = tl.maximum(t, 0.0, tl.PropagateNan.ALL)
     elif ACT == "relu6":
@@ -120,7 +120,7 @@ def _between(t, least, most):
 @jit()
 @no_type_check
 def differentiate(g, t, ACT: tl.constexpr):
-    """The gradient at ``t`` of that of ``activate(t)``; where there is none, PyTorch's choice."""
+    """Gradient at ``t`` from the gradient at ``activate(t)``; PyTorch's subgradient at kinks."""
     if ACT == "relu":
         g = tl.where(t <= 0.0, 0.0, g)
     elif ACT == "relu6":

@@ -1,19 +1,19 @@
 """Depthwise convolution and its gradients on NVIDIA GPUs, as Triton kernels.
 
-A depthwise convolution does 2 k^2 operations for each value it reads, so it can only be as fast as
-memory; the kernels are laid out around that:
+A depthwise convolution does only 2 k^2 operations per value that it reads, so memory limits its
+speed, and the kernels are designed for that:
 
-* channels_last. A program goes along strips of some rows from left to right, for a block of
-  channels, which lie side by side in memory. A value is loaded once for all outputs of the strip
-  that it contributes to: (rows + k - 1) / rows loads for an output instead of k^2. What is loaded
-  next is on its way while the last is used.
-* Sums are float32 whatever the tensors are.
-* Backward is one sweep over the input. Both gradients need the output's gradient at the same
-  places, so input and gradient are read once and two results come out of it. With stride s the
-  input is walked in cells of s x s pixels: every pixel of a cell has its own fixed set of taps, so
-  none is multiplied in vain. The weight's gradient is summed within a program, written as one
-  partial sum per program and added up by a second kernel in a fixed order: no atomics, and how many
-  programs there are follows from the shape alone, so a result is the same on every run.
+* The layout is channels_last. A program walks along strips of a few rows from left to right, for a
+  block of channels, which are adjacent in memory. It loads a value once for all outputs of the
+  strip that it contributes to: (rows + k - 1) / rows loads per output instead of k^2. The next load
+  overlaps with the use of the last one.
+* Sums are float32 for every type of tensor.
+* The backward pass is one sweep over the input. Both gradients need the output's gradient at the
+  same places, so input and gradient are read once for two results. With stride s the program walks
+  over cells of s x s input pixels: each pixel of a cell has a fixed set of taps, so no product is
+  wasted. The weight's gradient is summed within a program, written as one partial sum per
+  program, and added up by a second kernel in a fixed order. There are no atomics, and the number of
+  programs depends only on the shape, so results are the same on every run.
 * An optional prologue ``act(x * scale + shift)`` is applied as the input is read. Batch
   normalisation and activation before the convolution then never write their result to memory.
 """
@@ -45,8 +45,8 @@ from dwsep_zoo.ops.triton_common import (
 
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
-PROGRAMS = 2048  # of a backward sweep: some waves on the largest GPU, so the last one costs little
-# Rows of a strip and channels of a thread, by kernel size and stride.
+PROGRAMS = 2048  # in a backward sweep: a few waves on the largest GPU, so the last costs little
+# Rows of a strip and channels per thread, by kernel size and stride.
 FORWARD_TILES = {
     (3, 1): (2, 4),
     (3, 2): (2, 2),
@@ -63,16 +63,16 @@ BACKWARD_TILES = {
     (7, 1): (1, 1),
     (7, 2): (1, 1),
 }
-WARPS = 2  # of a program
+WARPS = 2  # per program
 ENOUGH_THREADS = 2**18  # to fill the largest GPU
 SHORTEST_STRIP = 8  # columns; the first ones of a strip are read twice
-LONGEST_IMAGE = 2**31  # offsets within an image are 32 bits, those between images 64
+LONGEST_IMAGE = 2**31  # offsets have 32 bits within an image and 64 between images
 
 
 class Prologue(NamedTuple):
-    """``act(x * scale + shift)``, computed in float32, in front of the convolution.
+    """``act(x * scale + shift)``, computed in float32, before the convolution.
 
-    The zeros of the padding come after it. Batch normalisation is ``scale = gamma / std``,
+    Zero padding is applied after it. Batch normalisation is ``scale = gamma / std``,
     ``shift = beta - mean * scale``.
     """
 
@@ -82,31 +82,31 @@ class Prologue(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What was asked for; the rest is None."""
+    """The requested gradients; the others are None."""
 
     x: Tensor | None
     weight: Tensor | None
-    scale: Tensor | None  # (C,) float32: sum of g * x, g the gradient at the activation's input
+    scale: Tensor | None  # (C,) float32: sum of g * x, g = gradient at the activation's input
     shift: Tensor | None  # (C,) float32: sum of g
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How the work is divided.
+    """The division of the work into programs.
 
-    A strip is some rows of an image, which a program goes along from left to right. Rows and
+    A strip is a few rows of an image that a program walks along from left to right. Rows and
     columns are output pixels in ``forward``, stride x stride cells of the input in ``backward``.
     """
 
-    rows: int  # of a strip
-    strips: int  # that a program goes along at once, a power of two
-    chans: int  # of a program, a power of two
+    rows: int  # in a strip
+    strips: int  # per program at a time, a power of two
+    chans: int  # per program, a power of two
     warps: int
-    columns: int = 2**30  # of a strip, at most
+    columns: int = 2**30  # in a strip, at most
 
 
 def covered(x: Tensor, weight: Tensor, stride: int, padding: int) -> str | None:
-    """None, or in words why ``forward`` and ``backward`` do not take these arguments."""
+    """Return None, or why ``forward`` and ``backward`` do not support these arguments."""
     if (reason := unavailable()) is not None:
         return reason
     if not (x.is_cuda or interpreted()) or weight.device != x.device:
@@ -123,7 +123,7 @@ def covered(x: Tensor, weight: Tensor, stride: int, padding: int) -> str | None:
 
 
 def covered_sizes(shape: torch.Size, weight: Tensor, stride: int, padding: int) -> str | None:
-    """As :func:`covered`, of what depends on the input's shape."""
+    """Check the shape of the input, as part of :func:`covered`."""
     size = weight.shape[-1]
     if weight.shape[0] != shape[1] or weight.shape[1] != 1:
         return f"weight {tuple(weight.shape)} is not one filter for each of {shape[1]} channels"
@@ -148,15 +148,15 @@ def forward(
     prologue: Prologue | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Convolve every channel with its own filter; sums in float32, rounded once.
+    """Convolve each channel with its own filter; sums in float32, rounded once.
 
     Args:
         x: ``(N, C, H, W)``, channels_last.
         weight: ``(C, 1, k, k)``; its type may differ from that of ``x``.
         stride: the same in both directions.
         padding: zeros on each side, in pixels.
-        prologue: what is applied to ``x`` first.
-        tile: how the work is divided; by default a rule by shape.
+        prologue: applied to ``x`` first.
+        tile: division of the work; by default a rule by shape.
 
     Returns:
         ``(N, C, H', W')``, channels_last, of the type of ``x``.
@@ -209,7 +209,7 @@ def backward(
     prologue: Prologue | None = None,
     tile: Tile | None = None,
 ) -> Gradients:
-    """Gradients of everything ``forward`` reads, in one sweep over ``grad`` and ``x``.
+    """Return the gradients of all inputs of ``forward``, in one sweep over ``grad`` and ``x``.
 
     Args:
         grad: ``(N, C, H', W')``; copied if it is not channels_last.
@@ -217,14 +217,14 @@ def backward(
         weight: as in ``forward``.
         stride: as in ``forward``.
         padding: as in ``forward``.
-        mask: whether the input's gradient is needed (with that of the prologue's scale and shift),
-            and the weight's.
-        prologue: as in ``forward``. Scale and shift are independent inputs here; where they come
-            from the mean and variance of ``x``, their gradients go on through those.
-        tile: how the work is divided; by default a rule by shape.
+        mask: whether to compute the gradient of the input (with the prologue's scale and shift),
+            and of the weight.
+        prologue: as in ``forward``. Scale and shift are independent inputs here; if they depend on
+            the mean and variance of ``x``, the caller continues with their gradients.
+        tile: division of the work; by default a rule by shape.
 
     Returns:
-        The gradient of ``x`` like ``x``, that of the weight like the weight.
+        The gradients of ``x`` and of the weight, in the type and layout of these tensors.
     """
     need_x, need_weight = mask
     n, chans, height, width = x.shape
@@ -294,17 +294,17 @@ def backward(
 
 
 def forward_tile(images: int, chans: int, height: int, width: int, size: int, stride: int) -> Tile:
-    """For outputs of ``height`` x ``width``."""
+    """Return the tile for outputs of ``height`` x ``width``."""
     return _tile(images, chans, height, width, *FORWARD_TILES[size, stride])
 
 
 def backward_tile(images: int, chans: int, height: int, width: int, size: int, stride: int) -> Tile:
-    """For inputs of ``height`` x ``width`` cells."""
+    """Return the tile for inputs of ``height`` x ``width`` cells."""
     return _tile(images, chans, height, width, *BACKWARD_TILES[size, stride])
 
 
 def _tile(images: int, chans: int, height: int, width: int, most_rows: int, values: int) -> Tile:
-    """``values``: channels of a thread, which all have its strip."""
+    """Choose the tile; ``values``: channels per thread, all in its strip."""
     rows, block = block_of(height, least=1, most=most_rows), block_of(chans, least=16, most=64)
     strips = 32 * WARPS * values // block
     threads = images * ceil_div(height, rows) * ceil_div(chans, block) * block // values
@@ -323,8 +323,8 @@ def _empty_nhwc(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    """``(k * k, C)`` float32: a tap's weights of neighbouring channels side by side."""
-    taps = weight.detach().flatten(1).t()  # and then one copy, by whichever call it needs
+    """Return ``(k * k, C)`` float32, where neighbouring channels of a tap are adjacent."""
+    taps = weight.detach().flatten(1).t()  # one copy follows, by the call that needs it
     return taps.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
 
 
@@ -342,14 +342,14 @@ def _float32(prologue: Prologue | None) -> tuple[Tensor | None, Tensor | None]:
 @constant
 @no_type_check
 def _at(row, column, size):
-    """Number of the tap at a row and a column, or -1."""
+    """Return the number of the tap at a row and a column, or -1."""
     return row * size + column if 0 <= row < size and 0 <= column < size else -1
 
 
 @constant
 @no_type_check
 def _tap(pixel, q, d, size, stride, base):
-    """Tap by which a pixel of a tile meets the gradient at row q and column d, or -1.
+    """Return the tap that connects a pixel of a tile to the gradient at (q, d), or -1.
 
     Output o reads the input at ``stride * o + tap - padding``.
     """
@@ -361,7 +361,7 @@ def _tap(pixel, q, d, size, stride, base):
 @constant
 @no_type_check
 def _pixel(tap, q, d, size, stride, base, rows):
-    """Pixel of a tile that meets the gradient at row q and column d by a tap, or -1."""
+    """Return the pixel of a tile that a tap connects to the gradient at (q, d), or -1."""
     row = tap // size - base + stride * q
     column = tap % size - base + stride * d
     inside = 0 <= row < rows * stride and 0 <= column < stride
@@ -371,21 +371,21 @@ def _pixel(tap, q, d, size, stride, base, rows):
 @constant
 @no_type_check
 def _ahead(size, stride):
-    """Outputs of a row that an input pixel can contribute to."""
+    """Return the number of outputs in a row that an input pixel can contribute to."""
     return (size - 1) // stride + 1
 
 
 @constant
 @no_type_check
 def _place(pixel, cell, stride, rows):
-    """Of a pixel of a cell in columns of pixels that lie one after the other."""
+    """Return the index of a cell's pixel in consecutive columns of pixels."""
     return (cell * stride + pixel % stride) * rows * stride + pixel // stride
 
 
 @jit()
 @no_type_check
 def _shifted(values, new, COUNT: tl.constexpr):
-    """``new`` and then as many of ``values`` as make ``COUNT``."""
+    """Return ``new`` followed by ``values``, cut to ``COUNT``."""
     for k in tl.static_range(COUNT - len(new)):
         new = new + (values[k],)
     return new
@@ -394,7 +394,7 @@ def _shifted(values, new, COUNT: tl.constexpr):
 @jit()
 @no_type_check
 def _columns(image, row, first, limits, width, chans, COUNT: tl.constexpr):
-    """The values in ``COUNT`` columns, from ``row`` and ``first`` on; 0 beyond a row's limit."""
+    """Load ``COUNT`` columns, starting at ``row`` and ``first``; 0 beyond a row's limit."""
     columns = ()
     for d in tl.static_range(COUNT):
         w = first + d
@@ -407,7 +407,7 @@ def _columns(image, row, first, limits, width, chans, COUNT: tl.constexpr):
 @jit()
 @no_type_check
 def _in_front(values, new, FROM: tl.constexpr, COUNT: tl.constexpr, ALL: tl.constexpr):
-    """``COUNT`` of ``new`` as float32, then as many of ``values`` as make ``ALL``."""
+    """Return ``COUNT`` of ``new`` as float32 followed by ``values``, cut to ``ALL``."""
     front = ()
     for k in tl.static_range(COUNT):
         front = front + (new[FROM + k].to(tl.float32),)
@@ -419,10 +419,10 @@ _SIZES = (
     *("tiles_h", "tiles_w", "columns"),
 )
 
-# In the kernels: u counts columns of a strip, q rows of what is read, r rows of the strip, p its
-# pixels, d columns of the gradient, t the filter's taps, i its rows and j its columns, m outputs
-# before the column's own. A row outside the image has no columns: as an unsigned number a column
-# is less than its limit if it is inside.
+# Indices in the kernels: u columns of a strip, q rows of the loaded data, r rows of the strip, p
+# its pixels, d columns of the gradient, t taps of the filter, i its rows and j its columns, m
+# outputs before the column's own. A row outside the image has no columns: compared as unsigned
+# numbers, a column inside the image is less than its limit.
 # Weights, scale and shift are loaded for a whole tile: all threads need them in the layout of the
 # data, and a load that hits the cache is cheaper than an exchange between threads.
 
@@ -453,9 +453,9 @@ def _forward_kernel(
     STRIPS: tl.constexpr,
     CHANS: tl.constexpr,
 ):
-    """Every input pixel is read once a strip and added to all outputs that it contributes to."""
+    """Read each input pixel once per strip and add it to all outputs that it contributes to."""
     AHEAD: tl.constexpr = _ahead(SIZE, STRIDE)
-    UNROLL: tl.constexpr = AHEAD if SIZE == 3 else 1  # sums then stay where they are
+    UNROLL: tl.constexpr = AHEAD if SIZE == 3 else 1  # the sums stay in registers
     IN_ROWS: tl.constexpr = STRIDE * (ROWS - 1) + SIZE
 
     chans = chan_vectors * VECTOR  # so that the compiler knows a divisor, and loads vectors
@@ -550,7 +550,7 @@ def _backward_kernel(
     STRIPS: tl.constexpr,
     CHANS: tl.constexpr,
 ):
-    """The gradient's columns that touch a column of cells are kept while they do.
+    """Keep the columns of the gradient as long as they touch the current column of cells.
 
     A program walks over groups of strips; its part of the weight's gradient is in registers.
     """
@@ -561,7 +561,7 @@ def _backward_kernel(
     BASE: tl.constexpr = PADDING - STRIDE * FIRST
     GRAD_ROWS: tl.constexpr = (ROWS * STRIDE - 1 + BASE) // STRIDE + 1
     GRAD_COLUMNS: tl.constexpr = (STRIDE - 1 + BASE) // STRIDE + 1
-    UNROLL: tl.constexpr = GRAD_COLUMNS if SIZE == 3 else 1  # the gradient then stays where it is
+    UNROLL: tl.constexpr = GRAD_COLUMNS if SIZE == 3 else 1  # the gradient stays in registers
     LINES: tl.constexpr = (TAPS if NEED_WEIGHT else 0) + (2 if NEED_X and ACT is not None else 0)
 
     chans = chan_vectors * VECTOR
@@ -595,7 +595,7 @@ def _backward_kernel(
         if NEED_X:
             grad_x_image = grad_x + (image.to(tl.int64) * (height * width * chans) + c)
         grad_image = grad + (image.to(tl.int64) * (out_height * out_width * chans) + c)
-        limits = ()  # of the gradient's rows
+        limits = ()  # for the gradient's rows
         for q in tl.static_range(GRAD_ROWS):
             h = row + (q + FIRST)
             limit = tl.where(inside & (h >= 0) & (h < out_height), out_width, 0)
@@ -606,7 +606,7 @@ def _backward_kernel(
             limit = tl.where(inside & (row * STRIDE + r < height), last, 0)
             x_limits = x_limits + (limit.to(tl.uint32),)
 
-        # Columns of the gradient that touch a cell's, the last one first.
+        # Columns of the gradient that touch a column of cells, the last one first.
         window = (zero,) * (GRAD_COLUMNS * GRAD_ROWS)
         kept = _columns(
             grad_image, row + FIRST, first + FIRST, limits, out_width, chans, GRAD_COLUMNS - 1
@@ -626,7 +626,7 @@ def _backward_kernel(
             for v in tl.static_range(UNROLL):
                 window = _in_front(window, read, v * GRAD_ROWS, GRAD_ROWS, GRAD_COLUMNS * GRAD_ROWS)
                 w = column_x + (start + v) * STRIDE
-                inputs = ()  # of the convolution
+                inputs = ()  # for the convolution
                 for p in tl.static_range(PIXELS):
                     pixel = read_x[_place(p, v, STRIDE, ROWS)].to(tl.float32)
                     if ACT is not None:
@@ -660,7 +660,7 @@ def _backward_kernel(
                         ok = (w + p % STRIDE).to(tl.uint32) < x_limits[p // STRIDE]
                         g = input_grads[p]
                         if ACT is not None:
-                            # A cell reaches beyond the image, into the padding.
+                            # A cell extends beyond the image into the padding.
                             pixel = read_x[_place(p, v, STRIDE, ROWS)].to(tl.float32)
                             g = tl.where(ok, differentiate(g, pixel * a + b, ACT), 0.0)
                             scale_sum += g * pixel
@@ -695,7 +695,7 @@ def _sum_kernel(
     PROGRAMS: tl.constexpr,
     CHANS: tl.constexpr,
 ):
-    """Adds the partial sums of a tap (or of scale, or shift) over all programs."""
+    """Add the partial sums of a tap (or of scale, or shift) over all programs."""
     line = tl.program_id(0)
     c = tl.program_id(1) * CHANS + tl.arange(0, CHANS)
     total = tl.full((PROGRAMS, CHANS), 0, tl.float32)

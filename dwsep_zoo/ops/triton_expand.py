@@ -1,26 +1,26 @@
 """An expansion, its norm, activation and depthwise convolution on NVIDIA GPUs, with fewer passes.
 
-The middle of an inverted residual is several times as wide as its ends, and what costs time is how
+The middle of an inverted residual is several times as wide as its ends, and its time depends on how
 often the wide tensor passes through memory. Let X be the narrow input (pixels x channels), W the
-weight of the expansion and E = X W' what it gives. Batch normalisation needs E's mean and variance,
+weight of the expansion and E = X W' its output. Batch normalisation needs E's mean and variance,
 and these follow from the narrow side:
 
     mean(E) = W mean(X),    var(E) = diag(W cov(X) W').
 
-Backward, the gradient of E is that of the norm's input as if scale and shift were constants, G,
-plus E k2 + k1, with a number k1 and k2 for each channel. As E = X W', that sum need not be made:
+In the backward pass, the gradient of E is G, the gradient for constant scale and shift, plus
+E k2 + k1, with numbers k1 and k2 for each channel. As E = X W', this sum need not be computed:
 
     dX = G W + X (W' diag(k2) W) + k1' W,
     dW = G' X + diag(k2) W (X' X) + k1 (sum of X)'.
 
-What stands in brackets has the size of the narrow side. So the wide tensor is written and read once
-forward instead of once and three times, and backward two of three writes and reads go away. It is
-the same function; only roundings differ: E's statistics are those before it was rounded. The
-variance is a difference, which loses digits where the mean is much larger than the deviation: 0.2 %
-of it at 30 times, 2 % at 100 times. Behind a norm, where expansions are, it is not.
+The terms in brackets have the size of the narrow side. The forward pass writes and reads the wide
+tensor once, instead of one write and three reads; the backward pass saves two of three of each. The
+function is the same up to rounding: the statistics are those of E before its rounding. The variance
+is a difference, which loses digits if the mean is much larger than the deviation: 0.2 % of it at 30
+times, 2 % at 100 times. Expansions follow a norm, where it is not.
 
-Float32 stays layer by layer: cuDNN's convolutions may round what they multiply there, which
-products of matrices do not, so that these would be slower.
+Float32 stays layer by layer: cuDNN's convolutions may round their factors there, and matrix
+products may not, so they would be slower.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from dwsep_zoo.ops.triton_common import ceil_div, jit, tl
 from dwsep_zoo.ops.triton_norm import add_up
 
 DTYPES = (torch.bfloat16, torch.float16)
-MIN_RATIO = 3  # of the wide to the narrow side; below, there is nothing to gain
-MAX_CHANS = 512  # of the narrow side, whose square is work that layer by layer is none
-ROWS, PART = 16, 32  # of a small matrix that a program computes at once
+MIN_RATIO = 3  # wide over narrow side; below, there is nothing to gain
+MAX_CHANS = 512  # on the narrow side; products of this size squared are extra work
+ROWS, PART = 16, 32  # part of a small matrix that a program computes at a time
 
 
 class Kept(NamedTuple):
-    """What ``backward`` needs of ``forward``."""
+    """Tensors that ``forward`` keeps for ``backward``."""
 
     wide: Tensor  # (N, C', H, W)
     stats: Tensor  # (4, C')
     gram: Tensor  # (C, C) float32: X' X
-    sums: Tensor  # (C,) float32, of X
+    sums: Tensor  # (C,) float32: sums of X
 
 
 def covers(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether the functions below take these arguments, and it is worth while."""
+    """Whether the functions below support these arguments and are faster."""
     wide, narrow = expand.shape[:2]
     shape = torch.Size((x.shape[0], wide, *x.shape[2:]))
     return (
@@ -75,18 +75,18 @@ def forward(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Kept]:
-    """The four layers.
+    """Compute the four layers.
 
     Args:
-        x: ``(N, C, H, W)`` that :func:`covers` is true of.
+        x: ``(N, C, H, W)`` for which :func:`covers` is true.
         expand: ``(C', C, 1, 1)`` of the type of ``x``, the 1 x 1 convolution.
-        weight: ``(C',)`` float32, of the norm, as ``bias``.
-        bias: added last before the activation.
+        weight: ``(C',)`` float32, the norm's weight.
+        bias: ``(C',)`` float32, added last before the activation.
         taps: ``(C', 1, k, k)``, the depthwise convolution.
         eps: added to the variance.
         act: a key of :data:`~dwsep_zoo.ops.norm.ACTS`.
-        stride: of the depthwise convolution, as ``padding``.
-        padding: zeros on each side.
+        stride: stride of the depthwise convolution.
+        padding: zeros on each side of its input.
     """
     flat, matrix = _rows(x), expand.flatten(1)
     pixels, narrow = flat.shape
@@ -131,7 +131,7 @@ def backward(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``expand``, ``weight``, ``bias`` and ``taps`` of :func:`forward`."""
+    """Return the gradients of all tensor inputs of :func:`forward`, in its order."""
     through = triton_depthwise.backward(
         *(grad.to(x.dtype), kept.wide, taps, stride, padding),
         prologue=triton_norm.prologue(kept.stats, act),
@@ -164,7 +164,7 @@ def backward(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """``(N, C, H, W)`` in channels_last -> ``(N H W, C)``, a view."""
+    """View ``(N, C, H, W)`` in channels_last as ``(N H W, C)``."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
@@ -174,7 +174,7 @@ def _image(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _float_product(a: Tensor, b: Tensor) -> Tensor:
-    """Of matrices of any type, in float32."""
+    """Multiply matrices of any type, with a float32 result."""
     if a.is_cuda and a.dtype is not torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
@@ -183,7 +183,7 @@ def _float_product(a: Tensor, b: Tensor) -> Tensor:
 @jit("narrow")
 @no_type_check
 def _part(matrix, rows, columns, height, narrow):
-    """In float32; 0 beyond ``height`` rows and ``narrow`` columns."""
+    """Load a part in float32; 0 beyond ``height`` rows and ``narrow`` columns."""
     ok = (rows < height)[:, None] & (columns < narrow)[None, :]
     at = rows[:, None] * narrow + columns[None, :]
     return tl.load(matrix + at, ok, 0.0).to(tl.float32)
@@ -209,7 +209,7 @@ def _statistics_kernel(
     ROWS: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """``parts`` are of the sums of X - its first pixel."""
+    """Compute scale and shift; ``parts``: partial sums of X minus its first pixel."""
     o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     square = tl.full((ROWS,), 0, tl.float32)
     mean = tl.full((ROWS,), 0, tl.float32)
@@ -250,7 +250,7 @@ def _input_kernel(
     ROWS: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """A part of W' diag(k2) W, and of k1' W."""
+    """Compute a part of W' diag(k2) W, and of k1' W."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.program_id(1) * PART + tl.arange(0, PART)
     total = tl.full((ROWS, PART), 0, tl.float32)
@@ -283,7 +283,7 @@ def _weight_kernel(
     ROWS: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """Adds a part of diag(k2) W (X' X) + k1 (sum of X)' to the gradient."""
+    """Add a part of diag(k2) W (X' X) + k1 (sum of X)' to the gradient."""
     o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     j = tl.program_id(1) * PART + tl.arange(0, PART)
     by_x = tl.load(coefficients + 2 * wide + o, o < wide, 0.0)[:, None]

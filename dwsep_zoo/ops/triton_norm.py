@@ -1,15 +1,15 @@
-"""Batch normalisation with what is behind it, as Triton kernels for NVIDIA GPUs.
+"""Batch normalisation fused with the layers after it, as Triton kernels for NVIDIA GPUs.
 
-All of it is bound by memory, so what counts is how often a tensor passes. In channels_last:
+Memory limits all of them, so the number of passes over a tensor counts. In channels_last:
 
-* the statistics are one pass, whose sums are taken around the first pixel, so that a large mean
-  costs no digits;
-* norm and activation are one pass, and none at all where a depthwise convolution follows: that
-  applies them as it reads (``triton_depthwise``);
-* backward is two passes, of which the first, the sums, is part of the convolution's own where there
-  is one.
+* The statistics are one pass. Their sums are relative to the first pixel, so a large mean costs no
+  digits.
+* Norm and activation are one pass, or none if a depthwise convolution follows, which applies them
+  as it reads (``triton_depthwise``).
+* The backward pass has two passes. The first one, the sums, is part of the convolution's own pass
+  if there is a convolution.
 
-Sums are float32, are made in a fixed order and need no atomics: equal runs give equal bits.
+Sums are float32, in a fixed order and without atomics: equal runs give equal bits.
 """
 
 # ruff: noqa: RUF005 - Triton has no (*tuple, value)
@@ -36,15 +36,15 @@ from dwsep_zoo.ops.triton_common import (
 )
 from dwsep_zoo.ops.triton_depthwise import Gradients, Prologue
 
-VALUES = 32  # of a thread
-VECTOR_VALUES, UNROLL = 8, 8  # of a sum: so many of a thread, so many times at once
+VALUES = 32  # per thread
+VECTOR_VALUES, UNROLL = 8, 8  # in sums: values per thread, and their repetitions
 WARPS = 4
-PROGRAMS = 1024  # of a sum
-KERNEL_SIZES = (3, 5)  # of what is fused with a norm; larger ones leave no registers for it
+PROGRAMS = 1024  # per sum
+KERNEL_SIZES = (3, 5)  # fused with a norm; larger kernels leave no registers for it
 
 
 def covers(x: Tensor) -> bool:
-    """Whether the functions below take this input."""
+    """Whether the functions below support this input."""
     return (
         unavailable() is None
         and (x.is_cuda or interpreted())
@@ -56,7 +56,7 @@ def covers(x: Tensor) -> bool:
 
 
 def covers_norm_act_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`norm_act_depthwise` takes these arguments."""
+    """Whether :func:`norm_act_depthwise` supports these arguments."""
     return (
         taps.shape[-1] in KERNEL_SIZES
         and triton_depthwise.covered(x, taps, stride, padding) is None
@@ -69,15 +69,15 @@ def norm_act(
     """Normalise over the batch, then activate.
 
     Args:
-        x: ``(N, C, H, W)`` that :func:`covers` is true of.
-        weight: ``(C,)`` float32, as ``bias``.
-        bias: after the multiplication with ``weight``.
+        x: ``(N, C, H, W)`` for which :func:`covers` is true.
+        weight: ``(C,)`` float32.
+        bias: ``(C,)`` float32, added after the multiplication with ``weight``.
         eps: added to the variance.
         act: a key of :data:`~dwsep_zoo.ops.norm.ACTS`.
 
     Returns:
-        What ``x`` is like, and ``(4, C)`` float32: mean, biased variance, and the scale and shift
-        that came of them.
+        A tensor like ``x``, and ``(4, C)`` float32: mean, biased variance, and the resulting scale
+        and shift.
     """
     stats = _statistics(x, weight, bias, eps)
     y = torch.empty_like(x)
@@ -88,7 +88,7 @@ def norm_act(
 def norm_act_backward(
     grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
+    """Return the gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
     grad = _like(grad, x)
     partial = _sums(grad, x, stats, act, BACKWARD=True)
     rows = x.numel() // x.shape[1]
@@ -108,9 +108,9 @@ def norm_act_depthwise(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`norm_act` and a depthwise convolution, ``taps`` being its weight, ``(C, 1, k, k)``.
+    """:func:`norm_act`, then a depthwise convolution with ``taps``, ``(C, 1, k, k)``.
 
-    What is normalised and activated is not rounded to the type of ``x``.
+    The intermediate values are not rounded to the type of ``x``.
     """
     stats = _statistics(x, weight, bias, eps)
     y = triton_depthwise.forward(x, taps, stride, padding, prologue(stats, act))
@@ -127,7 +127,7 @@ def norm_act_depthwise_backward(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``weight``, ``bias`` and ``taps`` of :func:`norm_act_depthwise`."""
+    """Return the gradients of all tensor inputs of :func:`norm_act_depthwise`."""
     grad = grad.to(x.dtype)
     through = triton_depthwise.backward(
         grad, x, taps, stride, padding, prologue=prologue(stats, act)
@@ -135,7 +135,7 @@ def norm_act_depthwise_backward(
     coefficients = coefficients_of(through, x, stats, eps)
     assert through.x is not None
     assert through.weight is not None
-    # What came through the convolution is multiplied by the scale already, and not needed again.
+    # The gradient through the convolution already includes the scale and is not used again.
     _call_elementwise(
         through.x, x, stats, coefficients, through.x, "identity", BACKWARD=True, SCALED=True
     )
@@ -148,12 +148,12 @@ def update_running(
     """Move running statistics towards those of a batch, as ``nn.BatchNorm2d`` does.
 
     Args:
-        stats: as of :func:`norm_act`.
-        mean: running mean, changed in place, as the running variance ``var`` and ``tracked``.
-        var: of which the unbiased estimate is kept.
-        tracked: number of batches so far.
-        momentum: weight of the new ones.
-        count: values of a channel in the batch.
+        stats: the statistics from :func:`norm_act`.
+        mean: running mean, changed in place.
+        var: running variance, unbiased, changed in place.
+        tracked: number of batches so far, changed in place.
+        momentum: weight of the new statistics.
+        count: number of values per channel in the batch.
     """
     chans = stats.shape[1]
     with torch.cuda.device_of(stats):
@@ -171,7 +171,7 @@ def update_running(
 
 
 def _statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """``(4, C)``, as of :func:`norm_act`."""
+    """Return the ``(4, C)`` statistics of :func:`norm_act`."""
     partial = sums(x)
     chans = x.shape[1]
     stats = x.new_empty((4, chans), dtype=torch.float32)
@@ -196,12 +196,12 @@ def _statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def sums(x: Tensor) -> Tensor:
-    """``(parts, 2, C)``: of the sums of x - its first pixel, and of the square of that."""
+    """Return ``(parts, 2, C)``: partial sums of x minus its first pixel, and of its square."""
     return _sums(x, x, None, "identity", BACKWARD=False)
 
 
 def coefficients_of(through: Gradients, x: Tensor, stats: Tensor, eps: float) -> Tensor:
-    """As of ``_coefficients``; ``through``: of the convolution behind the norm of ``x``."""
+    """Return ``_coefficients`` from the gradients ``through`` the convolution after the norm."""
     assert through.scale is not None
     assert through.shift is not None
     parts = (through.scale[None], through.shift[None])
@@ -209,7 +209,7 @@ def coefficients_of(through: Gradients, x: Tensor, stats: Tensor, eps: float) ->
 
 
 def _sums(grad: Tensor, x: Tensor, stats: Tensor | None, act: str, *, BACKWARD: bool) -> Tensor:
-    """``(programs, 2, C)``: parts of the two sums of the kernel."""
+    """Return ``(programs, 2, C)``: partial results of the kernel's two sums."""
     rows, chans, vector, block, lines = _sizes(x, VECTOR_VALUES)
     blocks, unroll = ceil_div(chans, block), UNROLL // 2 if BACKWARD else UNROLL
     programs = min(ceil_div(PROGRAMS, blocks), ceil_div(rows, lines * unroll))
@@ -236,10 +236,10 @@ def _sums(grad: Tensor, x: Tensor, stats: Tensor | None, act: str, *, BACKWARD: 
 def _coefficients(
     first: Tensor, second: Tensor, stats: Tensor, rows: int, eps: float, *, centered: bool
 ) -> Tensor:
-    """``(4, C)``: gradients of weight and bias; what is added to ``x``'s, by ``x`` and constant.
+    """Return ``(4, C)``: gradients of weight and bias; slope and constant for ``x``'s gradient.
 
-    ``first`` and ``second``: parts of the sums of g (x - mean), or of g x if not ``centered``, and
-    of g, which is the gradient in front of the activation.
+    ``first`` and ``second``: partial sums of g (x - mean), or of g x if not ``centered``, and of g,
+    the gradient before the activation.
     """
     chans = stats.shape[1]
     coefficients = torch.empty_like(stats)
@@ -294,14 +294,14 @@ def _call_elementwise(
 
 
 def _sizes(x: Tensor, values: int) -> tuple[int, int, int, int, int]:
-    """Pixels, channels, a divisor of them, channels and pixels of a program at a time."""
+    """Return pixels, channels, a divisor of them, and channels and pixels per program."""
     chans = x.shape[1]
     block = block_of(chans, least=16, most=128)
     return x.numel() // chans, chans, math.gcd(chans, 16), block, 32 * WARPS * values // block
 
 
 def prologue(stats: Tensor, act: str) -> Prologue:
-    """Norm and activation, in front of a convolution."""
+    """Return norm and activation as the prologue of a convolution."""
     return Prologue(stats[2], stats[3], act)
 
 
@@ -325,7 +325,7 @@ def _sums_kernel(
     ROWS: tl.constexpr,
     CHANS: tl.constexpr,
 ):
-    """Of (x - first pixel) and its square; BACKWARD: of g (x - mean) and g."""
+    """Sum (x - first pixel) and its square; BACKWARD: g (x - mean) and g."""
     chans = chan_vectors * VECTOR  # so that the compiler knows a divisor, and loads vectors
     blocks = (chans + CHANS - 1) // CHANS
     program = tl.program_id(0) // blocks
@@ -344,7 +344,7 @@ def _sums_kernel(
     for start in range(program * ROWS * UNROLL, rows, programs * ROWS * UNROLL):
         values = ()
         grads = ()
-        for k in tl.static_range(UNROLL):  # all of them are on their way before one is used
+        for k in tl.static_range(UNROLL):  # all loads are issued before the first use
             row = (start + k * ROWS + tl.arange(0, ROWS))[:, None]
             at = row.to(tl.int64) * chans + c
             ok = (row < rows) & c_inside[None, :]
@@ -384,7 +384,7 @@ def _elementwise_kernel(
     ROWS: tl.constexpr,
     CHANS: tl.constexpr,
 ):
-    """Norm and activation, or the gradient of x. SCALED: grad is at x, but for the statistics."""
+    """Norm and activation, or the gradient of x. SCALED: grad already includes the scale."""
     chans = chan_vectors * VECTOR
     blocks = (chans + CHANS - 1) // CHANS
     c_line = tl.program_id(0) % blocks * CHANS + tl.arange(0, CHANS)
@@ -407,13 +407,13 @@ def _elementwise_kernel(
     tl.store(out + at, value.to(out.dtype.element_ty), ok)
 
 
-AT_ONCE, FEW_CHANS = 128, 16  # parts of a sum, channels
+AT_ONCE, FEW_CHANS = 128, 16  # partial sums, and channels, at a time
 
 
 @jit()
 @no_type_check
 def add_up(parts, programs, stride, chans, c, PROGRAMS: tl.constexpr, CHANS: tl.constexpr):
-    """The sum of all programs' parts."""
+    """Sum the partial results of all programs."""
     total = tl.full((PROGRAMS, CHANS), 0, tl.float32)
     for start in range(0, programs, PROGRAMS):
         program = (start + tl.arange(0, PROGRAMS))[:, None]
