@@ -115,16 +115,15 @@ def _answer(table: Table, row: Row) -> Answer:
 def _costs(table: Table, row: Row) -> list[Cost]:
     found = []
     for measure in measures(table.conditions[:1]):
-        ratio = row.ratio(measure) if measure.equal else None
-        if not ratio:
+        ratio = row.ratio(measure)
+        if measure.words is None or not ratio:
             continue
+        less, equal, more = measure.words
         factor = max(ratio, 1 / ratio)
-        if factor - 1 < EQUAL:
-            words = f"about {measure.equal}"
-        else:
-            digits = 1 if factor >= 1.95 else 2
-            words = f"{factor:.{digits}f}x {measure.less if ratio < 1 else measure.more}"
+        digits = 1 if factor >= 1.95 else 2
+        text = f"{factor:.{digits}f}x {less if ratio < 1 else more}"
         unsteady = measure.name == LATENCY.name and _is_unsteady(table, row)
+        words = text if factor - 1 >= EQUAL else f"about {equal}"
         found.append(Cost(measure.name, ratio, unsteady, words))
     return found
 

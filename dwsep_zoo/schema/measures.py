@@ -28,10 +28,9 @@ class Measure:
         over_seeds: ``first``: equal in all runs of a row; ``mean``: a duration that depends on the
             machine, so that there is none across different machines; ``median``.
         ratio: name of its ratio to the reference; empty: it has none.
-        axis: label of its axis in the figures; empty: it is not plotted.
+        axis: label of its axis in the figures, unit included; empty: it is not plotted.
         tag: its tag in TensorBoard, with which it is a column of HPARAMS; empty: it is none.
-        less, more: its ratio in words, below and above 1.
-        equal: likewise for about 1; it makes the ratio a part of the headline.
+        words: its ratio in words, below, at and above 1, for the headline; ``None``: not in it.
     """
 
     name: str
@@ -44,9 +43,7 @@ class Measure:
     ratio: str = ""
     axis: str = ""
     tag: str = ""
-    less: str = ""
-    more: str = ""
-    equal: str = ""
+    words: tuple[str, str, str] | None = None
 
     @property
     def heading(self) -> str:
@@ -87,11 +84,9 @@ LATENCY = Measure(
     places=("table",),  # CSV and JSON have all percentiles under all conditions
     over_seeds="median",
     ratio="latency_ratio",
-    axis="median latency of one batch",
+    axis="median latency of one batch, ms",
     tag="perf/latency_ms_p50",
-    less="faster here",
-    more="slower here",
-    equal="as fast here",
+    words=("faster here", "as fast here", "slower here"),
 )
 MEASURES: tuple[Measure, ...] = (
     TEST_ACC,
@@ -103,57 +98,47 @@ MEASURES: tuple[Measure, ...] = (
         "params",
         "M",
         lambda r: r.params,
-        places=("table", "csv", "json"),
-        scale=1e6,
+        ("table", "csv", "json"),
+        1e6,
         ratio="params_ratio",
-        axis="parameters",
+        axis="parameters, millions",
         tag="perf/params",
-        less="fewer parameters",
-        more="more parameters",
     ),
     Measure(
         "macs",
         "MACs",
         "M",
         lambda r: r.macs,
-        places=("table", "csv", "json"),
-        scale=1e6,
+        ("table", "csv", "json"),
+        1e6,
         ratio="macs_ratio",
-        axis="MACs of one image",
+        axis="MACs of one image, millions",
         tag="perf/macs",
-        less="fewer MACs",
-        more="more MACs",
-        equal="as many MACs",
+        words=("fewer MACs", "as many MACs", "more MACs"),
     ),
     LATENCY,
-    Measure("size_bytes", "file", "bytes", lambda r: r.size_bytes, places=("csv", "json")),
-    Measure("size_mb", "file", "MB", _size_mb, places=("page",), tag="perf/size_mb"),
-    Measure(
-        "inference_mb", "inference", "MB", lambda r: r.memory.inference_mb, places=("csv", "page")
-    ),
-    Measure("activations_mb", "activations", "MB", _activations_mb, places=("csv", "json", "page")),
-    Measure(
-        "training_mb", "training", "MB", lambda r: r.memory.training_mb, places=("csv", "page")
-    ),
-    Measure("peak_mb", "peak of the run", "MB", lambda r: r.memory.peak_mb, places=("page",)),
+    Measure("size_bytes", "file", "bytes", lambda r: r.size_bytes, ("csv", "json")),
+    Measure("size_mb", "file", "MB", _size_mb, ("page",), tag="perf/size_mb"),
+    Measure("inference_mb", "inference", "MB", lambda r: r.memory.inference_mb, ("csv", "page")),
+    Measure("activations_mb", "activations", "MB", _activations_mb, ("csv", "json", "page")),
+    Measure("training_mb", "training", "MB", lambda r: r.memory.training_mb, ("csv", "page")),
+    Measure("peak_mb", "peak of the run", "MB", lambda r: r.memory.peak_mb, ("page",)),
     Measure(
         "train_s",
         "train",
         "s",
         lambda r: r.time.train_s,
-        places=("table", "csv", "json"),
+        ("table", "csv", "json"),
         over_seeds="mean",
         ratio="train_ratio",
         tag="perf/train_s",
-        less="less training time",
-        more="more training time",
     ),
     Measure(
         "images_per_second",
         "speed",
         "images/s",
         lambda r: r.images_per_second,
-        places=("csv", "json"),
+        ("csv", "json"),
         over_seeds="mean",
     ),
 )
