@@ -1,4 +1,4 @@
-"""From the folders of runs to statistics, tables, figures and TensorBoard."""
+"""Comparison of runs: statistics, tables, figures and TensorBoard."""
 
 from dwsep_zoo.report.compare import compare
 from dwsep_zoo.report.comparison import Comparison

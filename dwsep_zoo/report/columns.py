@@ -127,7 +127,7 @@ def statistics_columns(table: Table) -> list[Column]:
 
 
 def group_ends(table: Table) -> list[bool]:
-    """Whether a group of the first field of ``by`` ends, for each row."""
+    """True for each row that ends a group of the first field of ``by``."""
     groups = [table.key(table.options.by[0], row) for row in table.rows]
     return [own != other for own, other in zip(groups, [*groups[1:], groups[-1]], strict=True)]
 
@@ -192,7 +192,7 @@ def match_text(match: Match | None) -> str:
 
 
 def ratio_text(ratio: float | None) -> str:
-    """Such as ``0.12x``."""
+    """A ratio such as ``0.12x``."""
     if ratio is None:
         return MISSING
     return "1x" if ratio == 1 else f"{ratio:.{_places(ratio)}f}x"

@@ -108,7 +108,7 @@ class McNemar:
 
     @property
     def outcome(self) -> str:
-        """Of the other network: better, worse or not distinguishable."""
+        """The other network is ``better``, ``worse`` or ``not distinguishable``."""
         if self.p_value >= SIGNIFICANT:
             return SAME
         return "better" if self.only_other > self.only_reference else "worse"
@@ -164,7 +164,7 @@ class Paired:
 
     @property
     def words(self) -> str:
-        """Such as ``n=3: difference +0.40 points, 95 % interval [-0.30, +1.10]: ...``."""
+        """The verdict with its numbers, such as ``n=3: difference +0.40 points, ...: better``."""
         text = f"n={self.n}: difference {points(self.mean)} points"
         if self.t:
             return f"{text}, 95 % interval {interval_text(self.t)}: {self.verdict}"
@@ -221,7 +221,7 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
 
 
 def _spread(values: Sequence[float]) -> bool:
-    """Whether values differ by more than their last bits, as fractions of images may."""
+    """True if values differ by more than rounding errors."""
     return max(values) - min(values) > 1e-9
 
 

@@ -1,4 +1,4 @@
-"""From runs to comparable rows: seeds are averaged, rows are set against a reference."""
+"""Tables of comparable rows: seeds are averaged, rows are set against a reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _plain(value: float | None) -> str:
     return NONE if value is None else f"{value:g}"
 
 
-# What rows are ordered, grouped and filtered by.
+# Fields that order, group and filter rows.
 FIELDS: dict[str, Callable[[Run], tuple[str, ...]]] = {
     "model": lambda run: (run.model,),
     "conv": lambda run: (run.conv,),
@@ -39,7 +39,7 @@ ORDER = ("model", "width_mult", "output_stride", "conv", "match", "tags")  # a t
 
 @dataclass(frozen=True)
 class Options:
-    """How runs become tables.
+    """Order, filter and reference of the rows.
 
     Attributes:
         by: names of ``ORDER`` that rows are ordered by; the first of them parts the groups.
@@ -156,7 +156,7 @@ class Row:
         return Sample(values).median if values else None
 
     def stable(self, conditions: Conditions) -> bool | None:
-        """Whether the times of all runs were steady; ``None`` if that was not recorded."""
+        """True if the times of all runs were steady; ``None`` if that was not recorded."""
         found = [entry.stable for entry in self._latencies(conditions)]
         return None if not found or None in found else all(found)
 
@@ -166,7 +166,7 @@ class Row:
 
     @property
     def measured_in_turns(self) -> bool:
-        """Whether all latencies of this row and of its reference were."""
+        """True if all latencies of this row and its reference were measured together."""
         rows = (self, self.reference or self)
         turns = {run.record.in_turns for row in rows for run in row.runs if run.record.latency}
         return len(turns) == 1 and None not in turns
@@ -226,7 +226,7 @@ class Table:
         return tuple(sorted(number, key=lambda c: -number[c]))
 
     def key(self, name: str, row: Row) -> tuple[str, ...]:
-        """What a row has in one of ``FIELDS``."""
+        """The values of a row in one of ``FIELDS``."""
         return FIELDS[name](row.first)
 
     def values(self, of: Callable[[Row], T]) -> list[T]:
@@ -292,7 +292,7 @@ def _normal(text: str) -> str:
 
 
 def _identity(run: Run, options: Options) -> tuple[Any, ...]:
-    """What runs that are averaged have in common."""
+    """The key that averaged runs share."""
     match = run.record.match and (run.record.match.quantity, run.record.match.to, run.width_given)
     network = (run.model, run.record.width_mult, run.record.output_stride, match, run.searched)
     grouped = tuple(FIELDS[name](run) for name in options.by)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides the curves: HPARAMS of a run, and the comparison."""
+"""TensorBoard besides the curves: HPARAMS of a run, and the comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".comparison"
 SHOWN = 5  # columns of hyperparameters that TensorBoard's page ticks by itself
-# Of the custom scalars: charts by title, each with the tags that it shows as regular expressions.
+# Custom scalars: charts by title, each with the regular expressions of its tags.
 LAYOUT = {
     "accuracy": {
         "validation": ["Multiline", ["^val/acc$"]],
@@ -36,18 +36,18 @@ def write_hparams(
 ) -> None:
     """Fill HPARAMS in the run of ``writer`` itself.
 
-    ``SummaryWriter.add_hparams`` makes a second run for it (pytorch#32651), whose metrics are apart
-    from the curves. Call this at the start, so that the run is listed while it trains, and at the
-    end with the final values. TensorBoard takes the columns from the first run that it finds: use
-    the same names in all runs.
+    ``SummaryWriter.add_hparams`` makes a second run (pytorch#32651), whose metrics are apart from
+    the curves. Call this at the start, so that the run is listed while it trains, and at the end
+    with the final values. TensorBoard takes the columns from the first run that it finds: use the
+    same names in all runs.
 
     Args:
-        writer: of the run.
+        writer: writes the events of the run.
         hparams: names and values; TensorBoard shows the first five, the others on demand.
-        metrics: columns and their values; a value that is ``None`` or not finite is not there yet.
-            A column shows the last scalar of its name, whoever wrote it.
+        metrics: values by tag, see ``hparams_metrics``; ``None`` or NaN: not measured yet. A column
+            shows the last scalar of its tag, whoever wrote it.
         status: anything but ``running`` ends the session.
-        step: where the values stand in the scalar charts.
+        step: place of the values in the scalar charts.
     """
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
     from tensorboard.plugins.hparams import metadata as names
@@ -55,7 +55,7 @@ def write_hparams(
     def add(tag: str, **content: Any) -> None:
         writer._get_file_writer().add_summary(_hparams_summary(tag, content))
 
-    # What is marked as differing between runs comes first; a run cannot know, its caller can.
+    # Columns marked as differing come first; a single run cannot know which do, so the order says.
     infos = [
         api_pb2.HParamInfo(name=name, type=_data_type(value), differs=number < SHOWN)
         for number, (name, value) in enumerate(hparams.items())

@@ -224,7 +224,7 @@ def size_text(size: Sequence[int]) -> str:
 
 
 def _residual_words(row: Row) -> str:
-    """Such as ``, with 15 % more MACs``, where a solved width misses its budget."""
+    """The residual of a missed budget, such as ``, with 15 % more MACs``."""
     if row.match is None or abs(row.match.residual) <= RESIDUAL:
         return ""
     quantity, residual = row.match.quantity, row.match.residual
@@ -234,7 +234,7 @@ def _residual_words(row: Row) -> str:
 
 
 def _mcnemar_words(paired: Paired) -> str:
-    """Such as ``McNemar p < 0.05 in 3 of 3 seeds (3 against)``."""
+    """The tests of all seeds, such as ``McNemar p < 0.05 in 3 of 3 seeds (3 against)``."""
     found = [test.outcome for test in paired.mcnemar if test.p_value < SIGNIFICANT]
     ways = {"for": found.count("better"), "against": found.count("worse")}
     told = ", ".join(f"{number} {way}" for way, number in ways.items() if number)

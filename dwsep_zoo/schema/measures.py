@@ -47,7 +47,7 @@ class Measure:
 
     @property
     def heading(self) -> str:
-        """Such as ``params M``."""
+        """The label with the unit, such as ``params M``."""
         return f"{self.label} {self.unit}"
 
     def under(self, conditions: Conditions) -> Measure:

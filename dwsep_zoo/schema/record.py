@@ -307,7 +307,7 @@ def _from_1(values: Json) -> Json:
 
 
 UPGRADES: Mapping[int, Callable[[Json], Json]] = {1: _from_1}
-"""From each older version to the next one."""
+"""The step from each older version to the next one."""
 
 
 def parse_record(values: object) -> RunRecord:
