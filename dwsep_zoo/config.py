@@ -1,35 +1,30 @@
-"""Hydra: from a command line to a plain dictionary, and around a run or a sweep of runs."""
+"""Hydra: from a command line to typed settings, checked before anything is written."""
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import get_args_parser
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import UserError, choose, nearest
+from dwsep_zoo.schema.settings import Settings, parse_settings
 
-OPEN_GROUPS = ("trainer", "hydra")
-"""Where ``+key=value`` may add keys: lightning's and Hydra's own, which are checked by them."""
+OUTPUT_DIR = "paths.output_dir"
+OPTIONAL_GROUPS = ("experiment", "debug", "hparams_search")
 
 
 def config_dir() -> Path:
@@ -39,208 +34,237 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def compose_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The configuration of one run as a plain dictionary.
+def compose_settings(overrides: Sequence[str] = ()) -> Settings:
+    """The settings of one run.
 
     Args:
-        overrides: as on the command line, ``["model=mobilenet_v2", "seed=1"]``. The run's folder
-            has to be among them, ``paths.output_dir=...``, as Hydra is not there to name it.
+        overrides: as on the command line, ``["model=mobilenet_v2", "seed=1"]``. Without
+            ``paths.output_dir=...`` the folder of the run is named by the time.
 
     Raises:
         UserError: in one line, naming the value and the nearest choice.
     """
-    check_overrides(overrides)
-    with _configs():
-        return _container(compose("train", list(overrides)))
+    line = read_line(overrides)
+    return compose_line(line, line.first).settings
 
 
-@contextmanager
-def _configs(own: str | None = None) -> Iterator[None]:
-    """Hydra with the project's YAML files, and with those of a folder of the user's own."""
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        if own is not None:
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            search_path = hydra.config_loader.get_search_path()
-            folder, schema = f"file://{Path(own).absolute()}", SearchPathQuery(provider="schema")
-            search_path.prepend("command-line", folder, schema)  # as Hydra itself does
-            hydra.config_loader = ConfigLoaderImpl(search_path)
-        yield
+@dataclass(frozen=True)
+class Line:
+    """The overrides of a command line.
+
+    Attributes:
+        overrides: as Hydra parses them.
+        own: the user's folder of YAML files.
+    """
+
+    overrides: tuple[Override, ...]
+    own: str | None = None
+
+    @property
+    def first(self) -> list[str]:
+        """One text for each override, of a sweep its first value."""
+        return [_with_value(o, _values(o)[0]) for o in self.overrides]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys and groups that are set."""
+        return [o.key_or_group for o in self.overrides]
+
+    @property
+    def swept(self) -> list[Override]:
+        """The overrides with several values."""
+        return [o for o in self.overrides if o.is_sweep_override()]
+
+    def further(self) -> Iterator[list[str]]:
+        """As ``first``, once for each of the other values of a sweep."""
+        first = self.first
+        for number, override in enumerate(self.overrides):
+            for value in _values(override)[1:]:
+                yield [*first[:number], _with_value(override, value), *first[number + 1 :]]
+
+    def value(self, key: str) -> object:
+        """The last value of a key; ``None`` if it is not set."""
+        found = [o.value() for o in self.overrides if o.key_or_group == key]
+        return found[-1] if found else None
 
 
-def check_overrides(overrides: Sequence[str], own: str | None = None) -> None:
-    """Check the groups, names and keys of a command line, every value of a sweep included.
+def read_line(overrides: Sequence[str], own: str | None = None) -> Line:
+    """Parse the overrides of a command line.
 
     Args:
-        overrides: as on the command line.
-        own: the user's folder of YAML files, ``--config-dir``.
+        overrides: ``key=value``, ``group=name``, ``+key=value`` or ``~key``.
+        own: the user's folder of YAML files.
 
     Raises:
-        UserError: in one line, naming the value and the nearest choice.
+        UserError: for a text that is no override, or a folder that does not exist.
     """
-    parser = OverridesParser.create()
-    parsed = [_parse(parser, text) for text in overrides]
     if own is not None and not Path(own).is_dir():
         raise UserError(f"--config-dir {own}: there is no such folder")
-    with _configs(own):
-        loader = GlobalHydra.instance().config_loader()
-        groups = [o for o in parsed if _is_group(loader, o)]
-        for override in groups:
-            for name in _values(override):
-                if name is not None and str(name) != "null":
-                    choose(
-                        str(name),
-                        loader.get_group_options(override.key_or_group),
-                        override.key_or_group,
-                    )
-        try:
-            full = compose("train", [_first_choice(o) for o in groups], return_hydra_config=True)
-            for override in parsed:
-                if override not in groups:
-                    _check_key(full, loader, override)
-            cfg = compose("train", [_first_choice(o) for o in parsed])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(" ".join(str(error).split())) from error
-    check_writable("paths.log_dir", Path(cfg.paths.log_dir))
+    parser = OverridesParser.create()
+    return Line(tuple(_parse_override(parser, text) for text in overrides), own)
 
 
-def check_writable(key: str, folder: Path) -> None:
-    """Raises UserError if no file can be created in a folder, or in its nearest existing parent."""
-    parent = folder.absolute()
-    try:
-        while not parent.exists():
-            parent = parent.parent
-        if not parent.is_dir():
-            raise NotADirectoryError(20, "Not a directory")
-        with tempfile.NamedTemporaryFile(dir=parent) as probe:
-            probe.write(bytes(4096))
-            probe.flush()
-    except OSError as error:
-        raise UserError(f"cannot write to {key}={folder}: {error.strerror}") from error
-
-
-def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) -> None:
-    """``train.py``: one run, or with ``-m`` a sweep of runs that ends with their comparison.
-
-    Args:
-        argv: the command line's arguments; ``None``: ``sys.argv``'s.
-        prefix: words before them that a process started with the same command line needs.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        arguments = expand_resume(arguments)
-        options = get_args_parser().parse_args(arguments)
-        check_overrides(options.overrides, options.config_dir)
-    except UserError as error:
-        fail(error)
-
-    def task(cfg: DictConfig) -> None:
-        sys.argv[1:] = [*prefix, *arguments]
-        _task(cfg)
-
-    sys.argv[1:] = arguments
-    ComparisonCallback.failed = 0
-    _made.clear()
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
-    if ComparisonCallback.failed:
-        sys.exit(1)
-
-
-def fail(error: Exception) -> None:
-    """Say what is wrong in one line and end the program with code 2."""
-    _say(error)
-    sys.exit(2)
-
-
-def _say(error: Exception, where: str = "") -> None:
-    text = " ".join(str(error).split())
-    if not isinstance(error, UserError):
-        text = f"{where}{type(error).__name__}: {text}"
-    print(f"error: {text}", file=sys.stderr)
-
-
-def _task(cfg: DictConfig) -> None:
-    from dwsep_zoo.training import train  # lightning takes seconds to import
-
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    config = _container(cfg)
-    if multirun and (twin := _twin(config)):
-        own = Path(config["paths"]["output_dir"]).name
-        print(f"\n{own} would be the same run as {Path(twin).name}: not made again")
-        return
-    try:
-        train(config)
-    except Exception as error:
-        if not multirun:
-            if isinstance(error, UserError):
-                fail(error)
-            raise
-        # train() has logged and recorded what went wrong; the other runs of the sweep go on.
-        recorded = (Path(config["paths"]["output_dir"]) / "result.json").is_file()
-        if isinstance(error, UserError) or not recorded:
-            _say(error)
-        ComparisonCallback.failed += not recorded  # else the comparison counts it
-
-
-_made: dict[str, str] = {}  # runs of this sweep, by all that they depend on
-
-
-def _twin(config: dict[str, Any]) -> str | None:
-    """An earlier run of the sweep that is this one: ``conv=standard`` matched to ``standard``."""
-    same = {key: value for key, value in config.items() if key not in ("paths", "match", "to")}
-    matched = config["match"] if config["conv"]["name"] != config["to"] else None
-    key = json.dumps([same, matched, config["to"] if matched else None], sort_keys=True)
-    own = config["paths"]["output_dir"]
-    return None if _made.setdefault(key, own) == own else _made[key]
-
-
-class ComparisonCallback(Callback):
-    """At the end of a sweep: the table of its runs, in the terminal and in the sweep's folder."""
-
-    failed = 0
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from dwsep_zoo.report import compare
-        from dwsep_zoo.training.profile import profile_side_by_side
-
-        folder = Path(config.hydra.sweep.dir)
-        # Hydra makes a warning of what a callback raises, and a success of the sweep.
-        try:
-            profile_side_by_side(folder)
-        except Exception as error:
-            ComparisonCallback.failed += 1
-            _say(error, "measuring the networks in turns: ")
-        try:
-            comparison = compare([folder], folder)
-        except Exception as error:
-            ComparisonCallback.failed += 1
-            _say(error, f"the report (dwsep compare {folder} makes it again): ")
-        else:
-            ComparisonCallback.failed += len(comparison.unfinished) + len(comparison.problems)
-
-
-def _container(cfg: DictConfig) -> dict[str, Any]:
-    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return container  # type: ignore[return-value]
-
-
-def _parse(parser: OverridesParser, text: str) -> Override:
+def _parse_override(parser: OverridesParser, text: str) -> Override:
+    if text.startswith("+") and not text.startswith("++"):
+        text = f"+{text}"  # adds the key or, if it exists, sets it
     try:
         return parser.parse_override(text)
     except HydraException as error:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"cannot read {text!r}: expected key=value") from error
-        quoted = f"{key}='{value}'"
+            hint = _leaf_hint(text)
+            raise UserError(f"cannot read {text!r}: expected key=value{hint}") from error
         raise UserError(
             f"cannot read {text!r}: a value with such characters needs quotes within the shell's: "
-            f'"{quoted}"'
+            f"\"{key}='{value}'\""
         ) from error
 
 
-def _is_group(loader: ConfigLoader, override: Override) -> bool:
-    return override.key_or_group in loader.list_groups("")
+@contextmanager
+def _configs() -> Iterator[None]:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration.
+
+    Attributes:
+        values: as plain data, before it is parsed.
+        multirun: whether it asks for a sweep.
+        sweep_dir: the folder of that sweep.
+    """
+
+    values: dict[str, Any]
+    multirun: bool
+    sweep_dir: Path
+
+    @property
+    def settings(self) -> Settings:
+        return parse_settings(self.values)
+
+
+def compose_line(line: Line, overrides: Sequence[str]) -> Composed:
+    """Compose a configuration from the YAML files.
+
+    Args:
+        line: the command line, for its folder of YAML files and for messages.
+        overrides: its overrides, each with one value.
+
+    Raises:
+        UserError: naming the value and the nearest choice.
+    """
+    with _configs():
+        groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+        chosen = [o for o in line.overrides if o.key_or_group in groups]
+        _check_groups(line, chosen)
+        try:
+            texts = [_for_hydra(text, groups) for text in overrides]
+            cfg = compose("train", [*_search_path(line), *texts], return_hydra_config=True)
+            if line.value(OUTPUT_DIR) is None:
+                cfg.paths.output_dir = str(Path(cfg.hydra.run.dir).absolute())
+            return Composed(
+                plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])),
+                cfg.hydra.mode == RunMode.MULTIRUN,
+                Path(cfg.hydra.sweep.dir).absolute(),
+            )
+        except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+            keys = [o for o in line.overrides if o not in chosen and not o.is_delete()]
+            firsts = [_with_value(o, _values(o)[0]) for o in chosen]
+            _check_keys(line, [_for_hydra(text, groups) for text in firsts], keys)
+            raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _for_hydra(text: str, groups: set[str]) -> str:
+    """An override that means the same to Hydra: groups are not added, and null removes one."""
+    if _key(text) not in groups:
+        return text
+    return f"~{_key(text)}" if text.endswith("=null") else text.lstrip("+")
+
+
+def _search_path(line: Line) -> list[str]:
+    return [f"hydra.searchpath=['file://{Path(line.own).absolute()}']"] if line.own else []
+
+
+def _check_groups(line: Line, chosen: Sequence[Override]) -> None:
+    """Raises UserError for the first unknown name of a group."""
+    loader = GlobalHydra.instance().config_loader()
+    for override in chosen:
+        group = override.key_or_group
+        names = loader.get_group_options(group, config_name="train", overrides=_search_path(line))
+        if group in ("model", "data"):  # their defaults are what the others share
+            names = [name for name in names if name != "default"]
+        for value in _values(override):
+            if value is not None or group not in OPTIONAL_GROUPS:
+                choose("null" if value is None else str(value), names, group)
+
+
+def _check_keys(line: Line, chosen: Sequence[str], keys: Sequence[Override]) -> None:
+    """Raises UserError for the first unknown key."""
+    try:
+        full = compose("train", [*_search_path(line), *chosen], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError):
+        return
+    for override in keys:
+        check_key(full, override.key_or_group)
+
+
+def check_key(cfg: DictConfig, key: str) -> None:
+    """Raises UserError for a key that a configuration does not have, with the nearest one."""
+    node: Any = cfg
+    path: list[str] = []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig):
+            raise UserError(f"unknown key {key!r}: {'.'.join(path)} has no parts")
+        if part not in node:
+            names = [str(name) for name in node if path or name != "hydra"]
+            if not path and (hint := _leaf_hint(part, cfg)):
+                raise UserError(f"unknown key {key!r}{hint}")
+            choose(part, names, f"key of {'.'.join(path)}" if path else "key")
+        node = node._get_node(part)
+        path.append(part)
+
+
+def _leaf_hint(word: str, cfg: DictConfig | None = None) -> str:
+    """``; did you mean recipe.lr?`` for a bare word that is the last part of a key."""
+    if cfg is None:
+        with _configs():
+            cfg = compose("train")
+    leaves = {leaf.rpartition(".")[2]: leaf for leaf in reversed(list(_leaves(cfg)))}
+    found = word if word in leaves else nearest(word, leaves, cutoff=0.8)
+    return f"; did you mean {leaves[found]}=...?" if found else ""
+
+
+def _leaves(cfg: DictConfig, path: str = "") -> Iterator[str]:
+    for key in map(str, cfg):
+        if path or key != "hydra":
+            name, node = f"{path}{key}", cfg._get_node(key)
+            if isinstance(node, DictConfig) and not node._is_none():
+                yield from _leaves(node, f"{name}.")
+            yield name
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as dictionaries, lists and scalars, resolved."""
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def groups_with_names() -> dict[str, list[str]]:
+    """The groups of the configuration and the names that each has."""
+    with _configs():
+        loader = GlobalHydra.instance().config_loader()
+        found = {group: loader.get_group_options(group) for group in loader.list_groups("")}
+    names = {g: [n for n in found[g] if n != "default"] for g in sorted(found) if g != "hydra"}
+    return {group: own for group, own in names.items() if own}
+
+
+def hydra_main(task: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
+    """Hydra's own command line: a sweep, or information on the configuration."""
+    sys.argv[1:] = arguments
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
 
 
 def _values(override: Override) -> list[Any]:
@@ -249,61 +273,12 @@ def _values(override: Override) -> list[Any]:
     return [override.value()]
 
 
-def _first_choice(override: Override) -> str:
+def _with_value(override: Override, value: Any) -> str:
     if not override.is_sweep_override():
         return override.input_line or ""
     sign = "++" if override.is_force_add() else "+" if override.is_add() else ""
-    return f"{sign}{override.get_key_element().lstrip('+')}={_values(override)[0]}"
+    return f"{sign}{override.get_key_element().lstrip('+')}={value}"
 
 
-def _check_key(cfg: DictConfig, loader: ConfigLoader, override: Override) -> None:
-    node: Any = cfg
-    path: list[str] = []
-    for part in override.key_or_group.split("."):
-        if not isinstance(node, DictConfig):
-            raise UserError(f"unknown key {override.key_or_group!r}: {'.'.join(path)} has no parts")
-        if part not in node:
-            adds = override.is_add() or override.is_force_add()
-            if adds and path and path[0] in OPEN_GROUPS:
-                return
-            names = [str(key) for key in node if path or key != "hydra"]
-            where = f"key of {'.'.join(path)}" if path else "key"
-            choose(part, names, where)
-        node = node._get_node(part)
-        path.append(part)
-
-
-def expand_resume(arguments: list[str]) -> list[str]:
-    """Turn ``resume=last`` or ``resume=RUN_DIR`` into that run's command line and folder."""
-    # Processes that lightning starts are given the quotes that are added below.
-    resume = [a.removeprefix("resume=").strip("'") for a in arguments if a.startswith("resume=")]
-    if not resume or resume[-1] == "null":
-        return arguments
-    if "-m" in arguments or "--multirun" in arguments:
-        raise UserError("resume= goes on with one run; it cannot be used with -m")
-    new = [a for a in arguments if not a.startswith("resume=")]
-    log_dir = [a.removeprefix("paths.log_dir=") for a in new if a.startswith("paths.log_dir=")]
-    run = _last_run(Path([*log_dir, "logs"][0])) if resume[-1] == "last" else Path(resume[-1])
-    recorded = run / ".hydra" / "overrides.yaml"
-    if not recorded.is_file():
-        raise UserError(f"resume={run}: not the folder of a run (it has no .hydra/overrides.yaml)")
-    if not (run / "checkpoints" / "last.ckpt").is_file():
-        raise UserError(
-            f"resume={run}: no checkpoints/last.ckpt was saved yet; start again without"
-        )
-    check_writable("resume", run)
-    changed = {a.lstrip("+~").split("=", 1)[0] for a in new}
-    old = [
-        str(a)
-        for a in OmegaConf.load(recorded)
-        if str(a).lstrip("+~").split("=", 1)[0] not in {*changed, "resume"}
-    ]
-    # A run of an experiment that is a sweep goes on alone.
-    return [*old, *new, f"resume='{run}'", f"hydra.run.dir='{run}'", "hydra.mode=RUN"]
-
-
-def _last_run(log_dir: Path) -> Path:
-    runs = [p.parent.parent for p in log_dir.glob("**/.hydra/overrides.yaml")]
-    if not runs:
-        raise UserError(f"resume=last: there is no run below {log_dir}")
-    return max(runs, key=lambda run: (run / ".hydra" / "overrides.yaml").stat().st_mtime)
+def _key(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0].partition("@")[0]

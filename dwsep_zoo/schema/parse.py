@@ -104,14 +104,14 @@ def _field(
     for part in loc:
         path.append(str(part))
         field = model.model_fields.get(str(part))
-        inner = _model(field.annotation) if field else None
+        inner = nested_model(field.annotation) if field else None
         if inner is None:
             break
         model = inner
     return tuple(path), model
 
 
-def _model(annotation: object) -> type[BaseModel] | None:
+def nested_model(annotation: object) -> type[BaseModel] | None:
     """The model in ``Model`` or ``Model | None``."""
     for part in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(part, type) and issubclass(part, BaseModel):

@@ -183,7 +183,9 @@ class Recipe(Group):
     lr: Rate = Field(description="peak learning rate, for the whole batch")
     classifier_lr: Rate | None = Field(description="peak of the classifier; null: lr")
     momentum: Share = Field(description="sgd: Nesterov's momentum")
-    betas: tuple[Share, Share] = Field(description="of Adam and its relatives")
+    betas: tuple[Share, Share] | None = Field(
+        description="of Adam and its relatives; null: the optimizer's own"
+    )
     muon_lr: Rate = Field(description="muon: peak of convolutions that mix channels")
     muon_momentum: Share = Field(description="muon: their momentum")
     weight_decay: Annotated[float, Field(ge=0)] = Field(description="of weights")
@@ -356,12 +358,14 @@ def parse_settings(config: object) -> Settings:
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Bring a configuration of schema 1 to schema 2, with the values that were true then.
 
-    Schema 1 had no keys for what a data set or the Trainer left at its default: ``null`` now.
+    Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
     """
     groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}
     upgraded = {"hparams_search": None, **config}
     for name, kind in groups.items():
-        upgraded[name] = {**dict.fromkeys(kind.model_fields), **upgraded[name]}
+        upgraded[name] = {**dict.fromkeys(kind.model_fields), **(upgraded.get(name) or {})}
+    if (upgraded.get("recipe") or {}).get("betas") == [0.9, 0.999]:
+        upgraded["recipe"] = {**upgraded["recipe"], "betas": None}  # they were AdamW's own
     data = upgraded["data"]
     data["augment"] = {**dict.fromkeys(AugmentSettings.model_fields), **(data["augment"] or {})}
     return upgraded

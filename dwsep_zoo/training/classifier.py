@@ -15,9 +15,10 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.settings import Recipe
+from dwsep_zoo.training.eval_views import average
 from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
 from dwsep_zoo.training.progressive import resize, training_size
-from dwsep_zoo.training.views import average
 
 Batch = tuple[Tensor, Tensor]
 
@@ -28,9 +29,9 @@ class LitClassifier(L.LightningModule):
     Args:
         model: ``(N, C, H, W)`` -> ``(N, num_classes)``.
         num_classes: number of classes.
-        recipe: the ``recipe`` group of the configuration.
-        seed: with the epoch and the batch it determines dropout and stochastic depth.
-        description: plain data that is kept in the checkpoint under ``"dwsep_zoo"``.
+        recipe: how it is trained.
+        seed: determines dropout and stochastic depth, with the epoch and the batch.
+        description: plain data for the checkpoint, under ``"dwsep_zoo"``.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class LitClassifier(L.LightningModule):
         model: nn.Module,
         *,
         num_classes: int,
-        recipe: dict[str, Any],
+        recipe: Recipe,
         seed: int,
         description: dict[str, Any],
     ):
@@ -63,7 +64,7 @@ class LitClassifier(L.LightningModule):
         images, labels = batch
         size = self.image_size(self.current_epoch, images.shape[-1])
         logits = self.train_forward(resize(images, size)).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe["label_smoothing"])
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         self._update("train", loss, logits, labels)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every == 0 or self.trainer.is_last_batch:
@@ -77,39 +78,23 @@ class LitClassifier(L.LightningModule):
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The ``label`` and what is ``predicted`` of each image, both (N,)."""
+        """``label`` and ``predicted`` class of each image, both (N,)."""
         return {"label": batch[1], "predicted": self._evaluate("test", batch).argmax(1)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
         groups = parameter_groups(
             self.model,
-            recipe["weight_decay"],
-            decay_norm_and_bias=recipe["decay_norm_and_bias"],
-            decay_depthwise=recipe["decay_depthwise"],
-            layer_decay=recipe["layer_decay"],
-            classifier_scale=(recipe["classifier_lr"] or recipe["lr"]) / recipe["lr"],
-            orthogonal=recipe["optimizer"] == "muon",
+            recipe.weight_decay,
+            decay_norm_and_bias=recipe.decay_norm_and_bias,
+            decay_depthwise=recipe.decay_depthwise,
+            layer_decay=recipe.layer_decay,
+            classifier_scale=(recipe.classifier_lr or recipe.lr) / recipe.lr,
+            orthogonal=recipe.optimizer == "muon",
         )
-        optimizer = create_optimizer(
-            recipe["optimizer"],
-            groups,
-            lr=recipe["lr"],
-            momentum=recipe["momentum"],
-            betas=recipe["betas"],
-            muon_lr=recipe["muon_lr"],
-            muon_momentum=recipe["muon_momentum"],
-            fused=not self.trainer.gradient_clip_val,
-        )
-        steps = total_steps(self.trainer)
-        schedule = create_schedule(
-            optimizer,
-            recipe["schedule"],
-            steps=steps,
-            warmup_steps=int(steps * recipe["warmup_fraction"]),
-            lr=recipe["lr"],
-            min_lr=recipe["min_lr"],
-        )
+        fused = not self.trainer.gradient_clip_val
+        optimizer = create_optimizer(recipe, groups, fused=fused)
+        schedule = create_schedule(optimizer, recipe, steps=total_steps(self.trainer))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -118,22 +103,19 @@ class LitClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dwsep_zoo"] = self.description
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_checkpoint(checkpoint, self.description)
-
     def image_size(self, epoch: int, full: int) -> int:
-        """Side of the training images in an epoch (the first one is 0); ``full``: of the data's."""
+        """Side of the training images in an epoch, from 0 on; ``full``: the side of the data."""
         return training_size(
             epoch / (self.trainer.max_epochs or 1),
             full=full,
-            initial=self.recipe["initial_size"],
-            full_from=self.recipe["full_size_from"],
+            initial=self.recipe.initial_size,
+            full_from=self.recipe.full_size_from,
         )
 
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
         images, labels = batch
-        flip, shift = self.recipe["eval_flip"], self.recipe["eval_shift"]
-        logits = average(self, images, flip=flip, shift=shift)
+        recipe = self.recipe
+        logits = average(self, images, flip=recipe.eval_flip, shift=recipe.eval_shift)
         self._update(split, F.cross_entropy(logits, labels), logits, labels)
         return logits
 
@@ -164,15 +146,19 @@ def total_steps(trainer: L.Trainer) -> int:
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
-def check_checkpoint(checkpoint: dict[str, Any], description: dict[str, Any]) -> None:
-    """Raises UserError if a checkpoint holds another network than the one described."""
-    saved = checkpoint.get("dwsep_zoo")
-    if saved is None:
-        raise UserError("not a checkpoint of dwsep_zoo")
-    for key in {**description["model"], **saved["model"]}:
-        here, there = description["model"].get(key), saved["model"].get(key)
-        if there != here:
-            raise UserError(f"the checkpoint's network has {key}={there}, this run's has {here}")
+def check_network_of(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raises UserError if a checkpoint's network is another one than the run's.
+
+    Args:
+        saved: arguments of ``create_model`` in the checkpoint.
+        here: those of the run.
+    """
+    for key in {**here, **saved}:
+        if saved.get(key) != here.get(key):
+            raise UserError(
+                f"the checkpoint's network has {key}={saved.get(key)}, this run's has "
+                f"{here.get(key)}"
+            )
 
 
 def _metrics(num_classes: int) -> nn.ModuleDict:

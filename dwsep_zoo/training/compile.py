@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from dwsep_zoo.errors import UserError, first_line
 from dwsep_zoo.training.classifier import LitClassifier, total_steps
-from dwsep_zoo.training.failures import is_out_of_memory
-from dwsep_zoo.training.graph import Forward, graphed_forward, unchanged
+from dwsep_zoo.training.cuda_graphs import Forward, graphed_forward, unchanged
+from dwsep_zoo.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -34,11 +34,11 @@ DECIDE_AFTER = 20  # steps
 RECOMPILE_LIMIT = 1000  # of all networks and sizes of images in a process
 WARM_UP, ROUNDS = 2, 5  # steps of each kind
 
-Step = Callable[[], float]
+TimedStep = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Decision:
     """Whether the steps of a training are compiled, and why."""
 
     compiled: bool
@@ -46,8 +46,8 @@ class Choice:
 
 
 def choose_compile(
-    option: bool | str, seconds: float, eager: Step, compiled: Step, *, sizes: int = 1
-) -> Choice:
+    option: bool | str, seconds: float, eager: TimedStep, compiled: TimedStep, *, sizes: int = 1
+) -> Decision:
     """Decide by measuring, unless the user has decided.
 
     Args:
@@ -61,9 +61,9 @@ def choose_compile(
         UserError: if the user wants what cannot be compiled here.
     """
     if option is False:
-        return Choice(False, "trainer.compile=false")
+        return Decision(False, "trainer.compile=false")
     if option == "auto" and seconds < LONG_ENOUGH:
-        return Choice(False, f"{_duration(seconds)} are too short to repay compilation")
+        return Decision(False, f"{_duration(seconds)} are too short to repay compilation")
     begin = time.perf_counter()
     try:
         compiled()
@@ -73,11 +73,11 @@ def choose_compile(
         reason = first_line(error)
         if option is True:
             raise UserError(f"trainer.compile=true: cannot compile here: {reason}") from error
-        return Choice(False, f"cannot compile here: {reason}")
+        return Decision(False, f"cannot compile here: {reason}")
     compilation = time.perf_counter() - begin
     took = f"compilation took {_duration(compilation)}"
     if option is True:
-        return Choice(True, f"trainer.compile=true; {took}")
+        return Decision(True, f"trainer.compile=true; {took}")
     for step in (eager, compiled) * WARM_UP:
         step()
     pairs = [(eager(), compiled()) for _ in range(ROUNDS)]  # in turns
@@ -86,7 +86,7 @@ def choose_compile(
     saved = seconds * (1 - 1 / gain) - (sizes - 1) * compilation
     each = f", for each of {sizes} sizes of images" if sizes > 1 else ""
     why = f"compiled ones are {gain:.2f} times as fast; {took}{each}"
-    return Choice(gain >= WORTHWHILE and saved > 0, why)
+    return Decision(gain >= WORTHWHILE and saved > 0, why)
 
 
 class Compile(Callback):
@@ -104,7 +104,7 @@ class Compile(Callback):
     def __init__(self, option: bool | str, input_size: Sequence[int], batch_size: int):
         self.option = option
         self.shape = (batch_size, *input_size)
-        self.choice: Choice | None = None
+        self.choice: Decision | None = None
         self.eager: Forward | None = None
         self.graphs = False  # of the steps that are not compiled
         self.compiled: Forward | None = None
@@ -115,7 +115,7 @@ class Compile(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict and self.option == "auto":
-            self.choice = Choice(state_dict["compiled"], "as the training began")
+            self.choice = Decision(state_dict["compiled"], "as the training began")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitClassifier)
@@ -125,7 +125,7 @@ class Compile(Callback):
         if self.option != "auto":
             self.choice = self._measure(trainer, pl_module, 0.0, sizes=1)
         elif self.choice is None and torch.are_deterministic_algorithms_enabled():
-            self.choice = Choice(False, "what a clock says is not deterministic")
+            self.choice = Decision(False, "what a clock says is not deterministic")
         if self.choice:
             self._use(pl_module, self.choice)
 
@@ -154,7 +154,7 @@ class Compile(Callback):
 
     def _measure(
         self, trainer: L.Trainer, module: L.LightningModule, seconds: float, *, sizes: int
-    ) -> Choice:
+    ) -> Decision:
         assert isinstance(module, LitClassifier)
         model, eager = module.model, self.eager or module.model
         compiled = compiled_forward(model, module.device)
@@ -175,10 +175,10 @@ class Compile(Callback):
             # Graphs keep their memory while compiled steps need theirs; one of them alone fits.
             if not (self.graphs and self.option == "auto" and is_out_of_memory(error)):
                 raise
-            choice = Choice(False, "not enough memory to try compiled ones")
+            choice = Decision(False, "not enough memory to try compiled ones")
         return trainer.strategy.broadcast(choice)
 
-    def _use(self, module: L.LightningModule, choice: Choice) -> None:
+    def _use(self, module: L.LightningModule, choice: Decision) -> None:
         kind = "compiled" if choice.compiled else "eager"
         if self.graphs and not choice.compiled:
             kind += ", as CUDA graphs"

@@ -1,4 +1,4 @@
-"""Fine-tuning: what of a network is not trained, at first or at all."""
+"""Fine-tuning: freezing parts of a network, at first or for the whole training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from itertools import accumulate
-from typing import Any
 
 import lightning as L
 import torch
@@ -17,20 +16,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.optim import CLASSIFIER, part_of
 
 log = logging.getLogger("dwsep_zoo")
 
 
 class FineTune(Callback):
-    """Keeps parameters, and the running statistics that go with them, bit for bit as they are.
+    """Keeps frozen parameters, and the running statistics of their modules, bit for bit.
 
     A module whose parameters are all frozen is in evaluation mode with everything in it. The epoch
-    alone says what is frozen and nothing is saved, so that a run resumes in any phase.
+    alone decides, and nothing is saved, so a run resumes in any phase.
 
     Args:
-        freeze: for the whole run, see :func:`frozen_names`.
-        freeze_epochs: so many epochs at the beginning train the classifier alone.
+        freeze: patterns frozen for the whole run, see :func:`frozen_names`.
+        freeze_epochs: number of first epochs that train the classifier alone.
     """
 
     def __init__(self, freeze: Sequence[str], freeze_epochs: int):
@@ -123,16 +123,16 @@ def frozen_names(model: nn.Module, patterns: Sequence[str]) -> set[str]:
     return frozen
 
 
-def check_freeze(model: nn.Module, recipe: dict[str, Any]) -> None:
-    """Raises UserError if the recipe freezes what the network does not have, or leaves nothing."""
+def check_freeze(model: nn.Module, recipe: Recipe) -> None:
+    """Raises UserError if the recipe freezes parts that the network lacks, or leaves nothing."""
     trained = {name for name, _ in model.named_parameters()}
-    trained -= frozen_names(model, recipe["freeze"] or ())
+    trained -= frozen_names(model, recipe.freeze or ())
     if not trained:
-        raise UserError(f"recipe.freeze={recipe['freeze']} leaves nothing to train")
-    if recipe["freeze_epochs"] and not any(part_of(name) == CLASSIFIER for name in trained):
+        raise UserError(f"recipe.freeze={list(recipe.freeze or ())} leaves nothing to train")
+    if recipe.freeze_epochs and not any(part_of(name) == CLASSIFIER for name in trained):
         raise UserError(
-            f"recipe.freeze={recipe['freeze']} leaves nothing to train in the first "
-            f"{recipe['freeze_epochs']} epochs, which train the classifier; set "
+            f"recipe.freeze={list(recipe.freeze or ())} leaves nothing to train in the first "
+            f"{recipe.freeze_epochs} epochs, which train the classifier; set "
             "recipe.freeze_epochs=null"
         )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.settings import Recipe
 
-SIZES = 8  # of the full one: steps; every size is new work for kernels that prepare for one
+SIZES = 8  # steps; kernels prepare for each size anew
 
 
 def training_size(progress: float, *, full: int, initial: int | None, full_from: float) -> int:
@@ -19,10 +18,10 @@ def training_size(progress: float, *, full: int, initial: int | None, full_from:
     training goes from 0 to ``full_from``.
 
     Args:
-        progress: part of the training that is done, from 0 to 1.
+        progress: finished part of the training, from 0 to 1.
         full: side of the data's images.
-        initial: side at the beginning; ``None``: the full one.
-        full_from: progress from which on it is the full one.
+        initial: side at the beginning; ``None``: ``full``.
+        full_from: progress at which the side becomes ``full``.
     """
     if initial is None or progress >= full_from:
         return full
@@ -38,14 +37,10 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def check_progressive(recipe: dict[str, Any], image_size: int, output_stride: int) -> None:
-    """Raises UserError for a first size that is none for these images or this network."""
-    initial, full_from = recipe["initial_size"], recipe["full_size_from"]
-    if not 0 < full_from <= 1:
-        raise UserError(f"recipe.full_size_from must be in (0, 1]; got {full_from}")
-    if initial is None:
-        return
-    if not isinstance(initial, int) or not output_stride <= initial <= image_size:
+def check_progressive(recipe: Recipe, image_size: int, output_stride: int) -> None:
+    """Raises UserError for a first size that these images or this network cannot have."""
+    initial = recipe.initial_size
+    if initial is not None and not output_stride <= initial <= image_size:
         raise UserError(
             f"recipe.initial_size must be a whole number from {output_stride}, the network's "
             f"output stride, to {image_size}, the size of the images; got {initial!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import shutil
 import sys
@@ -23,29 +22,20 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.settings import Recipe, Settings
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
-from dwsep_zoo.training.failures import StopOnNonFinite
+from dwsep_zoo.training.ddp import DataParallel
 from dwsep_zoo.training.finetune import FineTune
-from dwsep_zoo.training.strategy import DataParallel
+from dwsep_zoo.training.non_finite import StopOnNonFinite
 
 log = logging.getLogger("dwsep_zoo")
 
-OWN_KEYS = ("channels_last", "compile")  # of the trainer group, not lightning's
-SET_HERE = {
-    "self",
-    "callbacks",
-    "logger",
-    "enable_checkpointing",
-    "enable_model_summary",
-    "num_sanity_val_steps",
-    "log_every_n_steps",
-    "use_distributed_sampler",
-}
+OWN_KEYS = {"channels_last", "compile"}  # of the trainer group, not Lightning's
 
 
 def create_trainer(
-    cfg: dict[str, Any],
+    settings: Settings,
     folder: Path,
     callbacks: list[Callback],
     *,
@@ -55,60 +45,47 @@ def create_trainer(
     """Make the Trainer of a run that writes into ``folder``.
 
     Args:
-        cfg: the whole configuration.
-        folder: the run's folder.
-        callbacks: besides checkpoints, progress bar, interrupts and what the recipe asks for.
+        settings: those of the run.
+        folder: the run's.
+        callbacks: added to those of checkpoints, progress bar, interrupts and the recipe.
         first_step: of this process; later steps are those of an interrupted run and are dropped
             from its TensorBoard curves.
-        save: checkpoints and curves; a trial of a search needs none.
+        save: write checkpoints and curves; a trial of a search needs none.
+
+    Raises:
+        UserError: for options that Lightning refuses on this machine.
     """
-    options = {key: value for key, value in cfg["trainer"].items() if key not in OWN_KEYS}
-    save = save and not options.get("fast_dev_run")
-    checkpoints = folder / "checkpoints"
-    callbacks = list(callbacks)
-    recipe = cfg["recipe"]
-    if recipe["freeze"] or recipe["freeze_epochs"] or recipe["layer_decay"]:
-        callbacks.append(FineTune(recipe["freeze"] or (), recipe["freeze_epochs"] or 0))
-    if recipe["model_ema_decay"]:  # averages a step before what saves it
-        # All tensors at once, where lightning's EMAWeightAveraging takes one after the other.
-        average = get_ema_multi_avg_fn(recipe["model_ema_decay"])
-        callbacks.append(WeightAveraging(multi_avg_fn=average))
-    if save:
-        every_n_epochs = cfg["callbacks"]["save_every_n_epochs"]
-        callbacks += [
-            OneFile(checkpoints, "best", 1, monitor="val/acc", mode="max"),
-            # lightning's save_last saves only after epochs that were the best so far
-            OneFile(checkpoints, "last", every_n_epochs),
-            StopOnNonFinite(checkpoints / "last.ckpt"),  # before what could save such a state
-            SaveOnInterrupt(checkpoints / "last.ckpt", every_n_epochs),
-        ]
-    if cfg["callbacks"]["early_stopping"]:
-        callbacks.append(
-            EarlyStopping("val/acc", mode="max", patience=cfg["callbacks"]["early_stopping"])
-        )
-    if options["enable_progress_bar"] == "auto":
-        options["enable_progress_bar"] = sys.stderr.isatty()
-    if options["enable_progress_bar"]:
-        callbacks.append(TQDMProgressBar(leave=False))
-
-    device = _device_type(options)
-    if options["precision"] == "auto":
-        options["precision"] = auto_precision(device)
-    if options["sync_batchnorm"] == "auto":
-        options["sync_batchnorm"] = device == "cuda"
-
-    if options["strategy"] == "ddp":
-        options["strategy"] = DataParallel()
-
+    options = settings.trainer
+    save = save and not options.fast_dev_run
+    device = _device_type(options.accelerator)
+    progress_bar = options.enable_progress_bar
+    if progress_bar == "auto":
+        progress_bar = sys.stderr.isatty()
     logger: TensorBoardLogger | bool = False
-    if cfg["logger"]["tensorboard"] and save:
+    if settings.logger.tensorboard and save:
         logger = RunLogger(
             folder, name="", version="", default_hp_metric=False, purge_step=first_step or None
         )
+    given = options.model_dump(exclude=OWN_KEYS, exclude_none=True)
+    changed: dict[str, Any] = {
+        "devices": list(options.devices) if isinstance(options.devices, tuple) else options.devices,
+        "enable_progress_bar": progress_bar,
+        "precision": auto_precision(device) if options.precision == "auto" else options.precision,
+        "strategy": DataParallel() if options.strategy == "ddp" else options.strategy,
+        "sync_batchnorm": device == "cuda"
+        if options.sync_batchnorm == "auto"
+        else options.sync_batchnorm,
+    }
+    callbacks = [*callbacks, *_recipe_callbacks(settings.recipe)]
+    callbacks += _saving_callbacks(settings, folder / "checkpoints") if save else []
+    if patience := settings.callbacks.early_stopping:
+        callbacks.append(EarlyStopping("val/acc", mode="max", patience=patience))
+    if progress_bar:
+        callbacks.append(TQDMProgressBar(leave=False))
     _quiet()
     try:
         return L.Trainer(
-            **options,
+            **{**given, **changed},
             callbacks=callbacks,
             logger=logger,
             enable_checkpointing=save,
@@ -117,12 +94,34 @@ def create_trainer(
             log_every_n_steps=10,
             use_distributed_sampler=False,  # the data module gives each process its share
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if recipe.freeze or recipe.freeze_epochs or recipe.layer_decay:
+        callbacks.append(FineTune(recipe.freeze or (), recipe.freeze_epochs or 0))
+    if recipe.model_ema_decay:  # averages a step before a callback saves it
+        # All tensors at once, where Lightning's EMAWeightAveraging takes one after the other.
+        average = get_ema_multi_avg_fn(recipe.model_ema_decay)
+        callbacks.append(WeightAveraging(multi_avg_fn=average))
+    return callbacks
+
+
+def _saving_callbacks(settings: Settings, checkpoints: Path) -> list[Callback]:
+    every_n_epochs = settings.callbacks.save_every_n_epochs
+    return [
+        OneFile(checkpoints, "best", 1, monitor="val/acc", mode="max"),
+        # Lightning's save_last saves only after epochs that were the best so far.
+        OneFile(checkpoints, "last", every_n_epochs),
+        StopOnNonFinite(checkpoints / "last.ckpt"),  # before such a state could be saved
+        SaveOnInterrupt(checkpoints / "last.ckpt", every_n_epochs),
+    ]
+
+
 class OneFile(ModelCheckpoint):
-    """Keeps one checkpoint, ``folder/name.ckpt``, and its score when that folder has been moved."""
+    """Keeps one checkpoint, ``folder/name.ckpt``, and its score after that folder has moved."""
 
     def __init__(self, folder: Path, name: str, every_n_epochs: int, **options: Any):
         super().__init__(
@@ -137,7 +136,7 @@ class OneFile(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         path = Path(str(self.dirpath), f"{self.filename}.ckpt")
-        if path.exists():  # ckpt_path= goes on in a new folder, where nothing is the best so far
+        if path.exists():  # with ckpt_path= the folder is new and empty
             scores = state_dict["best_k_models"].values()
             state_dict = {
                 **state_dict,
@@ -149,7 +148,7 @@ class OneFile(ModelCheckpoint):
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard in the run's own folder, without a file of parameters: Hydra keeps them."""
+    """TensorBoard in the run's own folder, without a file of parameters: the record has them."""
 
     def save(self) -> None:
         self.experiment.flush()
@@ -166,18 +165,6 @@ def auto_precision(device: str) -> str:
     return "32-true"
 
 
-def check_trainer(options: dict[str, Any]) -> None:
-    """Raises UserError for keys that lightning's Trainer does not have and impossible values."""
-    known = {*inspect.signature(L.Trainer.__init__).parameters, *OWN_KEYS} - SET_HERE
-    for key in options:
-        choose(key, known, "key of trainer")
-    if options["compile"] != "auto" and not isinstance(options["compile"], bool):
-        raise UserError(f"trainer.compile must be true, false or auto; got {options['compile']!r}")
-    epochs = options["max_epochs"]
-    if not isinstance(epochs, int) or epochs < 1:
-        raise UserError(f"trainer.max_epochs must be a whole number from 1 up; got {epochs!r}")
-
-
 def check_space(folder: Path, size_bytes: int) -> None:
     """Raises UserError if two checkpoints (weights, momentum, average) cannot be stored."""
     need, free = 2 * 4 * size_bytes, shutil.disk_usage(folder).free
@@ -188,8 +175,7 @@ def check_space(folder: Path, size_bytes: int) -> None:
         )
 
 
-def _device_type(options: dict[str, Any]) -> str:
-    accelerator = options["accelerator"]
+def _device_type(accelerator: str) -> str:
     if accelerator in ("auto", "gpu") and torch.cuda.is_available():
         return "cuda"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
@@ -198,7 +184,7 @@ def _device_type(options: dict[str, Any]) -> str:
 
 
 def _quiet() -> None:
-    """Keep lightning's own notices out of the log; what they say stands in ours."""
+    """Keep Lightning's notices out of the log, which says the same."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.profilers.profiler").setLevel(logging.INFO)  # asked for

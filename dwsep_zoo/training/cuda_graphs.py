@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dwsep_zoo.errors import first_line
 from dwsep_zoo.nn.chain import is_heard
-from dwsep_zoo.training.failures import is_out_of_memory
+from dwsep_zoo.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger("dwsep_zoo")
 

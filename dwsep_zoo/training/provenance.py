@@ -1,47 +1,24 @@
-"""``result.json``: the one record of a run that every report reads."""
+"""Where a run comes from: command, versions, commit and machine."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from dwsep_zoo.analysis.latency import device_name
 
 PACKAGES = ("dwsep-zoo", "torch", "torchvision", "lightning", "hydra-core", "timm", "numpy")
 
 
-class Record:
-    """A dictionary that is written to ``folder/result.json`` at every change, or not at all."""
-
-    def __init__(self, folder: Path, *, enabled: bool = True):
-        self.path = folder / "result.json"
-        self.enabled = enabled
-        self.values: dict[str, Any] = {"schema": 1, "status": "running", "error": None}
-
-    def update(self, **values: Any) -> None:
-        self.values.update(values)
-        if self.enabled:
-            new = self.path.with_suffix(".new")
-            new.write_text(json.dumps(self.values, indent=2) + "\n")
-            os.replace(new, self.path)
-
-
-def now() -> str:
-    """The time as ISO 8601 with the offset to UTC."""
-    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
-
-
-def provenance() -> dict[str, Any]:
+def provenance() -> dict[str, JsonValue]:
     """Command, versions, commit and machine."""
     gpu = torch.cuda.is_available()
     return {
@@ -66,7 +43,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this runs from, with ``+`` if files differ from it."""
+    """Commit of the checkout that runs, with ``+`` if files differ from it."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,12 +1,13 @@
-"""Several views of each image, whose outputs validation and test average."""
+"""Views of an image whose outputs validation and test average."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from dwsep_zoo.schema.settings import Recipe
 
 
 def average(
@@ -17,9 +18,9 @@ def average(
     Args:
         model: from ``(N, C, H, W)`` to logits.
         images: as a network takes them.
-        flip: each view is mirrored left to right, too.
-        shift: the image is moved by a pixel to the lower right and to the upper left, too; its edge
-            is what is mirrored there. Small images only: of large ones a pixel changes nothing.
+        flip: add the mirror image of each view.
+        shift: add the image moved by a pixel to the lower right and to the upper left, its edge
+            mirrored. For small images: a pixel changes nothing in large ones.
     """
     shown = views(images, flip=flip, shift=shift)
     total = model(shown[0]).float()
@@ -29,7 +30,7 @@ def average(
 
 
 def views(images: Tensor, *, flip: bool, shift: bool) -> list[Tensor]:
-    """The images first; in all 1, 2, 3 or 6 of what they are like."""
+    """The images, followed by their 0 to 5 other views."""
     shown = [images]
     if shift:
         height, width = images.shape[-2:]
@@ -40,8 +41,11 @@ def views(images: Tensor, *, flip: bool, shift: bool) -> list[Tensor]:
     return shown
 
 
-def in_words(recipe: dict[str, Any]) -> str:
-    """What is averaged, for the log; empty: nothing."""
-    ways = {"eval_shift": "moved by a pixel to two sides", "eval_flip": "mirrored"}
-    chosen = [words for key, words in ways.items() if recipe[key]]
+def describe_views(recipe: Recipe) -> str:
+    """The views that are averaged, for the log; empty if there is one."""
+    chosen = []
+    if recipe.eval_shift:
+        chosen.append("moved by a pixel to two sides")
+    if recipe.eval_flip:
+        chosen.append("mirrored")
     return f"each image and the same {' and '.join(chosen)} averaged" if chosen else ""

@@ -1,0 +1,203 @@
+"""Checks before a run writes anything."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dwsep_zoo.analysis.runtimes import check_conditions
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.files import check_writable, is_sweep
+from dwsep_zoo.nn import CONVS
+from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
+from dwsep_zoo.schema.settings import Settings, parse_settings
+from dwsep_zoo.training.optim import check_optimizer
+from dwsep_zoo.training.prepare import check_network
+from dwsep_zoo.training.search import check_optuna
+
+MAY_CHANGE = (
+    *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.profiler"),
+    *("trainer.enable_progress_bar", "trainer.max_time", "trainer.compile"),
+    *("data.root", "data.num_workers", "data.cache", "paths", "callbacks", "profile", "logger"),
+    *("tags", "test", "resume", "ckpt_path"),
+)
+"""Keys and groups that a resumed run may set anew: places, words, devices, and how long."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to go on from.
+
+    Attributes:
+        step: optimizer steps behind it.
+        epochs: finished epochs.
+        network: arguments of ``create_model`` for its network.
+    """
+
+    path: Path
+    step: int
+    epochs: int
+    network: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed all checks that need no data.
+
+    Attributes:
+        earlier: the record of the run that is resumed.
+        start: the checkpoint to go on from.
+    """
+
+    settings: Settings
+    folder: Path
+    earlier: RunRecord | None
+    start: Start | None
+
+
+def check(settings: Settings) -> Plan:
+    """Check names, values, places and checkpoints; write nothing and download nothing.
+
+    Raises:
+        UserError: in one line, naming the value.
+    """
+    folder = Path(settings.paths.output_dir)
+    check_writable("paths.output_dir", folder)
+    check_optimizer(settings.recipe)
+    if settings.hparams_search:
+        check_optuna()
+    if settings.trainer.strategy == "ddp" and is_sweep(folder.parent):
+        raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
+    if settings.match:
+        choose(settings.to, CONVS, "to")
+    profile = settings.profile
+    for runtime, precision, batch_size in product(
+        profile.runtimes, profile.precisions, profile.batch_sizes
+    ):
+        check_conditions(runtime=runtime, precision=precision, batch_size=batch_size)
+    check_network(settings)
+    earlier = _check_resume(settings) if settings.resume else None
+    start = _read_start(settings)
+    return Plan(settings, folder, earlier, start)
+
+
+def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> Settings:
+    """The recorded settings of a run, to go on with it.
+
+    Args:
+        run: its folder.
+        changes: other values by dotted key, for keys of :data:`MAY_CHANGE`.
+
+    Raises:
+        UserError: for a folder without a record, or a change that would make another run.
+    """
+    config: dict[str, Any] = dict(_recorded(run).config)
+    for key, value in {
+        **(changes or {}),
+        "paths.output_dir": str(run),
+        "resume": str(run),
+        "ckpt_path": None,
+    }.items():
+        config = _with(config, key.split("."), key, value)
+    settings = parse_settings(config)
+    _check_changes(settings, run)
+    return settings
+
+
+def _with(config: dict[str, Any], path: list[str], key: str, value: object) -> dict[str, Any]:
+    first, *rest = path
+    choose(first, config, f"key in {key!r}" if len(path) > 1 else f"key {key!r}:")
+    if rest:
+        inner = config[first]
+        if not isinstance(inner, dict):
+            raise UserError(f"unknown key {key!r}: {first} has no parts")
+        value = _with(inner, rest, key, value)
+    return {**config, first: value}
+
+
+def _recorded(run: Path) -> RunRecord:
+    file = run / FILE_NAME
+    if not file.is_file():
+        raise UserError(f"resume={run}: not the folder of a run (it has no {FILE_NAME})")
+    try:
+        return read_record(file)
+    except (OSError, UserError) as error:
+        raise UserError(f"resume={run}: cannot read {file}: {error}") from error
+
+
+def _check_resume(settings: Settings) -> RunRecord:
+    """The record of the run that is resumed, before anything of it is overwritten."""
+    run = Path(str(settings.resume))
+    earlier = _recorded(run)
+    done = earlier.epochs or 0
+    if earlier.status == "finished" and done >= settings.trainer.max_epochs:
+        raise UserError(
+            f"resume={run}: this run is finished; to train it further than its {done} epochs, set "
+            "trainer.max_epochs"
+        )
+    _check_changes(settings, run)
+    return earlier
+
+
+def _check_changes(settings: Settings, run: Path) -> None:
+    recorded = parse_settings(_recorded(run).config)
+    for key, old, new in _differences(recorded.plain(), settings.plain()):
+        if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE):
+            raise UserError(
+                f"resume={run} cannot change {key} from {old!r} to {new!r}; it may change: "
+                f"{', '.join(MAY_CHANGE)}"
+            )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            path = f"{key}.{name}" if key else name
+            yield from _differences(old.get(name), new.get(name), path)
+    elif old != new:
+        yield key, old, new
+
+
+def _read_start(settings: Settings) -> Start | None:
+    """``resume=`` names a run, ``ckpt_path=`` a file."""
+    if settings.resume:
+        key, given = "resume", settings.resume
+        path = Path(given) / "checkpoints" / "last.ckpt"
+    elif settings.ckpt_path:
+        key, given = "ckpt_path", settings.ckpt_path
+        path = Path(given)
+    else:
+        return None
+    if not path.is_file():
+        raise UserError(f"{key}={given}: there is no checkpoint {path}")
+    saved = load_checkpoint(path)
+    try:
+        epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        start = Start(path, saved["global_step"], epochs, saved["dwsep_zoo"]["model"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{key}={given}: not a checkpoint of dwsep_zoo") from error
+    if settings.ckpt_path and settings.train and start.epochs >= settings.trainer.max_epochs:
+        raise UserError(
+            f"ckpt_path={given} has all of its {start.epochs} epochs behind it; to train it "
+            "further, set trainer.max_epochs"
+        )
+    return start
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint, which holds plain data only.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error

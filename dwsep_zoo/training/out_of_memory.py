@@ -1,0 +1,60 @@
+"""Out of memory: recognised, and answered with a batch size that fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from dwsep_zoo.analysis.memory import training_memory
+from dwsep_zoo.errors import UserError
+
+USABLE = 0.8  # of a device's memory; libraries and gaps between blocks take the rest
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def out_of_memory(
+    model: nn.Module, input_size: Sequence[int], batch_size: int, device: torch.device
+) -> UserError:
+    """The error to raise, with a batch size that would fit, estimated from a step's tensors.
+
+    Args:
+        model: the network in training.
+        input_size: ``(C, H, W)`` of an image.
+        batch_size: the size that did not fit.
+        device: the device that ran out.
+    """
+
+    def need(images: int) -> int:
+        return training_memory(model, input_size, batch_size=images)
+
+    # In small batches the gradients of the weights make the peak, in large ones the activations.
+    half = max(2, batch_size // 2)
+    each = (need(2 * half) - need(half)) / half
+    fits = half + int((USABLE * _memory(device) - need(half)) / each)
+    fits = min(max(1, fits), batch_size // 2)  # whatever the estimate says
+    if not fits:
+        return UserError(
+            f"out of memory with data.batch_size=1 on this {device.type}: smaller images "
+            "(data.image_size) or a narrower network (model.width_mult) are needed"
+        )
+    return UserError(
+        f"out of memory with data.batch_size={batch_size}; about {fits} would fit on this "
+        f"{device.type}, and trainer.accumulate_grad_batches={-(-batch_size // fits)} makes "
+        "steps of as many images of it"
+    )
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of memory in a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

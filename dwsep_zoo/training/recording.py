@@ -1,0 +1,94 @@
+"""The log and the record around a run, whatever becomes of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.record import RecordFile, now
+from dwsep_zoo.training.callbacks import Interrupted
+from dwsep_zoo.training.check import Plan
+from dwsep_zoo.training.provenance import provenance
+
+log = logging.getLogger("dwsep_zoo")
+
+
+@contextmanager
+def recording(plan: Plan) -> Iterator[RecordFile]:
+    """Make the run's folder, log into it, and record how the run ends.
+
+    Raises:
+        UserError: for input that cannot work, and for a disk that is full or gone.
+        SystemExit: with code 130 if the user stopped the training; its state is saved.
+    """
+    settings, folder = plan.settings, plan.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+    with _logging_to(folder / "train.log", enabled=first):
+        record = RecordFile(folder, enabled=first)
+        record.update(
+            name=folder.name,
+            model=settings.model.name,
+            conv=settings.conv.name,
+            conv_options={k: v for k, v in settings.conv.plain().items() if k != "name"},
+            width_mult=settings.model.width_mult,
+            seed=settings.seed,
+            tags=list(settings.tags),
+            config=settings.plain(),
+            started=now(),
+            **provenance(),
+        )
+        try:
+            yield record
+        except Interrupted as stop:
+            record.update(status="interrupted", error=str(stop), finished=now())
+            log.info("%s; saved checkpoints/last.ckpt. Go on with: resume=%s", stop, folder)
+            sys.exit(130)
+        except (KeyboardInterrupt, SystemExit):  # Lightning exits when it is interrupted
+            record.update(status="interrupted", error="stopped at once", finished=now())
+            last = folder / "checkpoints" / "last.ckpt"
+            how = f"go on from the last checkpoint with resume={folder}"
+            log.info("stopped at once; %s", how if last.exists() else "nothing was saved yet")
+            sys.exit(130)
+        except Exception as error:
+            _record_failure(record, folder, error)
+
+
+def _record_failure(record: RecordFile, folder: Path, error: Exception) -> None:
+    """Record an error and raise it, as a UserError where the user can do something about it."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError):  # a full or vanished disk
+        message = f"{error.strerror or error}: {error.filename or folder}"
+    with suppress(OSError):
+        record.update(status="failed", error=message, finished=now())
+    if isinstance(error, OSError | MisconfigurationException):
+        raise UserError(message) from error
+    if not isinstance(error, UserError):
+        log.exception("the run failed")
+    raise error
+
+
+@contextmanager
+def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
+    """Log plain lines to the terminal and, with the time, to a file; nothing unless ``enabled``."""
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if enabled:
+        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(path)]
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for handler in handlers:
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
