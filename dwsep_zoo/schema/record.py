@@ -66,7 +66,7 @@ Numbers = Annotated[tuple[Number, ...], FROM_LIST]
 class Part(BaseModel):
     """A part of a record: strict about types, tolerant of unknown keys, immutable."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     def plain(self) -> Json:
         """The keys that were recorded, as JSON has them."""

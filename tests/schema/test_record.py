@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -52,6 +53,11 @@ def test_keys_of_a_newer_run_are_kept():
 def test_a_value_that_is_not_finite_was_not_measured(value):
     record = parse_record(VALUES | {"metrics": {"test/acc": value}, "images_per_second": value})
     assert record.metrics["test/acc"] is record.images_per_second is None
+
+
+def test_an_infinite_value_elsewhere_is_no_damage():
+    record = parse_record(VALUES | {"roofline": {"a": [float("inf")]}, "config": {"x": -math.inf}})
+    assert (record.roofline, record.configured("x")) == ({"a": [math.inf]}, -math.inf)
 
 
 def test_conditions_tell_latencies_apart():
