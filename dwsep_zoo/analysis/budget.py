@@ -4,54 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
 from dwsep_zoo.analysis.count import count
 from dwsep_zoo.analysis.latency import measure_latencies
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import choose
 from dwsep_zoo.models import build_model
-from dwsep_zoo.nn import CONVS
+from dwsep_zoo.models.registry import LARGEST_MULT
+from dwsep_zoo.schema.record import Match
 
 QUANTITIES = ("params", "macs", "latency")
 TOLERANCE = 0.02  # of the target; a larger residual is worth a warning
-WIDEST = 64.0  # factor on the width that is given
+WIDEST = 64.0  # factor on the given width
 LATENCY_STEPS = 8  # halvings of the bracket: each is a measurement
-TRY_S, CONFIRM_S = 0.2, 1.0  # of measuring a width: on trial, and the one that is taken
-
-
-@dataclass(frozen=True)
-class Match:
-    """A width, and how near it comes.
-
-    Attributes:
-        quantity: what is made equal.
-        to: conv type of the network that the target is of.
-        target: parameters, multiply-adds of one image, or milliseconds for one image.
-        achieved: the same of the network with the width that was found.
-        width_mult: that width.
-    """
-
-    quantity: str
-    to: str
-    target: float
-    achieved: float
-    width_mult: float
-
-    @property
-    def residual(self) -> float:
-        """What is achieved beyond the target, relative to it."""
-        return self.achieved / self.target - 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """As ``result.json`` has it."""
-        return {**asdict(self), "residual": self.residual}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Match:
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+TRY_S, CONFIRM_S = 0.2, 1.0  # seconds of measuring: of a width on trial, and of the chosen one
 
 
 def match_width(
@@ -64,15 +32,14 @@ def match_width(
 ) -> Match:
     """Find the width at which a network costs what the same network with another conv type does.
 
-    Widths are rounded to multiples of 8 channels as ever, so that not every budget can be met: the
-    nearest is taken.
+    Channels are multiples of 8, so the cost is the nearest that there is; widths end at 32.
 
     Args:
         quantity: ``params``, ``macs`` or ``latency`` (eager, one image, both networks in turns; the
             width that was found is measured once more).
-        to: conv type of the network that gives the target, with ``width_mult``.
+        to: conv type of the network that sets the budget.
         input_size: ``(C, H, W)`` of an image.
-        width_mult: of the network that gives the target.
+        width_mult: width of that network.
         network: the other arguments of :func:`dwsep_zoo.create_model`.
 
     Raises:
@@ -93,7 +60,7 @@ def match_width(
 
     target = counted(width_mult, conv=to)
     width, achieved = nearest_width(counted, target, width_mult)
-    return Match(quantity, name, target, achieved, width)
+    return Match.of(quantity, name, target=target, achieved=achieved, width_mult=width)
 
 
 def _match_latency(
@@ -119,19 +86,20 @@ def _match_latency(
         return own_ms / reference_ms
 
     width, _ = nearest_width(ratio, 1.0, width_mult, steps=LATENCY_STEPS)
-    # The nearest of many noisy measurements is near by chance too; what is recorded is another one.
-    return Match("latency", to, *timed(width, CONFIRM_S), width)
+    # The nearest of many noisy measurements is near by chance too, so another one is recorded.
+    reference_ms, own_ms = timed(width, CONFIRM_S)
+    return Match.of("latency", to, target=reference_ms, achieved=own_ms, width_mult=width)
 
 
 def nearest_width(
     cost: Callable[[float], float], target: float, start: float, *, steps: int = 30
 ) -> tuple[float, float]:
-    """The width whose cost is nearest to ``target``, and that cost; costs grow with the width.
+    """Find the width whose cost is nearest to ``target``, and that cost.
 
     Args:
-        cost: of a width; a step function, as channels are whole numbers.
-        target: of the cost.
-        start: a width to begin with.
+        cost: maps a width to its cost: a staircase that rises, as channels are whole numbers.
+        target: the cost to come near to.
+        start: the first width to try.
         steps: halvings of the bracket.
     """
     tried: dict[float, float] = {}
@@ -144,7 +112,7 @@ def nearest_width(
     low = high = start
     while at(low) > target and low > start / WIDEST and at(low / 2) < at(low):
         low /= 2
-    while at(high) < target and high < start * WIDEST:
+    while at(high) < target and high < start * WIDEST and 2 * high <= LARGEST_MULT:
         high *= 2
     for _ in range(steps):
         if at(low) >= target or at(high) <= target or at(low) == at(high) or high / low < 1.0002:
@@ -166,16 +134,3 @@ def _short(width: float, low: float, high: float) -> float:
         if low < rounded < high:
             return rounded
     return width
-
-
-def check_match(quantity: str | None, to: str, pretrained: Any = None) -> None:
-    """Raises UserError for what cannot be matched, before any work is done."""
-    if quantity is None:
-        return
-    choose(quantity, QUANTITIES, "match")
-    choose(to, CONVS, "to")
-    if pretrained:
-        raise UserError(
-            f"match={quantity} changes the width, which pretrained weights have once for all; "
-            "use one of them"
-        )

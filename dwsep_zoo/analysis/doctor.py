@@ -1,61 +1,49 @@
-"""Whether this machine and this PyTorch are as the project takes them to be: ``dwsep doctor``."""
+"""Whether the detours around PyTorch's slow CPU kernels still pay on this machine."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from rich.console import RenderableType
-from rich.table import Table
 from torch import Tensor
 
 from dwsep_zoo.analysis.latency import (
-    Clock,
     LatencyComparison,
+    Timer,
     compare_turns,
-    device_name,
     take_turns,
-    wall_clock,
+    wall_timer,
 )
-from dwsep_zoo.analysis.runtimes import available_runtimes
 from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, cpu, native
 from dwsep_zoo.ops.norm import ACTS
 
-NEEDED = 1.2  # a way around that gains less is not worth its code
-SHAPE = (16, 128, 28, 28)
+NEEDED = 1.2  # a detour that gains less is not worth its code
+SHAPE = (16, 128, 28, 28)  # images, channels, pixels of a typical layer
 EPS = 1e-5
+Way = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Detour:
-    """One of the ways around a slow kernel, against PyTorch's own.
-
-    Attributes:
-        name: of the gradient, kernel, stride and type.
-        own: PyTorch's own way.
-        ours: the way around it.
-        exact: the same in float64.
-    """
+    """Two ways to one result: PyTorch's own and ours; ``exact`` is the result in float64."""
 
     name: str
-    own: Callable[[], Tensor]
-    ours: Callable[[], Tensor]
+    own: Way
+    ours: Way
     exact: Tensor
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of a detour.
+    """A detour, measured.
 
     Attributes:
-        gain: time of PyTorch's own way over that of ours, with its interval.
-        error: largest difference of ours from the exact gradient, relative to the largest value.
-        own_error: the same of PyTorch's own way.
+        gain: time of PyTorch's way over that of ours, with its interval.
+        error: largest difference of ours from the exact result, relative to the largest value.
+        own_error: the same for PyTorch's way.
     """
 
     name: str
@@ -73,151 +61,93 @@ class Finding:
 
 
 def detours() -> list[Detour]:
-    """Those that are taken here, on a typical layer of 128 channels.
-
-    First what our own kernels do, if they could be compiled, then the ways around without them.
-    """
+    """The detours taken here: those of our own kernels if they compile, then those without."""
+    bf16, fp32 = torch.bfloat16, torch.float32
     ours = [
-        _both_grads(3, 1, torch.bfloat16),
-        _both_grads(3, 2, torch.bfloat16),
-        _both_grads(5, 1, torch.bfloat16),
-        _both_grads(3, 1, torch.float32),
-        _norm("relu", torch.bfloat16),
-        _norm("silu", torch.bfloat16),
-        _norm("relu", torch.float32),
-        _norm("relu", torch.bfloat16, convolved=True),
-        _norm("relu", torch.float32, convolved=True),
+        *(
+            _gradient("depthwise", k, s, t)
+            for k, s, t in ((3, 1, bf16), (3, 2, bf16), (5, 1, bf16))
+        ),
+        _gradient("depthwise", 3, 1, fp32),
+        _norm("relu", bf16),
+        _norm("silu", bf16),
+        _norm("relu", fp32),
+        _norm("relu", bf16, convolved=True),
+        _norm("relu", fp32, convolved=True),
     ]
     return [
         *(ours if native.native().library else []),
-        _input_grad(3, torch.bfloat16),
-        _input_grad(5, torch.bfloat16),
-        _weight_grad(3, torch.bfloat16, pixels=2),
-        _weight_grad(5, torch.float32),
-        _weight_grad(5, torch.bfloat16),
-        _weight_grad(7, torch.bfloat16),
+        _gradient("input", 3, 2, bf16),
+        _gradient("input", 5, 2, bf16),
+        _gradient("weight", 3, 1, bf16, pixels=2),
+        _gradient("weight", 5, 1, fp32),
+        _gradient("weight", 5, 1, bf16),
+        _gradient("weight", 7, 1, bf16),
     ]
 
 
-def examine(detour: Detour, clock: Clock = wall_clock, min_run_time: float = 0.2) -> Finding:
-    """Time both ways in turns, and hold both against the exact gradient."""
+def examine(detour: Detour, timer: Timer = wall_timer, min_run_time: float = 0.2) -> Finding:
+    """Time both ways in turns, and compare both with the exact result."""
     largest = detour.exact.abs().max()
 
-    def error(way: Callable[[], Tensor]) -> float:
+    def error(way: Way) -> float:
         return float((way().double() - detour.exact).abs().max() / largest)
 
     with torch.no_grad():
-        ours, own = take_turns([detour.ours, detour.own], clock, min_run_time)
+        ours, own = take_turns([detour.ours, detour.own], timer, min_run_time)
         return Finding(detour.name, compare_turns(ours, own), error(detour.ours), error(detour.own))
 
 
-def doctor() -> list[RenderableType]:
-    """Tables about the machine, the runtimes and the detours, for a terminal."""
-    machine = Table(title="this machine", show_header=False)
-    gpu = torch.cuda.is_available()
-    for key, value in {
-        "processor": f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads",
-        "bfloat16": _bf16(),
-        "norms and depthwise": f"kernels are {native.status()}",
-        "GPU": device_name(torch.device("cuda")) if gpu else "none that PyTorch can use",
-        "Python": platform.python_version(),
-        "PyTorch": torch.__version__,
-    }.items():
-        machine.add_row(key, value)
-    for runtime, line in available_runtimes().items():
-        machine.add_row(f"runtime {runtime}", "ready" if line is None else f"absent; {line}")
-    found = Table(
-        title="training on the CPU: PyTorch's own way against ours",
-        caption="gain: PyTorch's time over ours, median [99 % interval]; of a layer of 128 "
-        "channels, 28 x 28 pixels unless said, 16 images",
-        caption_justify="left",
-    )
-    found.add_column("of a layer")
-    found.add_column("gain", justify="right")
-    found.add_column("ours is")
-    for detour in detours():
-        finding = examine(detour)
-        gain = finding.gain
-        found.add_row(
-            finding.name,
-            rf"{gain.ratio:.1f}x \[{gain.low:.1f}, {gain.high:.1f}]",
-            finding.verdict,
-        )
-    return [machine, found]
-
-
-def _bf16() -> str:
-    if torch.cpu._is_amx_tile_supported():
-        return "fast (AMX)"
-    return "fast (AVX-512)" if torch.cpu._is_avx512_bf16_supported() else "slower than float32 here"
-
-
 def _operands(
-    kernel: int, stride: int, dtype: torch.dtype, pixels: int | None = None
+    kernel: int, stride: int, dtype: torch.dtype, pixels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the output, input and filters of a depthwise convolution."""
     generator = torch.Generator().manual_seed(kernel)
     images, chans, *_ = SHAPE
-    pixels = pixels or SHAPE[2]
-    size = pixels // stride
-
-    def draw(*shape: int) -> Tensor:
-        values = torch.randn(*shape, generator=generator).to(dtype)
-        return values.to(memory_format=torch.channels_last)
-
-    return (
-        draw(images, chans, size, size),
-        draw(images, chans, pixels, pixels),
-        draw(chans, 1, kernel, kernel),
+    out = pixels // stride
+    shapes = (
+        (images, chans, out, out),
+        (images, chans, pixels, pixels),
+        (chans, 1, kernel, kernel),
     )
-
-
-def _input_grad(kernel: int, dtype: torch.dtype) -> Detour:
-    grad, x, weight = _operands(kernel, 2, dtype)
-    pad = kernel // 2
-    own = partial(cpu.aten_backward, stride=2, padding=(pad, pad), mask=(True, False))
-    return Detour(
-        f"input gradient, {kernel} x {kernel}, stride 2, {_short(dtype)}",
-        lambda: own(grad, x, weight)[0],
-        lambda: cpu.input_grad(grad, x, weight, 2, pad),
-        own(grad.double(), x.double(), weight.double())[0],
+    grad, x, weight = (
+        torch.randn(*shape, generator=generator).to(dtype).to(memory_format=torch.channels_last)
+        for shape in shapes
     )
+    return grad, x, weight
 
 
-def _weight_grad(kernel: int, dtype: torch.dtype, pixels: int | None = None) -> Detour:
-    grad, x, weight = _operands(kernel, 1, dtype, pixels)
-    pad = kernel // 2
-    own = partial(cpu.aten_backward, stride=1, padding=(pad, pad), mask=(False, True))
-    return Detour(
-        f"weight gradient, {kernel} x {kernel}, stride 1, {_short(dtype)}"
-        + (f", {pixels} x {pixels} pixels" if pixels else ""),
-        lambda: own(grad, x, weight)[1],
-        lambda: cpu.weight_grad(grad, x, weight, 1, pad),
-        own(grad.double(), x.double(), weight.double())[1],
-    )
-
-
-def _both_grads(kernel: int, stride: int, dtype: torch.dtype) -> Detour:
-    grad, x, weight = _operands(kernel, stride, dtype)
-    pad, both = kernel // 2, (True, True)
-    own = partial(cpu.aten_backward, stride=stride, padding=(pad, pad), mask=both)
+def _gradient(
+    kind: str, kernel: int, stride: int, dtype: torch.dtype, pixels: int | None = None
+) -> Detour:
+    """The gradient of a depthwise convolution by ``kind``: input, weight or (depthwise) both."""
+    operands = _operands(kernel, stride, dtype, pixels or SHAPE[2])
+    pad, index = kernel // 2, 1 if kind == "weight" else 0
+    mask = (kind != "weight", kind != "input")
 
     def ours() -> Tensor:
-        grad_x, _ = cpu.backward(grad, x, weight, stride, pad, both)
+        if kind == "input":
+            return cpu.input_grad(*operands, stride, pad)
+        if kind == "weight":
+            return cpu.weight_grad(*operands, stride, pad)
+        grad_x, _ = cpu.backward(*operands, stride, pad, mask)
         assert grad_x is not None
         return grad_x
 
+    own = partial(cpu.aten_backward, stride=stride, padding=(pad, pad), mask=mask)
+    what = f"{kind} gradient{'s' if kind == 'depthwise' else ''}"
+    size = f", {pixels} x {pixels} pixels" if pixels else ""
     return Detour(
-        f"depthwise gradients, {kernel} x {kernel}, stride {stride}, {_short(dtype)}",
-        lambda: own(grad, x, weight)[0],
+        f"{what}, {kernel} x {kernel}, stride {stride}, {_short(dtype)}{size}",
+        lambda: own(*operands)[index],
         ours,
-        own(grad.double(), x.double(), weight.double())[0],
+        own(*(tensor.double() for tensor in operands))[index],
     )
 
 
 def _norm(act: str, dtype: torch.dtype, *, convolved: bool = False) -> Detour:
-    """Forward and backward, with a depthwise convolution behind it or without."""
-    grad, x, filters = _operands(3, 1, dtype)
+    """Norm and activation, forward and backward, with a depthwise convolution behind or without."""
+    grad, x, filters = _operands(3, 1, dtype, SHAPE[2])
     chans = x.shape[1]
     inputs = [x, torch.ones(chans), torch.zeros(chans), *([filters.float()] if convolved else [])]
 

@@ -21,7 +21,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, Run, check_conditions, prepare
+from dwsep_zoo.analysis.runtimes import (
+    OWN_FORMAT,
+    RUNTIMES,
+    Inference,
+    check_conditions,
+    prepare,
+)
 from dwsep_zoo.errors import UserError
 
 BLOCK_S = 0.02  # a network's time before it is another one's turn
@@ -34,8 +40,8 @@ DRIFT = 0.05  # change of the median from the first half of the turns to the sec
 SPREAD = 0.3  # (p90 - p10) / p50
 INDIFFERENCE = 0.03  # a smaller difference is none: memory placement alone moves this much
 
-Clock = Callable[[Run], float]
-"""Seconds that one call takes."""
+Timer = Callable[[Inference], float]
+"""Runs one inference and returns its seconds."""
 
 
 @dataclass(frozen=True)
@@ -162,58 +168,56 @@ def time_models(
         raise UserError(f"min_run_time must be greater than 0; got {min_run_time!r}")
     place = torch.device(device)
     threads = threads or torch.get_num_threads()
+    how: dict[str, Any] = {
+        "batch_size": batch_size,
+        "threads": threads,
+        "runtime": runtime,
+        "precision": precision,
+        "memory_format": memory_format,
+    }
     with torch_threads(threads):
-        runs = [
-            prepare(
-                model,
-                input_size,
-                batch_size=batch_size,
-                threads=threads,
-                device=place,
-                runtime=runtime,
-                precision=precision,
-                memory_format=memory_format,
-            )
-            for model in models.values()
-        ]
+        runs = [prepare(model, input_size, device=place, **how) for model in models.values()]
         with torch.inference_mode():
-            measured = take_turns(runs, clock_for(place), min_run_time)
-    timings = {}
-    for name, turns in zip(models, measured, strict=True):
-        milliseconds = tuple(tuple(1e3 * seconds for seconds in turn) for turn in turns)
-        times = np.concatenate(milliseconds)
-        p10, p50, p90 = np.quantile(times, [0.1, 0.5, 0.9]).tolist()
-        latency = Latency(
-            p50_ms=p50,
-            p10_ms=p10,
-            p90_ms=p90,
-            runs=len(times),
-            stable=is_stable(milliseconds),
-            device=place.type,
-            device_name=device_name(place),
-            threads=threads,
-            batch_size=batch_size,
-            precision=precision,
-            memory_format=OWN_FORMAT if RUNTIMES[runtime].own_format else memory_format,
-            runtime=runtime,
-        )
-        timings[name] = Timing(latency, milliseconds)
-    return timings
+            measured = take_turns(runs, timer_for(place), min_run_time)
+    if RUNTIMES[runtime].own_format:
+        how["memory_format"] = OWN_FORMAT
+    where = {"device": place.type, "device_name": device_name(place)}
+    return {
+        name: _timing(turns, {**where, **how}) for name, turns in zip(models, measured, strict=True)
+    }
 
 
-def take_turns(runs: Sequence[Run], clock: Clock, min_run_time: float) -> list[list[list[float]]]:
+def _timing(turns: Sequence[Sequence[float]], conditions: Mapping[str, Any]) -> Timing:
+    """Percentiles of the seconds of each turn."""
+    milliseconds = tuple(tuple(1e3 * seconds for seconds in turn) for turn in turns)
+    times = np.concatenate(milliseconds)
+    p10, p50, p90 = np.quantile(times, [0.1, 0.5, 0.9]).tolist()
+    latency = Latency(
+        p50_ms=p50,
+        p10_ms=p10,
+        p90_ms=p90,
+        runs=len(times),
+        stable=is_stable(milliseconds),
+        **conditions,
+    )
+    return Timing(latency, milliseconds)
+
+
+def take_turns(
+    runs: Sequence[Inference], timer: Timer, min_run_time: float
+) -> list[list[list[float]]]:
     """Warm up, then time in turns.
 
     Args:
         runs: what to time.
-        clock: times one call.
+        timer: times one call.
         min_run_time: seconds for each of ``runs``.
 
     Returns:
         Of each of ``runs``, of each turn, the seconds of its calls: an even number, half of them
         timed on the way forward through ``runs`` and half on the way back.
     """
-    typical = [_warm_up(run, clock) for run in runs]
+    typical = [_warm_up(run, timer) for run in runs]
     block_s = min(BLOCK_S, min_run_time / BATCHES / 2)
     calls = [max(1, round(block_s / seconds)) for seconds in typical]
     # Alone, a network finds the caches as it left them.
@@ -226,21 +230,21 @@ def take_turns(runs: Sequence[Run], clock: Clock, min_run_time: float) -> list[l
         forward = list(range(len(runs)))
         for i in forward + forward[::-1]:
             if lead_in[i]:
-                clock(runs[i])
-            times = [clock(runs[i]) for _ in range(calls[i])]
+                timer(runs[i])
+            times = [timer(runs[i]) for _ in range(calls[i])]
             turns[i][-1] += times
             spent += sum(times)
     return turns
 
 
-def _warm_up(run: Run, clock: Clock) -> float:
+def _warm_up(run: Inference, timer: Timer) -> float:
     """Run until two successive blocks take the same time, and return that of one run."""
-    clock(run)  # the first run allocates, and may choose kernels
+    timer(run)  # the first run allocates, and may choose kernels
     previous, spent = math.inf, 0.0
     while True:
         block: list[float] = []
         while sum(block) < BLOCK_S:
-            block.append(clock(run))
+            block.append(timer(run))
         spent += sum(block)
         current = statistics.median(block)
         settled = abs(current / previous - 1) < WARM and spent >= WARM_S
@@ -265,8 +269,8 @@ def is_stable(turns: Sequence[Sequence[float]]) -> bool:
 def compare_turns(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> LatencyComparison:
     """Compare times that were measured in turns.
 
-    The ratio of a turn is that of its medians. Neighbouring turns share the machine's mood, so they
-    are put together into 12 batches. The median of the batches' medians is the ratio, and the
+    The ratio of a turn is that of its medians. Neighbouring turns share transient machine load, so
+    they are put together into 12 batches. The median of the batches' medians is the ratio, and the
     second smallest and the second largest of them are the ends of the interval: of 12 independent
     values, whatever their distribution, they enclose its median with a probability of 99.4 %.
 
@@ -290,23 +294,23 @@ def compare_turns(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) ->
     return LatencyComparison(ratio, low, high, verdict)
 
 
-def clock_for(device: torch.device) -> Clock:
-    """What times a call on a device."""
-    return cuda_clock(device) if device.type == "cuda" else wall_clock
+def timer_for(device: torch.device) -> Timer:
+    """The timer for inferences on a device."""
+    return cuda_timer(device) if device.type == "cuda" else wall_timer
 
 
-def wall_clock(run: Run) -> float:
+def wall_timer(run: Inference) -> float:
     """Seconds that a call takes on the CPU."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def cuda_clock(device: torch.device) -> Clock:
+def cuda_timer(device: torch.device) -> Timer:
     """Times a call on an idle GPU by the GPU's own events."""
     stream = torch.cuda.current_stream(device)
 
-    def clock(run: Run) -> float:
+    def timer(run: Inference) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         stream.synchronize()
         start.record(stream)
@@ -315,7 +319,7 @@ def cuda_clock(device: torch.device) -> Clock:
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 
-    return clock
+    return timer
 
 
 def device_name(device: torch.device) -> str:

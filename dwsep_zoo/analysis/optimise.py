@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dwsep_zoo.analysis.latency import BATCHES, clock_for, take_turns, torch_threads
+from dwsep_zoo.analysis.latency import BATCHES, take_turns, timer_for, torch_threads
 from dwsep_zoo.analysis.runtimes import (
     RUNTIMES,
     Call,
@@ -29,25 +28,24 @@ AUTO = "auto"
 AGREEMENT = {"fp32": 1e-3, "bf16": 0.1}
 """Largest difference of an output from float32 PyTorch, relative to the largest output.
 
-In fp32 the order of the sums differs, and no more. bfloat16 has 8 significant bits, so rounding
-costs 0.2 % (2^-8 / sqrt(3)) on average. In a network of 100 layers, each of which rounds weights
-and activations, 200 such errors add up to 3 % if they are independent. What is three times as far
-off is not accurate enough: the network increases small differences, or the runtime computes
-something else.
+In fp32 only the order of the sums differs. bfloat16 has 8 significant bits, so rounding costs 0.2 %
+(2^-8 / sqrt(3)) on average. In a network of 100 layers, each of which rounds weights and
+activations, 200 independent errors add up to 3 %. Outputs three times as far off are refused: the
+network amplifies small differences, or the runtime computes something else.
 """
 
 
 @dataclass
 class Optimised:
-    """A network as its fastest runtime has it: ``(N, C, H, W)`` -> ``(N, num_classes)``.
+    """A network in its fastest runtime: ``(N, C, H, W)`` -> ``(N, num_classes)``.
 
     It is called like the network, with float32 images. The first call with another batch size or
     image size takes long, as the runtime prepares itself for that size.
 
     Attributes:
-        runtime: that was chosen.
+        runtime: the fastest.
         times_ms: median time of one batch in each runtime that was tried, in turns.
-        left_out: of the other runtimes, why they were not tried, failed, or were not believed.
+        left_out: for each other runtime the reason: not installed, failed, or wrong outputs.
     """
 
     model: nn.Module
@@ -105,53 +103,58 @@ def optimise(
         input_size = model.default_cfg["input_size"]
     threads = threads or torch.get_num_threads()
     device = next(model.parameters()).device
-    conditions: dict[str, Any] = {
-        "precision": precision,
-        "device": device,
-        "batch_size": batch_size,
-        "threads": threads,
-    }
-    check_conditions(**conditions)
-    calls: dict[str, Call] = {}
-    inputs: dict[str, Tensor] = {}
-    left_out: dict[str, str] = {}
+    check_conditions(precision=precision, device=device, batch_size=batch_size, threads=threads)
     images = random_input(batch_size, input_size)
     with torch_threads(threads), torch.inference_mode():
-        want = _eager_outputs(model, images.to(device))
-        if not want.isfinite().all():
-            raise UserError("optimise: the network's own outputs are not finite")
-        for name in RUNTIMES if runtime == AUTO else [runtime]:
-            try:
-                check_conditions(runtime=name, **conditions)
-                x = _as_input(images, device, name, precision)
-                call = _prepare(model, x, name, precision, threads)
-                got = call(x).float().cpu()
-            except Exception as error:  # of a compiler, an exporter, a runtime: any
-                if runtime != AUTO:
-                    raise
-                if isinstance(error, UserError):
-                    left_out[name] = str(error)
-                else:
-                    left_out[name] = first_line(error)
-                    log.warning("optimise: runtime %s failed: %s", name, left_out[name])
-                continue
-            if reason := _disagreement(got, want, AGREEMENT[precision]):
-                left_out[name] = reason
-                continue
-            calls[name], inputs[name] = call, x
-        if not calls:
+        runs, left_out = _candidates(model, images, device, runtime, precision, threads)
+        if not runs:
             reasons = (f"{name}: {reason}" for name, reason in left_out.items())
             raise UserError(f"optimise: {'; '.join(reasons)}")
-        runs = [partial(calls[name], inputs[name]) for name in calls]
-        turns = take_turns(runs, clock_for(device), max(min_run_time, BATCHES * 1e-3))
+        seconds = max(min_run_time, BATCHES * 1e-3)
+        prepared = [partial(call, x) for call, x in runs.values()]
+        turns = take_turns(prepared, timer_for(device), seconds)
     times = {
-        name: 1e3 * float(torch.tensor([t for turn in of for t in turn]).median())
-        for name, of in zip(calls, turns, strict=True)
+        name: 1e3 * float(torch.tensor([t for turn in own for t in turn]).median())
+        for name, own in zip(runs, turns, strict=True)
     }
     fastest = min(times, key=lambda name: times[name])
     best = Optimised(model, fastest, precision, threads, times, left_out)
-    best._calls[tuple(images.shape)] = calls[fastest]
+    best._calls[tuple(images.shape)] = runs[fastest][0]
     return best
+
+
+def _candidates(
+    model: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    runtime: str,
+    precision: str,
+    threads: int,
+) -> tuple[dict[str, tuple[Call, Tensor]], dict[str, str]]:
+    """The runtimes whose outputs are right, with their input, and why others are left out."""
+    want = _eager_outputs(model, images.to(device))
+    if not want.isfinite().all():
+        raise UserError("optimise: the network's own outputs are not finite")
+    runs: dict[str, tuple[Call, Tensor]] = {}
+    left_out: dict[str, str] = {}
+    for name in RUNTIMES if runtime == AUTO else [runtime]:
+        try:
+            check_conditions(runtime=name, precision=precision, device=device)
+            x = _as_input(images, device, name, precision)
+            call = _prepare(model, x, name, precision, threads)
+            got = call(x).float().cpu()
+        except Exception as error:  # a compiler, exporter or runtime raises any kind
+            if runtime != AUTO:
+                raise
+            left_out[name] = str(error) if isinstance(error, UserError) else first_line(error)
+            if not isinstance(error, UserError):
+                log.warning("optimise: runtime %s failed: %s", name, left_out[name])
+            continue
+        if reason := _disagreement(got, want, AGREEMENT[precision]):
+            left_out[name] = reason
+        else:
+            runs[name] = call, x
+    return runs, left_out
 
 
 def _as_input(x: Tensor, device: torch.device, runtime: str, precision: str) -> Tensor:
@@ -172,13 +175,13 @@ def _prepare(model: nn.Module, x: Tensor, runtime: str, precision: str, threads:
 
 
 def _eager_outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """Of PyTorch in float32, to compare with."""
+    """PyTorch's outputs in float32, the reference."""
     x = _as_input(x, x.device, "eager", "fp32")
     return _prepare(model, x, "eager", "fp32", 1)(x).cpu()
 
 
 def _disagreement(got: Tensor, want: Tensor, tolerance: float) -> str | None:
-    """None, or why ``got`` is not ``want`` but for rounding."""
+    """The reason to distrust ``got``; ``None`` if it is ``want`` up to rounding."""
     difference, largest = float((got - want).abs().max()), float(want.abs().max())
     if difference <= tolerance * largest:  # which a NaN is not
         return None

@@ -30,7 +30,7 @@ OWN_FORMAT = "own layout"  # of a runtime that lays tensors out as it likes
 
 Call = Callable[[Tensor], Tensor]
 """``(N, C, H, W)`` -> ``(N, num_classes)``, of the size that it was prepared for."""
-Run = Callable[[], Tensor]
+Inference = Callable[[], Tensor]
 """Runs one batch and returns the outputs."""
 
 
@@ -100,7 +100,7 @@ def prepare(
     runtime: str = "eager",
     precision: str = "fp32",
     memory_format: str = "channels_last",
-) -> Run:
+) -> Inference:
     """A call that runs a copy of ``model`` once, on random input; ``model`` stays as it is.
 
     The call is to be made in torch's inference mode.

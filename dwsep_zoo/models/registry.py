@@ -10,7 +10,6 @@ from fnmatch import fnmatch
 from typing import Any, get_args
 
 import torch
-from torch import nn
 
 from dwsep_zoo.errors import UserError, check_number, choose
 from dwsep_zoo.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, xception
@@ -160,7 +159,7 @@ def build_model(
             f"model.drop_path_rate={drop_path_rate} has no effect: this network has no shortcuts"
         )
     if device.type != "meta":
-        _check_room(model, name)
+        check_room(sum(tensor.nbytes for tensor in model.state_dict().values()), name)
         model.to_empty(device=device)
         arch.init(model)
     model.build_args = {
@@ -176,15 +175,18 @@ def build_model(
     return model
 
 
-def _check_room(model: nn.Module, name: str) -> None:
-    """Refuse a network that is larger than the machine's memory, which would end the process."""
+def check_room(size: int, what: str) -> None:
+    """Refuse bytes that exceed the machine's memory: the system would end the process.
+
+    Raises:
+        UserError: with both numbers.
+    """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not on every system
         return
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > memory:
         raise UserError(
-            f"{name}: its weights take {size / 1e9:,.0f} GB and this machine has "
-            f"{memory / 1e9:,.0f} GB; set a smaller width_mult"
+            f"{what} takes {size / 1e9:,.0f} GB and this machine has {memory / 1e9:,.0f} GB of "
+            "memory; set a smaller width_mult, size or batch_size"
         )

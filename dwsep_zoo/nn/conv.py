@@ -25,6 +25,8 @@ from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.nn.chain import Chain
 from dwsep_zoo.nn.layers import Layers, Mid
 
+LARGEST_KERNEL = 63
+
 Gate = Callable[[int], nn.Module]
 """Factory of a channel gate (squeeze-and-excite) for a number of channels."""
 
@@ -278,7 +280,7 @@ def _mid(key: str, value: Any) -> str:
 
 
 def _whole(key: str, value: Any) -> int:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"conv.{key} must be a whole number from 1 up; got {value!r}")
     return value
 
@@ -291,8 +293,12 @@ def _fraction(key: str, value: Any) -> float:
 
 def _odd_sizes(key: str, value: Any) -> tuple[int, ...]:
     sizes = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    if not sizes or not all(isinstance(k, int) and k % 2 == 1 and k > 0 for k in sizes):
-        raise UserError(f"conv.{key} must be a list of odd sizes, [3,5,7]; got {value!r}")
+    if not sizes or not all(
+        isinstance(k, int) and k % 2 and 0 < k <= LARGEST_KERNEL for k in sizes
+    ):
+        raise UserError(
+            f"conv.{key} must be a list of odd sizes up to {LARGEST_KERNEL}, [3,5,7]; got {value!r}"
+        )
     return sizes
 
 

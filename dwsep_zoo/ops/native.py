@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dwsep_zoo.files import cache_folder
+
 SOURCE = Path(__file__).with_name("native.cpp")
 INSTALL = "install g++, or name one in the variable CXX"
 VECTOR = 16
@@ -410,7 +412,7 @@ def _library_of(compiler: list[str], version: str) -> ctypes.CDLL:
     features = [line for line in processor.splitlines() if line.startswith(("model", "flags", "F"))]
     parts = [SOURCE.read_text(encoding="utf-8"), version, *command, *features]
     name = f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
-    folder = _cache_folder()
+    folder = cache_folder()
     with contextlib.suppress(OSError):  # missing or damaged
         if folder is not None:
             return ctypes.CDLL(str(folder / name))
@@ -420,15 +422,3 @@ def _library_of(compiler: list[str], version: str) -> ctypes.CDLL:
         if folder is not None:  # replace atomically
             path = path.replace(folder / name)
         return ctypes.CDLL(str(path))
-
-
-def _cache_folder() -> Path | None:
-    """Return the user's cache folder, or ``None`` if it is not writable."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base, "dwsep_zoo")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # no home directory
-        return None

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dwsep_zoo.analysis.roofline import NetworkTime, Roofline, conditions
+from dwsep_zoo.analysis.bottleneck import conditions
+from dwsep_zoo.analysis.roofline import NetworkTime, Roofline
 from dwsep_zoo.analysis.units import KINDS, REST
 from dwsep_zoo.report.figure import COLOURS, GREY, MARKERS, MORE_MARKERS
 

@@ -1,0 +1,129 @@
+"""What networks cost on this machine: latency, memory, and the time of each layer.
+
+The end of a run, a sweep and ``dwsep profile`` all measure with :func:`measure_cost`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from dwsep_zoo.analysis.latency import Timing, time_models
+from dwsep_zoo.analysis.memory import inference_memory, training_memory
+from dwsep_zoo.analysis.roofline import Roofline, measure_roofline
+from dwsep_zoo.analysis.runtimes import RUNTIMES
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A batch, and what computes it: the conditions of one latency measurement."""
+
+    runtime: str = "eager"
+    precision: str = "fp32"
+    batch_size: int = 1
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        where = "" if self.device == "cpu" else f" on {self.device}"
+        return f"{self.runtime} {self.precision}, batch {self.batch_size}{where}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The measured cost of one network.
+
+    Attributes:
+        timings: one for each workload, in their order.
+        memory: peaks of one inference and of one training step; empty if they were not asked for.
+        roofline: of this network alone; ``None`` if it was not asked for.
+    """
+
+    timings: tuple[Timing, ...]
+    memory: Mapping[str, float]
+    roofline: Roofline | None
+
+    def record(self) -> dict[str, Any]:
+        """``latency``, ``memory`` and ``roofline`` as ``result.json`` holds them."""
+        return {
+            "latency": [asdict(timing.latency) for timing in self.timings],
+            "memory": dict(self.memory),
+            # Through JSON, which turns tuples into lists.
+            "roofline": self.roofline and json.loads(json.dumps(asdict(self.roofline))),
+        }
+
+
+def workloads(
+    runtimes: Iterable[str],
+    precisions: Iterable[str],
+    batch_sizes: Iterable[int],
+    devices: Iterable[str | torch.device] = ("cpu",),
+) -> list[Workload]:
+    """All combinations, without the runtimes that do not run on a device."""
+    return [
+        Workload(runtime, precision, batch_size, str(device))
+        for device, runtime, precision, batch_size in product(
+            devices, runtimes, precisions, batch_sizes
+        )
+        if torch.device(device).type in RUNTIMES[runtime].devices
+    ]
+
+
+def measure_cost(
+    models: Mapping[str, nn.Module],
+    input_size: Sequence[int],
+    workloads: Sequence[Workload],
+    *,
+    train_batch_size: int | None = None,
+    roofline: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    min_run_time: float = 1.0,
+    say: Callable[[str], None] = lambda what: None,
+) -> list[Cost]:
+    """Measure networks in turns.
+
+    Args:
+        models: by name; they stay as they are.
+        input_size: ``(C, H, W)`` of an image.
+        workloads: what latency is measured for.
+        train_batch_size: images of a training step; ``None``: do not measure memory.
+        roofline: options of :func:`~dwsep_zoo.analysis.roofline.measure_roofline`; ``None``: do
+            not time single layers.
+        threads: CPU threads; ``None``: torch's setting.
+        min_run_time: seconds for each network and workload.
+        say: is told what is measured next.
+
+    Raises:
+        UserError: for conditions that cannot be measured here.
+    """
+    timings: list[dict[str, Timing]] = []
+    for workload in workloads:
+        say(str(workload))
+        options = {**vars(workload), "threads": threads, "min_run_time": min_run_time}
+        timings.append(time_models(models, input_size, **options))
+    layers = None
+    if roofline is not None:
+        say("each layer")
+        layers = measure_roofline(models, input_size, threads=threads, **roofline)
+    return [
+        Cost(
+            timings=tuple(timing[name] for timing in timings),
+            memory=_memory(model, input_size, train_batch_size) if train_batch_size else {},
+            roofline=layers and replace(layers, networks=(layers.network(name),)),
+        )
+        for name, model in models.items()
+    ]
+
+
+def _memory(model: nn.Module, input_size: Sequence[int], train_batch_size: int) -> dict[str, float]:
+    training = training_memory(model, input_size, batch_size=train_batch_size)
+    return {
+        "inference_mb": inference_memory(model, input_size) / 1e6,
+        "training_mb": training / 1e6,
+        "batch_size": train_batch_size,
+    }

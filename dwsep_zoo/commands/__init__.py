@@ -1,0 +1,1 @@
+"""The commands of ``dwsep``, one module each: options, and what the terminal shows."""
