@@ -35,7 +35,8 @@ class Profile:
 
 def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
     """The profiles of a table's rows, and the rooflines that cannot be read."""
-    from dwsep_zoo.analysis.roofline import Roofline, conditions, gaps  # they need torch
+    from dwsep_zoo.analysis.bottleneck import conditions, gaps  # they need torch
+    from dwsep_zoo.analysis.roofline import Roofline
 
     together: dict[str, dict[int, Roofline]] = {}
     problems = []
@@ -67,7 +68,7 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
 
 
 def _sentences(table: Table, roofline: Roofline, indices: Sequence[int]) -> Iterator[str]:
-    from dwsep_zoo.analysis.roofline import sentence
+    from dwsep_zoo.analysis.bottleneck import sentence
 
     measured_under = Conditions(**{n: getattr(roofline, n) for n in Conditions.model_fields})
     names = {

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from dwsep_zoo.analysis.peaks import Bandwidth, Peaks
-from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline, sentence
+from dwsep_zoo.analysis.bottleneck import sentence
+from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline
 from dwsep_zoo.report import render, words
 from dwsep_zoo.report.columns import columns, latency_columns, statistics_columns
 from dwsep_zoo.report.compare import Comparison, collect
