@@ -291,7 +291,7 @@ def _normal(text: str) -> str:
         return text
 
 
-def _identity(run: Run, options: Options) -> tuple[Any, ...]:
+def _identity(run: Run, options: Options) -> tuple[object, ...]:
     """The key that averaged runs share."""
     match = run.record.match and (run.record.match.quantity, run.record.match.to, run.width_given)
     network = (run.model, run.record.width_mult, run.record.output_stride, match, run.searched)
@@ -362,8 +362,8 @@ def _distinctions(settings: list[tuple[tuple[str, str], ...]]) -> list[tuple[tup
     return [tuple((key, setting.get(key, "null")) for key in differ) for setting in dicts]
 
 
-def _group(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
-    groups: dict[Any, list[Run]] = defaultdict(list)
+def _group(runs: Iterable[Run], key: Callable[[Run], T]) -> dict[T, list[Run]]:
+    groups: dict[T, list[Run]] = defaultdict(list)
     for run in runs:
         groups[key(run)].append(run)
     return groups
