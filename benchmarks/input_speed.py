@@ -26,11 +26,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from PIL import Image
 from record import Ratio, Record, finish, machine, parse, parser
 
+from dwsep_zoo.config import compose_settings
 from dwsep_zoo.data import ImageData, create_data
-from dwsep_zoo.training.malloc import keep_memory
+from dwsep_zoo.training.process_memory import keep_memory
 
 SHAPE = (500, 375)
 AHEAD = 2  # batches that each worker makes before they are asked for
@@ -48,15 +50,10 @@ def generate(root: Path, count: int) -> float:
 
 
 def create(folder: Path, batch_size: int, *, cache: bool) -> ImageData:
-    data = create_data(
-        "folder",
-        seed=0,
-        data_dir=str(folder / "data"),
-        root=str(folder / "pictures"),
-        image_size=224,
-        batch_size=batch_size,
-        cache=cache,
+    settings = compose_settings(["data=folder"]).data.replace(
+        root=str(folder / "pictures"), image_size=224, batch_size=batch_size, cache=cache
     )
+    data = create_data(settings, seed=0, data_dir=folder / "data")
     data.prepare_data()
     data.setup()
     return data
@@ -68,7 +65,7 @@ def batches(data: ImageData, device: torch.device) -> Generator[int, None, None]
     for epoch in itertools.count():
         loader.batch_sampler.sampler.set_epoch(epoch)
         for batch in loader:
-            moved = tuple(part.to(device, non_blocking=True) for part in batch)
+            moved = move_data_to_device(batch, device)
             images, _ = data.on_after_batch_transfer(moved, 0)
             if device.type == "cuda":
                 torch.cuda.synchronize()

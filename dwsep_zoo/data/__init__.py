@@ -1,57 +1,51 @@
-"""Data sets: ``create_data(name, ...)`` makes the data module of each."""
+"""Data sets: :func:`create_data` makes the data module of each from its settings."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from dwsep_zoo.data.cifar import create_cifar
-from dwsep_zoo.data.digits import create_digits
-from dwsep_zoo.data.folder import create_folder, create_imagenet
-from dwsep_zoo.data.imagenette import create_imagenette
+from dwsep_zoo.data.cifar import Cifar
+from dwsep_zoo.data.digits import Digits
+from dwsep_zoo.data.folder import Folder
+from dwsep_zoo.data.imagenette import Imagenette
 from dwsep_zoo.data.module import ImageData
+from dwsep_zoo.data.source import COMMON, DataSet, check_options
 from dwsep_zoo.errors import choose
+from dwsep_zoo.schema.settings import DataSettings
 
 __all__ = ["DATASETS", "ImageData", "create_data", "list_options"]
 
-DATASETS: dict[str, Callable[..., ImageData]] = {
-    "cifar10": partial(create_cifar, "cifar10"),
-    "cifar100": partial(create_cifar, "cifar100"),
-    "digits": create_digits,
-    "folder": create_folder,
-    "imagenet": create_imagenet,
-    "imagenette": create_imagenette,
+DATASETS: dict[str, DataSet] = {
+    "cifar10": Cifar,
+    "cifar100": Cifar,
+    "digits": Digits,
+    "folder": Folder,
+    "imagenet": Folder,
+    "imagenette": Imagenette,
 }
 
 
-def create_data(name: str, *, seed: int, data_dir: str | Path, **options: Any) -> ImageData:
+def create_data(settings: DataSettings, *, seed: int, data_dir: str | Path) -> ImageData:
     """Make the data module of a data set; nothing is read or downloaded yet.
 
     Args:
-        name: one of :data:`DATASETS`.
+        settings: ``configs/data/<name>.yaml`` and the user's changes.
         seed: of the order of the images and of their augmentation.
-        data_dir: where downloaded sets lie.
-        **options: as in ``configs/data/<name>.yaml``.
+        data_dir: folder of downloaded sets and of caches.
 
     Raises:
-        UserError: for an unknown name or option, with the nearest, and for impossible values.
+        UserError: for an unknown name, a key that has no effect on this set, a missing folder.
     """
-    known = list_options(name)
-    for key in options:
-        choose(key, known, f"option of data={name}")
-    return DATASETS[name](seed=seed, data_dir=str(data_dir), **options)
+    check_options(settings, list_options(settings.name))
+    folder = Path(data_dir).expanduser()
+    source = DATASETS[settings.name](settings, folder)
+    return ImageData(settings, source, seed=seed, data_dir=folder)
 
 
-def list_options(name: str) -> list[str]:
-    """The names of a data set's options.
+def list_options(name: str) -> frozenset[str]:
+    """The keys that a data set takes, such as ``image_size`` and ``augment.flip``.
 
     Raises:
         UserError: for an unknown data set, with the nearest.
     """
-    parameters = dict(inspect.signature(DATASETS[choose(name, DATASETS, "data")]).parameters)
-    if parameters.pop("options", None):  # handed on
-        parameters.update(inspect.signature(ImageData).parameters)
-    return sorted(set(parameters) - {"name", "source", "seed", "data_dir"})
+    return COMMON | DATASETS[choose(name, DATASETS, "data")].options

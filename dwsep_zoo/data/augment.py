@@ -1,8 +1,8 @@
-"""Augmentation and normalisation of whole batches, on the device where they are.
+"""Augmentation and normalisation of whole batches, on their device.
 
-All are pure functions: what is random comes in as a table of integers, one row an image, that the
-loader has drawn on the CPU. So the pictures of a run are the same on every device. They are whole
-numbers because a trainer of reduced precision rounds all others.
+All are pure functions: random numbers come in as a table of integers, one row an image, which the
+loader draws on the CPU, so that a run sees the same pictures on every device. They are integers
+because trainers of reduced precision round floating-point numbers.
 """
 
 from __future__ import annotations
@@ -11,52 +11,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dwsep_zoo.data.loader import BatchKey, generator
-from dwsep_zoo.data.options import at_least, check_jitter, check_range, choose
 from dwsep_zoo.errors import UserError
 
 DRAWS = 5
-"""Random integers that CropFlip needs: crop (row, column), flip, cutout (row, column)."""
+"""Random integers of CropFlip: crop (row, column), flip, cutout (row, column)."""
 DRAWS_BELOW = 2**31
 FLIP = 2
-"""The column that tells of the flip, in every table of draws: odd numbers mirror."""
+"""The column of the flip in every table of draws: odd numbers mirror."""
 
-PADDING_MODES = ("reflect", "zeros")
 ALTERNATE = "alternate"
 RESIZED_IN_BATCHES = ("bilinear", "bicubic")
 """Interpolations for :func:`middle`."""
 
 
-class BatchAugment(Protocol):
-    """An augmentation of whole batches."""
-
-    @property
-    def flip(self) -> bool | str:
-        """Whether every other image is mirrored, or ``alternate``."""
-
-    def draw(self, count: int, g: torch.Generator) -> Tensor:
-        """(count, k) int64: what is random about as many images."""
-
-    def __call__(
-        self, images: Tensor, draws: Tensor, mean: Sequence[float], std: Sequence[float]
-    ) -> Tensor:
-        """``(N, C, H, W)`` uint8 -> augmented and normalised, float32, channels_last."""
-
-
 def draw_batch(augment: BatchAugment, key: BatchKey, num_images: int) -> Tensor:
-    """The table of draws of a batch, a function of its key alone.
-
-    Args:
-        augment: what it is for.
-        key: of the batch.
-        num_images: of the whole split.
-    """
+    """(N, k) int64: the draws of a batch, a function of its key; ``num_images``: of the split."""
     g = generator(key.seed, "draws", key.epoch, key.number, key.rank)
     draws = augment.draw(len(key.indices), g)
     if augment.flip == ALTERNATE:
@@ -75,12 +50,12 @@ class CropFlip:
     """Random shift, horizontal flip and cutout of small images.
 
     Args:
-        crop_padding: pixels put around the image, of which a window of the old size is then cut.
+        crop_padding: pixels added around the image, from which a window of the old size is cut.
         padding_mode: ``reflect`` (the image's mirror, without its edge) or ``zeros`` (black).
-        flip: whether every other image is mirrored left to right. ``alternate``: a random half of
-            them in even epochs and the other half in odd ones. Two epochs then show every image
-            both ways, where independent flips show half of them twice the same way: fewer
-            repeated pictures, so that a short run needs fewer epochs (arXiv:2404.00498).
+        flip: mirror every other image left to right. ``alternate``: mirror a random half of them
+            in even epochs and the other half in odd ones. Two epochs then show every image both
+            ways, while independent flips show half of them the same way twice, so that a short
+            run needs fewer epochs (arXiv:2404.00498).
         cutout: side of the square that is set to the mean, arXiv:1708.04552; 0: none.
     """
 
@@ -90,10 +65,7 @@ class CropFlip:
     cutout: int = 0
 
     def check(self, image_size: int) -> None:
-        """Raises UserError for values that images of this size cannot take."""
-        at_least("data.augment.crop_padding", self.crop_padding, 0)
-        at_least("data.augment.cutout", self.cutout, 0)
-        choose(self.padding_mode, PADDING_MODES, "data.augment.padding_mode")
+        """Raises UserError for a padding that is too large for images of this size."""
         if self.padding_mode == "reflect" and self.crop_padding >= image_size:
             raise UserError(
                 f"data.augment.crop_padding={self.crop_padding} mirrors more than the whole image "
@@ -107,13 +79,13 @@ class CropFlip:
     def __call__(
         self, images: Tensor, draws: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> Tensor:
-        """``(N, C, H, W)`` uint8 -> float32 in channels_last, of the same size."""
+        """``(N, C, H, W)`` uint8 -> augmented, normalised float32 in channels_last."""
         return self.cut_out(normalise(self.crop_flip(images, draws), mean, std), draws)
 
     def crop_flip(self, images: Tensor, draws: Tensor) -> Tensor:
         """``(N, C, H, W)`` uint8 and ``(N, DRAWS)`` integers -> ``(N, C, H, W)`` uint8.
 
-        One gather of pixels does everything: each output pixel computes where it comes from.
+        One gather of pixels does everything: each output pixel computes its source.
         """
         if not self.crop_padding and not self.flip:
             return images
@@ -144,7 +116,7 @@ class CropFlip:
         return images.masked_fill_((rows[:, :, None] & cols[:, None, :])[:, None], 0.0)
 
     def _covered(self, size: int, draws: Tensor) -> Tensor:
-        """Which of ``size`` positions the square covers; it may hang over the edge. (N, size)."""
+        """Positions that the square covers, (N, size); it may extend beyond the edge."""
         first = draws[:, None] % size - self.cutout // 2
         position = torch.arange(size, device=draws.device)
         return (position >= first) & (position < first + self.cutout)
@@ -154,18 +126,18 @@ class CropFlip:
 class CachedCrop:
     """Random resized crop, flip and colour jitter of squares that were decoded once.
 
-    It is :class:`~dwsep_zoo.data.pictures.ResizedCrop` in batches, with these differences, for
-    which the results of the two are kept apart: the part is cut out of the middle square, in which
-    the shorter side has ``cache_size`` pixels, and not out of the whole picture; it is resized
-    bilinearly whatever the interpolation, and without anti-aliasing. A part smaller than
-    ``image_size`` is enlarged, where there is nothing to alias. A larger one is reduced by at most
-    ``cache_size / image_size``, by default 1.14, and up to 2 every pixel of it still counts; fine
-    patterns come out a little sharper than Pillow's. Colours change in the order brightness,
-    contrast, saturation, and not in a random one.
+    It is :class:`~dwsep_zoo.data.pictures.ResizedCrop` in batches, with differences, for which
+    results of the two are kept apart. The part is cut out of the middle square, whose side of
+    ``cache_size`` pixels is the picture's shorter side, and not out of the whole picture. It is
+    resized bilinearly whatever the interpolation, and without anti-aliasing: a part smaller than
+    ``image_size`` is enlarged, where nothing can alias; a larger one is reduced by at most
+    ``cache_size / image_size``, by default 1.14, and up to 2 every pixel of it counts, with fine
+    patterns a little sharper than Pillow's. Colours change in the fixed order brightness,
+    contrast, saturation.
 
     Args:
         cache_size: side of the squares.
-        image_size: side of what comes out.
+        image_size: side of the result.
         scale: smallest and largest part of the area that is cut out, arXiv:1409.4842.
         ratio: smallest and largest width / height of that part.
         flip: as for :class:`CropFlip`.
@@ -179,16 +151,10 @@ class CachedCrop:
     flip: bool | str = True
     color_jitter: float | None = None
 
-    def check(self) -> None:
-        """Raises UserError for impossible values."""
-        check_range("data.augment.scale", self.scale, largest=1.0)
-        check_range("data.augment.ratio", self.ratio, largest=float("inf"))
-        check_jitter(self.color_jitter)
-
     def draw(self, count: int, g: torch.Generator) -> Tensor:
-        """(count, 8) int64: top, left, flip, height, width of the part; three of the colours.
+        """(count, 8) int64: top, left, flip, height, width of the part; three for the colours.
 
-        The part is torchvision's: the first of ten that fits, else the largest of a possible ratio.
+        Parts are chosen as by torchvision: the first of ten that fits, else the largest possible.
         """
         size = self.cache_size
         u = torch.rand((count, 10, 2), dtype=torch.float64, generator=g)
@@ -209,7 +175,7 @@ class CachedCrop:
     def __call__(
         self, images: Tensor, draws: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> Tensor:
-        """``(N, C, S, S)`` uint8 -> ``(N, C, s, s)`` float32 in channels_last."""
+        """``(N, C, S, S)`` uint8 -> ``(N, C, s, s)`` normalised float32 in channels_last."""
         parts = self.crop(images.float(), draws)
         return normalise(self.jitter(parts, draws), mean, std)
 
@@ -235,21 +201,23 @@ class CachedCrop:
         return images.lerp(_grey(images), 1 - saturation).clamp_(0, 255)
 
     def _sources(self, first: Tensor, length: Tensor) -> Tensor:
-        """Where each pixel of a side comes from, -1 ... 1 over the square. (N, image_size)."""
+        """(N, image_size): the source of each pixel of a side, -1 ... 1 over the square."""
         position = torch.arange(self.image_size, device=first.device) + 0.5
         first, length = first[:, None], length[:, None]
-        # Not beyond the middle of its outer pixels, which would mix in what was cut off.
+        # Not beyond the centres of the outer pixels, which would mix in pixels outside the part.
         inside = (position * (length / self.image_size)).clamp(min=0.5).minimum(length - 0.5)
         return (first + inside) * (2 / self.cache_size) - 1
+
+
+BatchAugment = CropFlip | CachedCrop
 
 
 def middle(images: Tensor, window: int, size: int, interpolation: str) -> Tensor:
     """Cut out the middle and resize it, with anti-aliasing: ``(N, C, S, S)`` uint8 to ``size``.
 
-    Nothing is computed where ``window`` is ``size``. Then the result is that of
-    :func:`~dwsep_zoo.data.pictures.eval_transform`, from which squares of S pixels were made, if
-    ``S - window`` is a multiple of 4, as it is for 256 and 224; otherwise the window may lie one
-    pixel beside it.
+    Nothing is computed if ``window`` is ``size``. The result is then that of
+    :func:`~dwsep_zoo.data.pictures.eval_transform`, which made the squares, if ``S - window`` is a
+    multiple of 4, such as 256 - 224; otherwise it may be shifted by one pixel.
     """
     first = round((images.shape[-1] - window) / 2)
     images = images[..., first : first + window, first : first + window]
@@ -267,16 +235,16 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """
     n, c, h, w = images.shape
     pixels = images.permute(0, 2, 3, 1).contiguous().view(n, h, w * c)
-    # Whole rows of w * c numbers vectorise, the 3 numbers of a pixel do not: ten times faster.
+    # Whole rows of w * c numbers vectorise and the 3 numbers of a pixel do not: ten times faster.
     shift = _row(mean, w, images.device).mul_(255)
     scale = _row(std, w, images.device).mul_(255).reciprocal_()
     return pixels.float().sub_(shift).mul_(scale).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _row(channels: Sequence[float], width: int, device: torch.device) -> Tensor:
-    """``(width * C,)`` float32: the channels' values, again and again.
+    """``(width * C,)`` float32: the channels' values, repeated.
 
-    The device writes them itself: it would have to be waited for if they came from the host.
+    They are written on the device: a copy from the host would wait for it.
     """
     full = partial(torch.full, (width,), dtype=torch.float32, device=device)
     return torch.stack([full(value) for value in channels], 1).flatten()

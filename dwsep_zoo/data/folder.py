@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.pictures import find_pictures
+from dwsep_zoo.data.source import ALL, existing_root
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.settings import DataSettings
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -21,117 +21,97 @@ SPLIT_FOLDERS = {
 
 
 class Folder:
-    """Pictures in ``root/<class>/``, or in ``root/train/<class>/`` and ``val``, ``test`` beside.
+    """The user's pictures below ``data.root``, see :func:`list_folder`."""
 
-    The pictures of a class may lie in folders of its folder. Classes have the names of their
-    folders and are numbered in alphabetical order. Hidden files and folders do not count.
+    options = ALL - {"url", "size"}
+
+    def __init__(self, settings: DataSettings, data_dir: Path):
+        root = existing_root(settings)
+        if root is None:
+            raise UserError(f"data={settings.name} needs data.root=, the folder of the pictures")
+        self.root = root
+
+    def prepare(self) -> None:
+        """There is nothing to do."""
+
+    def load(self) -> Labelled:
+        """List the pictures."""
+        return list_folder(self.root)
+
+
+def list_folder(root: Path, class_names: Mapping[str, str] | None = None) -> Labelled:
+    """List pictures in ``root/<class>/``, or in ``root/train/<class>/`` and ``val``, ``test``.
+
+    The folder of a class may have subfolders. Classes are named after their folders and numbered in
+    alphabetical order. Hidden files and folders are ignored.
 
     Args:
         root: the folder.
         class_names: other names for some folders of classes.
+
+    Raises:
+        UserError: if there are no pictures, a class has none to train on, there is only one class,
+            the splits have different classes, or a folder cannot be listed.
     """
-
-    def __init__(self, root: Path, class_names: Mapping[str, str] | None = None):
-        self.root = root
-        self.renamed = class_names or {}
-
-    def prepare(self) -> None:
-        """Raises UserError if there is no such folder."""
-        if not self.root.is_dir():
-            raise UserError(f"data.root={self.root}: there is no such folder")
-
-    def load(self) -> Labelled:
-        """List the pictures.
-
-        Raises:
-            UserError: if there are none, a class has none to train on, there is one class, or the
-                splits have different classes.
-        """
-        folders = self._split_folders()
-        classes = _subfolders(self.root / folders["train"])
-        if not classes:
-            raise UserError(
-                f"{self.root / folders['train']} has no folders with pictures; "
-                "expected <class>/*.jpg or train/<class>/*.jpg"
-            )
-        splits = {}
-        for split, folder in folders.items():
-            self._check_classes(self.root / folder, classes)
-            splits[split] = self._list(folder, classes)
-        for label, name in enumerate(classes):
-            if not np.any(splits["train"].labels == label):
-                raise UserError(f"{self.root / folders['train'] / name} has no pictures")
-        if len(classes) < 2:
-            raise UserError(f"{self.root / folders['train']} has the single class {classes[0]!r}")
-        names = [self.renamed.get(name, name) for name in classes]
-        return Labelled(names, splits, self.root)
-
-    def _split_folders(self) -> dict[str, str]:
-        """Where each given split lies; a folder without splits is all ``train``."""
-        found = {
-            split: name
-            for split, names in SPLIT_FOLDERS.items()
-            for name in reversed(names)
-            if (self.root / name).is_dir() and _subfolders(self.root / name)
-        }
-        if "train" in found:
-            return found
-        if found and set(found.values()) == set(_subfolders(self.root)):
-            raise UserError(f"{self.root} has {', '.join(found.values())} but no folder train")
-        return {"train": "."}
-
-    def _check_classes(self, folder: Path, classes: Sequence[str]) -> None:
-        here = _subfolders(folder)
-        odd = sorted(set(here) ^ set(classes))
-        if odd:
-            which = "not in train" if odd[0] in here else "only in train"
-            raise UserError(
-                f"{folder} has {len(here)} classes, train has {len(classes)}: {odd[0]!r} is {which}"
-            )
-
-    def _list(self, folder: str, classes: Sequence[str]) -> Images:
-        names: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            relative = Path(folder, name)
-            found = find_pictures(self.root / relative)
-            names += [(relative / picture).as_posix() for picture in found]
-            labels += [label] * len(found)
-        return Images(names, np.array(labels, dtype=np.int64))
+    folders = _split_folders(root)
+    train = root / folders["train"]
+    classes = _subfolders(train)
+    if not classes:
+        raise UserError(
+            f"{train} has no folders with pictures; expected <class>/*.jpg or train/<class>/*.jpg"
+        )
+    for folder in folders.values():
+        _check_classes(root / folder, classes)
+    if len(classes) < 2:
+        raise UserError(f"{train} has the single class {classes[0]!r}")
+    splits = {}
+    for split, folder in folders.items():
+        splits[split] = _list(root, folder, classes, needed=split == "train")
+    renamed = class_names or {}
+    return Labelled([renamed.get(name, name) for name in classes], splits, root)
 
 
-def create_folder(*, data_dir: str, root: str | None = None, **options: Any) -> ImageData:
-    """``data=folder data.root=...``, with the options of :class:`ImageData`."""
-    return ImageData("folder", Folder(_given("folder", root)), data_dir=data_dir, **options)
+def _split_folders(root: Path) -> dict[str, str]:
+    """The folder of each given split; a folder without splits is all ``train``."""
+    found = {
+        split: name
+        for split, names in SPLIT_FOLDERS.items()
+        for name in reversed(names)
+        if (root / name).is_dir() and _subfolders(root / name)
+    }
+    if "train" in found:
+        return found
+    if found and set(found.values()) == set(_subfolders(root)):
+        raise UserError(f"{root} has {', '.join(found.values())} but no folder train")
+    return {"train": "."}
 
 
-def create_imagenet(
-    *,
-    data_dir: str,
-    root: str | None = None,
-    image_size: int | None = 224,
-    val_fraction: float = 0.02,
-    **options: Any,
-) -> ImageData:
-    """``data=imagenet data.root=...``, a folder of wnids: as ``folder``, with other defaults."""
-    source = Folder(_given("imagenet", root))
-    return ImageData(
-        "imagenet",
-        source,
-        image_size=image_size,
-        val_fraction=val_fraction,
-        data_dir=data_dir,
-        **options,
-    )
+def _check_classes(folder: Path, classes: Sequence[str]) -> None:
+    here = _subfolders(folder)
+    odd = sorted(set(here) ^ set(classes))
+    if odd:
+        which = "not in train" if odd[0] in here else "only in train"
+        raise UserError(
+            f"{folder} has {len(here)} classes, train has {len(classes)}: {odd[0]!r} is {which}"
+        )
 
 
-def _given(name: str, root: str | None) -> Path:
-    if root is None:
-        raise UserError(f"data={name} needs data.root=, the folder of the pictures")
-    return Path(root).expanduser()
+def _list(root: Path, folder: str, classes: Sequence[str], *, needed: bool) -> Images:
+    """The pictures of one split; ``needed``: every class must have some."""
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        relative = Path(folder, name)
+        found = find_pictures(root / relative)
+        if needed and not found:
+            raise UserError(f"{root / relative} has no pictures")
+        names += [(relative / picture).as_posix() for picture in found]
+        labels += [label] * len(found)
+    return Images(names, np.array(labels, dtype=np.int64))
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"cannot list {error.filename or folder}: {error.strerror}") from error

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dwsep_zoo.data.download import extract, fetch
-from dwsep_zoo.data.folder import Folder
-from dwsep_zoo.data.module import ImageData
-from dwsep_zoo.data.options import choose
+from dwsep_zoo.data.folder import list_folder
+from dwsep_zoo.data.source import ALL, existing_root
 from dwsep_zoo.data.splits import Labelled
-from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.settings import DataSettings
 
 URL = "https://s3.amazonaws.com/fast-ai-imageclas/{}.tgz"
 
@@ -38,52 +36,27 @@ CLASS_NAMES = {
 class Imagenette:
     """9,469 training pictures and 3,925 under ``val``.
 
-    Args:
-        root: folder of the archive, and where it is unpacked; or the unpacked folder itself.
-        url: where to download the archive from; ``None``: the authors' place.
-        size: one of :data:`SIZES`.
+    ``root`` is the folder of the archive, where it is unpacked too, or the unpacked folder itself;
+    ``None``: ``data_dir``. ``url`` is the place of the archive; ``None``: the authors' own.
+    ``size`` is one of :data:`SIZES`; ``None``: 160.
     """
 
-    def __init__(self, root: Path, url: str | None, size: str):
-        self.root = root
-        self.folder, self.md5 = SIZES[size]
-        self.url = url or URL.format(self.folder)
+    options = ALL
+
+    def __init__(self, settings: DataSettings, data_dir: Path):
+        self.root = existing_root(settings) or data_dir
+        self.folder, self.md5 = SIZES[str(settings.size or 160)]
+        self.url = settings.url or URL.format(self.folder)
 
     def prepare(self) -> None:
-        """Download and unpack what is not there yet."""
+        """Download and unpack the archive if its folder is missing."""
         if not self._pictures().is_dir():
             archive = fetch([self.url], self.root / f"{self.folder}.tgz", self.md5)
             extract(archive, self.folder, self.root)
 
     def load(self) -> Labelled:
         """List the pictures."""
-        return Folder(self._pictures(), CLASS_NAMES).load()
+        return list_folder(self._pictures(), CLASS_NAMES)
 
     def _pictures(self) -> Path:
         return self.root if (self.root / "train").is_dir() else self.root / self.folder
-
-
-def create_imagenette(
-    *,
-    data_dir: str,
-    root: str | None = None,
-    url: str | None = None,
-    size: int | str = 160,
-    batch_size: int = 64,
-    image_size: int | None = 128,
-    **options: Any,
-) -> ImageData:
-    """``data=imagenette``, with the options of :class:`ImageData`."""
-    if root is not None and not Path(root).expanduser().is_dir():
-        raise UserError(f"data.root={root}: there is no such folder")
-    source = Imagenette(
-        Path(root or data_dir).expanduser(), url, choose(str(size), SIZES, "data.size")
-    )
-    return ImageData(
-        "imagenette",
-        source,
-        batch_size=batch_size,
-        image_size=image_size,
-        data_dir=data_dir,
-        **options,
-    )

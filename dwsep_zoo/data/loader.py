@@ -1,7 +1,7 @@
-"""The order of the images of an epoch, and a loader that can start inside of one.
+"""The order of the images of an epoch, and a loader that can start in the middle of one.
 
-Batch k of epoch e is a function of (seed, e, k), whatever ran before it. The loader's state is
-therefore two numbers, and a run that was cut off goes on with the batches it would have had.
+Batch k of epoch e is a function of (seed, e, k) alone. The loader's state is therefore two
+numbers, and a resumed run continues with the batches that it would have had.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dwsep_zoo.errors import UserError
 
 
 class BatchKey(NamedTuple):
-    """What a batch is made from: (seed, epoch, number, rank) for its random numbers, and images."""
+    """Images of a batch, and (seed, epoch, number, rank) for its random numbers."""
 
     seed: int
     epoch: int
@@ -27,10 +27,26 @@ class BatchKey(NamedTuple):
     indices: Tensor
 
 
+class RawBatch(NamedTuple):
+    """A batch before it is augmented and normalised.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        training: whether it is for training.
+        draws: (N, k) int64, for augmentation on the device; ``None``: the images need none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    training: bool
+    draws: Tensor | None = None
+
+
 class Reader(Protocol):
     """Makes batches; in worker processes it returns an error instead of raising it."""
 
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, ...] | UserError: ...
+    def __getitem__(self, key: BatchKey) -> RawBatch | UserError: ...
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -39,12 +55,12 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 def derived_seed(*key: int | str) -> int:
-    """32 bits, which is what torch's and numpy's generators take, that depend on all of ``key``."""
+    """A hash of ``key`` of 32 bits, as generators of torch and NumPy take."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "little")
 
 
 class EpochSampler:
-    """The positions of this process's images in the order of an epoch.
+    """Positions of the images of this process in the order of an epoch.
 
     Args:
         num_images: of the whole split.
@@ -83,7 +99,7 @@ class EpochSampler:
         return self.num_images // self.world_size + (self.rank < left)
 
     def indices(self) -> Tensor:
-        """(len(self),) int64. Batch k of all processes together is batch k of one."""
+        """(len(self),) int64; batch k of all processes together is batch k of a single one."""
         if self.shuffle:
             order = torch.randperm(
                 self.num_images, generator=generator(self.seed, "order", self.epoch)
@@ -97,7 +113,7 @@ class EpochBatches:
     """The keys of an epoch's batches, from batch ``start`` on.
 
     Args:
-        sampler: gives the images.
+        sampler: the order of the images.
         batch_size: of this process.
         drop_last: leave out a last batch that is smaller.
     """
@@ -122,15 +138,15 @@ class EpochBatches:
 class Loader:
     """Batches of a split.
 
-    It has the interface that lightning looks for: ``batch_sampler.sampler.set_epoch`` and, for
-    checkpoints, ``state_dict`` and ``load_state_dict``. The length is that of a whole epoch, also
-    where the first one begins later.
+    It has the interface that Lightning looks for: ``batch_sampler.sampler.set_epoch`` and, for
+    checkpoints, ``state_dict`` and ``load_state_dict``. Its length is that of a whole epoch, even
+    if the first one starts in the middle.
 
     Args:
         reader: makes a batch from its key.
         batch_sampler: the keys.
-        num_workers: processes that make batches; 0: none, this process makes each when it is due.
-        pin_memory: copy batches to memory from which a GPU fetches them while others are made.
+        num_workers: processes that make batches, at most one a batch; 0: this process makes them.
+        pin_memory: copy batches to pinned memory, from which copies to a GPU are asynchronous.
     """
 
     def __init__(
@@ -142,25 +158,23 @@ class Loader:
         pin_memory: bool = False,
     ):
         self.batch_sampler = batch_sampler
-        self._batches: Iterable[tuple[Tensor, ...] | UserError]
-        if num_workers:
-            self._batches = DataLoader(
-                reader,  # type: ignore[arg-type]
-                batch_size=None,  # the reader makes whole batches
-                sampler=batch_sampler,
-                num_workers=num_workers,
-                persistent_workers=True,
-                pin_memory=pin_memory,
-            )
-        else:
-            self._batches = _Mapped(reader, batch_sampler, pin_memory=pin_memory)
+        self._batches: Iterable[RawBatch | UserError] = DataLoader(
+            reader,  # type: ignore[arg-type]
+            batch_size=None,  # the reader makes whole batches
+            sampler=batch_sampler,
+            num_workers=min(num_workers, max(1, len(batch_sampler))),
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            # Without workers, nothing is drawn from the generator of the network's dropout.
+            generator=None if num_workers else torch.Generator(),
+        )
         self._position = (0, 0)
         self._restart: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+    def __iter__(self) -> Iterator[RawBatch]:
         # A generator: nothing happens before the first batch, when the epoch has been set.
         epoch, done = self.batch_sampler.sampler.epoch, 0
         if self._restart and self._restart[0] == epoch and self._restart[1] < len(self):
@@ -169,8 +183,8 @@ class Loader:
         self.batch_sampler.start = done
         for batch in self._batches:
             if isinstance(batch, UserError):
-                # Ends the workers. The error's traceback would keep them until the garbage
-                # collector comes, which waits five seconds for each.
+                # End the workers now: the error's traceback would keep them alive until garbage
+                # collection, which waits five seconds for each.
                 self._batches = ()
                 break
             done += 1
@@ -181,12 +195,12 @@ class Loader:
         raise batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epoch it is in and how many of its batches were given out: plain numbers."""
+        """The epoch, the number of its batches that were given out, and of all: plain numbers."""
         epoch, done = self._position
         return {"epoch": epoch, "done": done, "num_batches": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin the next pass after the batches that were given out, if it is of the same epoch.
+        """Start the next pass after the batches that were given out, if its epoch is the same.
 
         Raises:
             UserError: if an epoch had another number of batches when the state was saved.
@@ -197,19 +211,3 @@ class Loader:
                 f"this run's have {len(self)}; use the same data, batch size and devices"
             )
         self._position = self._restart = (state["epoch"], state["done"])
-
-
-class _Mapped:
-    """Batches made in this process."""
-
-    def __init__(self, reader: Reader, keys: EpochBatches, *, pin_memory: bool):
-        self.reader = reader
-        self.keys = keys
-        self.pin_memory = pin_memory
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...] | UserError]:
-        for key in self.keys:
-            batch = self.reader[key]
-            if self.pin_memory and not isinstance(batch, UserError):
-                batch = tuple(t.pin_memory() for t in batch)
-            yield batch

@@ -1,4 +1,4 @@
-"""Image files: finding them, decoding all of them once, reading them batch by batch."""
+"""Image files: finding them, decoding all of them once, reading them in batches."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ import os
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dwsep_zoo.data.loader import BatchKey, derived_seed
-from dwsep_zoo.data.options import check_jitter, check_range, choose
+from dwsep_zoo.data.loader import BatchKey, RawBatch, derived_seed
+from dwsep_zoo.data.memory import check_memory
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 CHUNK = 32
+MOST_OTHERS = 100_000
+"""A folder with more entries than this that are not pictures is not a folder of pictures."""
 
 Transform = Callable[[Image.Image], Tensor]
 """RGB picture -> (C, H, W) uint8."""
@@ -36,12 +38,12 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """The usual ImageNet augmentation, of pictures that are decoded anew in every epoch.
+    """The usual ImageNet augmentation, for pictures that are decoded in every epoch.
 
     Args:
         scale: smallest and largest part of the area that is cut out, arXiv:1409.4842.
         ratio: smallest and largest width / height of that part.
-        flip: whether every other picture is mirrored left to right.
+        flip: mirror every other picture left to right.
         auto_augment: timm's name of a policy, such as ``rand-m9-mstd0.5`` or ``original``.
         color_jitter: strength of random brightness, contrast and saturation; ``None``: none.
     """
@@ -53,10 +55,7 @@ class ResizedCrop:
     color_jitter: float | None = None
 
     def check(self) -> None:
-        """Raises UserError for values that timm cannot take."""
-        check_range("data.augment.scale", self.scale, largest=1.0)
-        check_range("data.augment.ratio", self.ratio, largest=float("inf"))
-        check_jitter(self.color_jitter)
+        """Raises UserError for a policy that timm does not have."""
         try:
             self.transform(32, "bilinear")
         except (AssertionError, KeyError, ValueError, TypeError) as error:
@@ -65,7 +64,7 @@ class ResizedCrop:
             ) from error
 
     def transform(self, image_size: int, interpolation: str) -> Transform:
-        """What is done to a training picture."""
+        """Make the function that augments a training picture."""
         from timm.data import create_transform  # takes seconds to import
 
         return create_transform(
@@ -82,12 +81,12 @@ class ResizedCrop:
 
 
 def resized_side(image_size: int, crop_pct: float) -> int:
-    """To how many pixels :func:`eval_transform` resizes the shorter side."""
+    """Length of the shorter side after the resizing of :func:`eval_transform`."""
     return math.floor(image_size / crop_pct)
 
 
 def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Transform:
-    """Resize the shorter side to ``image_size / crop_pct``, cut out the middle."""
+    """Make a function that resizes the shorter side to ``image_size / crop_pct`` and cuts."""
     from timm.data import create_transform
 
     return create_transform(
@@ -96,21 +95,51 @@ def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Tran
 
 
 def find_pictures(folder: Path) -> list[str]:
-    """The pictures in a folder and below, as sorted paths relative to it; hidden ones are not."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    """List the pictures in a folder and its subfolders, as sorted relative paths, but hidden ones.
+
+    Raises:
+        UserError: for a folder that cannot be listed, a link to a folder around it, a folder of the
+            kernel's, such as /proc, and one with very many other files.
+    """
+    found, others = [], 0
+    around = {str(folder): frozenset([os.path.realpath(folder)])}  # real paths, of itself too
+    for parent, folders, files in os.walk(folder, onerror=_not_listed, followlinks=True):
+        if os.stat(parent).st_dev in _kernel_devices():
+            raise UserError(f"{parent} belongs to the operating system and has no pictures")
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                found.append(Path(parent, name).relative_to(folder).as_posix())
+        real = around.pop(parent)
+        for name in folders:
+            path = os.path.join(parent, name)
+            if (target := os.path.realpath(path)) in real:
+                raise UserError(f"{path} leads back to {target}, a folder that contains it")
+            around[path] = real | {target}
+        pictures = [n for n in files if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
+        found += [Path(parent, name).relative_to(folder).as_posix() for name in pictures]
+        others += len(folders) + len(files) - len(pictures)
+        if others > MOST_OTHERS and others > 10 * len(found):
+            raise UserError(
+                f"{folder} has more than {MOST_OTHERS:,} files and folders that are not pictures; "
+                "data.root= must be a folder of pictures"
+            )
     return sorted(found)
+
+
+def _not_listed(error: OSError) -> NoReturn:
+    raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
+
+
+@cache
+def _kernel_devices() -> set[int]:
+    """Devices of file systems that the kernel makes up, whose listing may never end."""
+    made_up = {os.stat(p).st_dev for p in ("/proc", "/sys", "/dev") if os.path.isdir(p)}
+    return made_up - {os.stat("/").st_dev}
 
 
 def read_picture(path: Path) -> Image.Image:
     """Decode a file to RGB.
 
     Raises:
-        UserError: naming the path, if it is missing, damaged or no picture.
+        UserError: naming the path, if it is missing, damaged or not a picture.
     """
     with _opened(path) as image:
         if "transparency" in image.info:
@@ -120,7 +149,7 @@ def read_picture(path: Path) -> Image.Image:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Pillow decodes when pixels are asked for, so both that and opening may fail."""
+    """Open a file; both this and the later access to its pixels may fail."""
     try:
         with Image.open(path) as image:
             yield image
@@ -130,7 +159,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def longest_side(root: Path, images: Images) -> int:
-    """The longest side, in pixels, that the heads of at most 64 files tell of."""
+    """The longest side in pixels, from the headers of at most 64 files."""
     longest = 0
     for i in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
         with _no_warnings(), _opened(root / images.names[i]) as image:
@@ -139,33 +168,35 @@ def longest_side(root: Path, images: Images) -> int:
 
 
 def decode(
-    root: Path, splits: Sequence[Images], image_size: int, interpolation: str
-) -> list[Images]:
-    """The same images with their pixels, decoded by all cores.
+    root: Path, splits: Mapping[str, Images], image_size: int, interpolation: str
+) -> dict[str, Images]:
+    """Decode all pictures with all cores; returns the same images with their pixels.
 
     Raises:
         UserError: naming the path of a picture that cannot be read.
     """
-    names = [name for images in splits for name in images.names]
+    parts = list({id(images): images for images in splits.values()}.values())  # val may be test
+    names = [name for images in parts for name in images.names]
+    check_memory(len(names), image_size, bytes_per_pixel=3)
     pixels = torch.empty((len(names), image_size, image_size, 3), dtype=torch.uint8)
     done = 0
     for chunk in decoded(root, names, image_size, interpolation):
         pixels[done : done + len(chunk)] = chunk
         done += len(chunk)
-    parts = pixels.split([len(images) for images in splits])
-    return [
-        Images(images.names, images.labels, part)
-        for images, part in zip(splits, parts, strict=True)
-    ]
+    found = {
+        id(images): Images(images.names, images.labels, part)
+        for images, part in zip(parts, pixels.split([len(p) for p in parts]), strict=True)
+    }
+    return {split: found[id(images)] for split, images in splits.items()}
 
 
 def decoded(
     root: Path, names: Sequence[str], size: int, interpolation: str
 ) -> Generator[Tensor, None, None]:
-    """The pictures in order, some at a time: (n, size, size, 3) uint8.
+    """Decode pictures in order, some at a time: (n, size, size, 3) uint8.
 
     All cores decode, a few chunks ahead. The shorter side is resized to ``size`` and the middle is
-    cut out; a picture that has this size keeps its pixels.
+    cut out; a picture of this size keeps its pixels.
 
     Raises:
         UserError: naming the path of a picture that cannot be read.
@@ -205,46 +236,51 @@ def file_sizes(root: Path, images: Images) -> np.ndarray:
     """(n,) int64: the bytes of each file.
 
     Raises:
-        UserError: naming the path of an empty one.
+        UserError: naming the path of an empty or missing one.
     """
-    sizes = np.array([(root / name).stat().st_size for name in images.names], dtype=np.int64)
-    for i in np.flatnonzero(sizes == 0):
-        raise UserError(f"cannot read the picture {root / images.names[i]}: the file is empty")
+    sizes = np.zeros(len(images), dtype=np.int64)
+    for i, name in enumerate(images.names):
+        try:
+            sizes[i] = (root / name).stat().st_size
+        except OSError as error:
+            raise UserError(f"cannot read the picture {root / name}: {error.strerror}") from error
+        if not sizes[i]:
+            raise UserError(f"cannot read the picture {root / name}: the file is empty")
     return sizes
 
 
 class FileReader:
-    """Batches of pictures, decoded when they are read.
+    """Batches of pictures that are decoded when they are read.
 
-    What happens to a picture depends on (seed, epoch, its position) and not on the process that
-    reads it.
+    The result depends on (seed, epoch, position of the picture), not on the process that reads.
 
     Args:
         root: folder of the names.
-        images: which pictures.
-        transform: of each.
-        random: whether ``transform`` draws random numbers.
+        images: the pictures.
+        transform: of each picture.
+        training: whether ``transform`` draws random numbers.
     """
 
-    def __init__(self, root: Path, images: Images, transform: Transform, *, random: bool):
+    def __init__(self, root: Path, images: Images, transform: Transform, *, training: bool):
         self.root = root
         self.images = images
         self.transform = transform
-        self.random = random
+        self.training = training
 
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, ...] | UserError:
-        """(N, C, H, W) uint8 and (N,) int64."""
+    def __getitem__(self, key: BatchKey) -> RawBatch | UserError:
+        """The batch of this key, or the error of one of its pictures."""
         indices = key.indices.tolist()
         try:
             with _no_warnings():
                 pictures = [self._read(key, i) for i in indices]
         except UserError as error:
             return error
-        return torch.stack(pictures), torch.from_numpy(self.images.labels[indices])
+        labels = torch.from_numpy(self.images.labels[indices])
+        return RawBatch(torch.stack(pictures), labels, self.training)
 
     def _read(self, key: BatchKey, i: int) -> Tensor:
         picture = read_picture(self.root / self.images.names[i])
-        if not self.random:
+        if not self.training:
             return self.transform(picture)
         with _seeded(derived_seed(key.seed, "picture", key.epoch, i)):
             return self.transform(picture)
@@ -252,7 +288,7 @@ class FileReader:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Pillow warns of damaged metadata, which nobody here reads."""
+    """Ignore Pillow's warnings of damaged metadata, which are not used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -260,19 +296,14 @@ def _no_warnings() -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed all three generators that the transforms of timm and torchvision draw from."""
-    states: tuple[Any, ...] = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    """Seed the three generators from which transforms of timm and torchvision draw."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at every device
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def check_interpolation(interpolation: str) -> str:
-    """Raises UserError for a name that Pillow does not know."""
-    return choose(interpolation, INTERPOLATIONS, "data.interpolation")
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)

@@ -8,17 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -29,10 +20,10 @@ LINES = 4
 def progress(
     title: str, total: int | None, *, done: int = 0, is_bytes: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """Show how far something is; what it yields is called with the amount of every step.
+    """Show the progress of a task; yields a function that takes the amount of every step.
 
     Args:
-        title: what is being done.
+        title: the task.
         total: amount of the whole, ``None`` if unknown.
         done: amount done before.
         is_bytes: count in megabytes, with their speed.
@@ -40,19 +31,17 @@ def progress(
     if not sys.stderr.isatty() or int(os.environ.get("LOCAL_RANK", 0)) > 0:
         yield _lines(title, total, done)
         return
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
-    if is_bytes:
-        columns += [DownloadColumn(), TransferSpeedColumn()]
-    else:
-        columns += [MofNCompleteColumn()]
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    columns: list[bars.ProgressColumn] = [bars.TextColumn("{task.description}"), bars.BarColumn()]
+    counts = [bars.DownloadColumn(), bars.TransferSpeedColumn()]
+    columns += counts if is_bytes else [bars.MofNCompleteColumn()]
+    columns += [bars.TimeRemainingColumn()]
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done)
         yield lambda amount: bar.advance(task, amount)
 
 
 def _lines(title: str, total: int | None, done: int) -> Callable[[int], None]:
-    """A line at the start and at every quarter of the whole."""
+    """Log a line at the start and at every quarter of the whole."""
     log.info("%s", title)
     said = LINES * done // total if total else 0
 

@@ -1,25 +1,24 @@
-"""Which images are trained on, validated on and tested on.
+"""Choice of the images for training, validation and test.
 
-Every choice among images is made by a hash of the seed and the image's name. It is therefore the
-same on every machine and with every version of every library, and an image that is added to a
-folder moves none of the others. The random state of the run has no part in it: all seeds and all
-networks of a comparison see the same splits.
+Every choice depends on a hash of a seed and the image's name. It is therefore the same on every
+machine and with every version of every library, and a new image in a folder moves no other one.
+The seed of the run has no influence: all runs of a comparison share their splits.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from dwsep_zoo.data.options import at_least, check_keys, choose
-from dwsep_zoo.errors import UserError
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.schema.settings import SubsetSettings
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -31,7 +30,7 @@ class Images:
     """Labelled images.
 
     Attributes:
-        names: what identifies each: a path relative to the root, or an index.
+        names: unique: a path relative to the root, or an index.
         labels: (n,) int64.
         pixels: (n, H, W, C) uint8, or ``None`` while they are files.
     """
@@ -44,12 +43,12 @@ class Images:
         return len(self.names)
 
     def take(self, indices: np.ndarray) -> Images:
-        """Those at the given positions, in the given order."""
+        """The images at the given positions, in the given order."""
         pixels = None if self.pixels is None else self.pixels[indices]
         return Images([self.names[i] for i in indices], self.labels[indices], pixels)
 
     def by_class(self) -> dict[int, np.ndarray]:
-        """The positions of every label that occurs."""
+        """Positions of the images of each label."""
         order = np.argsort(self.labels, kind="stable")
         labels, first = np.unique(self.labels[order], return_index=True)
         groups = np.split(order, first[1:])
@@ -58,35 +57,44 @@ class Images:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A data set as it is given: class names, and images under ``train``, ``val``, ``test``.
+    """A data set: class names, and images under ``train``, ``val``, ``test``.
 
-    One that nobody has split has ``train`` alone. Images without pixels are files below ``root``.
+    Attributes:
+        class_names: in the order of the labels.
+        splits: ``train`` alone if the set has no splits of its own.
+        root: folder of the files of images without pixels.
+        statistics: published mean and deviation of each channel, of values in 0-1.
+        interpolation: with which the pixels were resized.
     """
 
     class_names: list[str]
     splits: dict[str, Images]
     root: Path | None = None
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    interpolation: str | None = None
 
 
 def make_splits(
-    given: dict[str, Images], *, val_fraction: float, test_fraction: float, seed: int
+    given: dict[str, Images], *, val_fraction: float, test_fraction: float | None, seed: int
 ) -> dict[str, Images]:
-    """Train, validation and test images from those that are given.
+    """Make training, validation and test images from the given splits.
 
-    What is missing or empty is held out from the training images, an equal part of every class. A
-    set that comes as train and val alone, as ImageNet does, is tested on its val: the test images
-    are looked at once, at the end, and choosing the best epoch is a use of the validation images.
+    A missing or empty split is held out from the training images, an equal part of every class. A
+    set with train and val alone, such as ImageNet, is tested on its val: choosing the best epoch
+    uses the validation images, and test images are used once, at the end.
 
-    A training set of one image a class can hold out nothing. Its validation images are then the
-    test images, and a warning says so.
+    If every class has a single training image, none can be held out: the test images then serve
+    as validation images too, and a warning says so.
 
     Raises:
-        UserError: when there would be no images to test on.
+        UserError: if no images would be left for the test.
     """
     splits = {name: images for name, images in given.items() if len(images) or name == "train"}
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     if "test" not in splits:
+        if test_fraction is None:
+            raise UserError("data.test_fraction must be set: no test images are given")
         splits["train"], splits["test"] = hold_out(splits["train"], test_fraction, f"test-{seed}")
         val_fraction = min(0.5, val_fraction / (1 - test_fraction))
     if not len(splits["test"]):
@@ -117,119 +125,82 @@ def hold_out(images: Images, fraction: float, key: str) -> tuple[Images, Images]
     return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
 
 
-@dataclass(frozen=True)
-class Subset:
-    """A part of a data set: fewer classes, fewer training images, or both.
+def is_subset(subset: SubsetSettings) -> bool:
+    """Whether ``data.subset`` leaves anything out."""
+    parts = (subset.num_classes, subset.classes, subset.images_per_class, subset.fraction)
+    return any(value is not None for value in parts)
 
-    The classes are those of all splits. ``images_per_class`` and ``fraction`` thin the training
-    images alone, after validation images are held out: accuracies stay comparable between sizes.
 
-    Args:
-        num_classes: as many classes, drawn with ``seed``.
-        classes: these classes; the network's outputs keep the order of the whole set.
-        images_per_class: exactly as many training images of every class.
-        fraction: this part of the training images of every class, at least one.
-        seed: of the draws.
+def select_classes(given: Labelled, subset: SubsetSettings) -> Labelled:
+    """Drop the classes outside ``data.subset`` from all splits and renumber the labels.
+
+    The network's outputs keep the order of the whole set.
+
+    Raises:
+        UserError: for a class that the set does not have, or more classes than it has.
     """
+    if subset.num_classes is None and subset.classes is None:
+        return given
+    chosen = _chosen_classes(given.class_names, subset)
+    number = np.full(len(given.class_names), -1)
+    number[[given.class_names.index(name) for name in chosen]] = np.arange(len(chosen))
+    splits = {}
+    for name, images in given.splits.items():
+        part = images.take(np.flatnonzero(number[images.labels] >= 0))
+        splits[name] = Images(part.names, number[part.labels], part.pixels)
+    return replace(given, class_names=chosen, splits=splits)
 
-    num_classes: int | None = None
-    classes: tuple[str, ...] | None = None
-    images_per_class: int | None = None
-    fraction: float | None = None
-    seed: int = 0
 
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any] | None) -> Subset:
-        """Make one from ``data.subset.*``, with every value checked that can be without the images.
-
-        Raises:
-            UserError: naming the key and the value.
-        """
-        values = check_keys("data.subset", options or {}, tuple(cls.__dataclass_fields__))
-        for one, other in (("num_classes", "classes"), ("images_per_class", "fraction")):
-            if one in values and other in values:
-                raise UserError(f"data.subset.{one} and data.subset.{other} exclude each other")
-        if "num_classes" in values:
-            at_least("data.subset.num_classes", values["num_classes"], 2)
-        if "classes" in values:
-            names = values["classes"]
-            names = [names] if isinstance(names, (str, int)) else names
-            values["classes"] = tuple(dict.fromkeys(str(name) for name in names))
-            if len(values["classes"]) < 2:
-                raise UserError(
-                    f"data.subset.classes={list(values['classes'])}: two classes are the least"
-                )
-        if "images_per_class" in values:
-            at_least("data.subset.images_per_class", values["images_per_class"], 1)
-        fraction = values.get("fraction", 1.0)
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-            raise UserError(f"data.subset.fraction must be a number; got {fraction!r}")
-        if not 0 < fraction <= 1:
+def _chosen_classes(class_names: list[str], subset: SubsetSettings) -> list[str]:
+    if subset.classes is not None:
+        names = subset.classes if isinstance(subset.classes, tuple) else (subset.classes,)
+        chosen = {choose(str(name), class_names, "data.subset.classes") for name in names}
+    else:
+        count = subset.num_classes or 0
+        if count > len(class_names):
             raise UserError(
-                f"data.subset.fraction must be greater than 0 and at most 1; got {fraction}"
+                f"data.subset.num_classes={count}: there are {len(class_names)} classes"
             )
-        return cls(**values)
+        key = f"classes-{subset.seed}"
+        chosen = set(sorted(class_names, key=lambda n: _hash(key, n))[:count])
+    return [name for name in class_names if name in chosen]
 
-    @property
-    def active(self) -> bool:
-        """Whether it leaves anything out."""
-        return any(
-            value is not None
-            for value in (self.num_classes, self.classes, self.images_per_class, self.fraction)
-        )
 
-    def select_classes(self, given: Labelled) -> Labelled:
-        """Drop the other classes and renumber the labels.
+def thin(images: Images, subset: SubsetSettings, class_names: Sequence[str]) -> Images:
+    """Drop training images, after the validation images are held out.
 
-        Raises:
-            UserError: for a class that the set does not have, or more classes than it has.
-        """
-        if self.num_classes is None and self.classes is None:
-            return given
-        chosen = self._classes(given.class_names)
-        number = np.full(len(given.class_names), -1)
-        number[[given.class_names.index(name) for name in chosen]] = np.arange(len(chosen))
-        splits = {}
-        for name, images in given.splits.items():
-            part = images.take(np.flatnonzero(number[images.labels] >= 0))
-            splits[name] = Images(part.names, number[part.labels], part.pixels)
-        return Labelled(chosen, splits, given.root)
+    Accuracies stay comparable between sizes, as validation and test images are never thinned.
 
-    def thin(self, images: Images, class_names: Sequence[str]) -> Images:
-        """Drop training images.
+    Raises:
+        UserError: if a class has fewer than ``images_per_class``.
+    """
+    wanted = subset.images_per_class
+    if wanted is None and subset.fraction is None:
+        return images
+    kept = []
+    for label, positions in images.by_class().items():
+        count = wanted or max(1, round((subset.fraction or 1.0) * len(positions)))
+        if count > len(positions):
+            raise UserError(
+                f"data.subset.images_per_class={count}: class {class_names[label]!r} has "
+                f"{len(positions)} training images"
+            )
+        kept.append(_drawn(images, positions, count, f"subset-{subset.seed}"))
+    return images.take(np.sort(np.concatenate(kept)))
 
-        Raises:
-            UserError: when a class has fewer than ``images_per_class``.
-        """
-        if self.images_per_class is None and self.fraction is None:
-            return images
-        kept = []
-        for label, positions in images.by_class().items():
-            if self.images_per_class is not None:
-                count = self.images_per_class
-                if count > len(positions):
-                    raise UserError(
-                        f"data.subset.images_per_class={count}: class {class_names[label]!r} has "
-                        f"{len(positions)} training images"
-                    )
-            else:
-                count = max(1, round((self.fraction or 1.0) * len(positions)))
-            kept.append(_drawn(images, positions, count, f"subset-{self.seed}"))
-        return images.take(np.sort(np.concatenate(kept)))
 
-    def _classes(self, class_names: list[str]) -> list[str]:
-        if self.classes is not None:
-            chosen = {choose(name, class_names, "data.subset.classes") for name in self.classes}
-        else:
-            assert self.num_classes is not None
-            if self.num_classes > len(class_names):
-                raise UserError(
-                    f"data.subset.num_classes={self.num_classes}: there are {len(class_names)} "
-                    "classes"
-                )
-            key = f"classes-{self.seed}"
-            chosen = set(sorted(class_names, key=lambda n: _hash(key, n))[: self.num_classes])
-        return [name for name in class_names if name in chosen]
+def fingerprint(
+    class_names: list[str], splits: Mapping[str, Images], sizes: Mapping[str, np.ndarray]
+) -> str:
+    """Checksum of the names and labels in each split, and of the sizes of their files."""
+    digest = hashlib.sha256(json.dumps(class_names).encode())
+    for split, images in splits.items():
+        digest.update(split.encode())
+        digest.update("\0".join(images.names).encode("utf-8", "surrogateescape"))
+        digest.update(images.labels.astype("<i8").tobytes())
+        if split in sizes:
+            digest.update(sizes[split].astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _drawn(images: Images, positions: np.ndarray, count: int, key: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from data_helpers import data_settings, load_data
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from dwsep_zoo.data import cifar as module
@@ -47,17 +48,10 @@ def archive(request, monkeypatch):
     return name, buffer.getvalue()
 
 
-def _create(name, tmp_path, **options):
-    data = create_data(name, seed=0, data_dir=tmp_path / "data", **options)
-    data.prepare_data()
-    data.setup()
-    return data
-
-
 def test_download_split_and_pixels(archive, server, tmp_path):
     name, content = archive
     server.files["/x.tgz"] = content
-    data = _create(name, tmp_path, url=f"{server.url}/x.tgz")
+    data = load_data(name, data_dir=tmp_path / "data", url=f"{server.url}/x.tgz")
     files = module.FILES[name]
     total = PER_BATCH * len(files.train)
     assert data.class_names == ["cat", "dog"]
@@ -71,7 +65,7 @@ def test_download_split_and_pixels(archive, server, tmp_path):
     assert (stored == first["data"]).all()
     assert data.splits["test"].labels.tolist() == first[files.labels_key]
 
-    _create(name, tmp_path, url=f"{server.url}/x.tgz")
+    load_data(name, data_dir=tmp_path / "data", url=f"{server.url}/x.tgz")
     assert len(server.requests) == 1
 
 
@@ -81,7 +75,7 @@ def test_mirrors_in_order(archive, server, tmp_path, monkeypatch):
     server.files = {f"/one/{file}": b"wrong", f"/two/{file}": content}
     mirrors = (f"{server.url}/none/{{}}", f"{server.url}/one/{{}}", f"{server.url}/two/{{}}")
     monkeypatch.setattr(module, "MIRRORS", mirrors)
-    _create(name, tmp_path)
+    load_data(name, data_dir=tmp_path / "data")
     assert [path for path, _ in server.requests] == [f"/{x}/{file}" for x in ("none", "one", "two")]
 
 
@@ -97,7 +91,11 @@ def test_what_lies_in_root_is_used_without_network(archive, tmp_path, monkeypatc
     else:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             tar.extractall(root, filter="data")
-    data = _create(name, tmp_path, root=str(root / files.folder if have == "inside" else root))
+    data = load_data(
+        name,
+        data_dir=tmp_path / "data",
+        root=str(root / files.folder if have == "inside" else root),
+    )
     assert data.num_classes == 2
     assert not (tmp_path / "data").exists()
 
@@ -105,14 +103,14 @@ def test_what_lies_in_root_is_used_without_network(archive, tmp_path, monkeypatc
 def test_neither_network_nor_files(archive, tmp_path, monkeypatch):
     name, _ = archive
     monkeypatch.setattr(module, "MIRRORS", ("http://127.0.0.1:9/{}", "http://127.0.0.1:10/{}"))
-    data = create_data(name, seed=0, data_dir=tmp_path)
+    data = create_data(data_settings(name), seed=0, data_dir=tmp_path)
     with pytest.raises(UserError, match=r"127.0.0.1:9/.*127.0.0.1:10/.*data\.url=.*data\.root="):
         data.prepare_data()
 
 
 def test_missing_root(archive, tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
-        create_data(archive[0], seed=0, data_dir=tmp_path, root=str(tmp_path / "nowhere"))
+        load_data(archive[0], data_dir=tmp_path, root=str(tmp_path / "nowhere"))
 
 
 class _Evil:

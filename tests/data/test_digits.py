@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from data_helpers import load_data
 from sklearn.datasets import load_digits
-
-from dwsep_zoo.data.digits import Digits
 
 
 def test_images_are_scikit_learns():
-    given = Digits(image_size=8).load()
+    given = load_data(image_size=None).source.load()
     images = given.splits["train"]
     reference = load_digits()
     assert given.class_names == list("0123456789")
@@ -18,7 +17,7 @@ def test_images_are_scikit_learns():
 
 
 def test_scaled_as_torch_scales():
-    pixels = Digits(image_size=32).load().splits["train"].pixels
+    pixels = load_data().source.load().splits["train"].pixels
     assert (pixels.shape, pixels.dtype) == ((1797, 32, 32, 1), torch.uint8)
     image = torch.tensor(load_digits().images[5], dtype=torch.float32)
     scaled = torch.nn.functional.interpolate(image[None, None] / 16 * 255, 32, mode="bilinear")

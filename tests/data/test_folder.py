@@ -1,21 +1,18 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from dwsep_zoo.data.folder import Folder
+from dwsep_zoo.data.folder import list_folder
 from dwsep_zoo.errors import UserError
-
-
-def _load(root):
-    source = Folder(root)
-    source.prepare()
-    return source.load()
 
 
 def test_folder_of_classes_is_not_split(pictures):
     root = pictures({"cat": 3, "ant": 2, ".cache": 1})
-    given = _load(root)
+    given = list_folder(root)
     assert given.class_names == ["ant", "cat"]
     assert given.root == root
     assert list(given.splits) == ["train"]
@@ -30,7 +27,7 @@ def test_folders_of_splits(pictures, name):
     folders = {"train/a": 3, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1, "test/a": 2}
     root = pictures(folders)
     (root / "test" / "b").mkdir()  # no picture of it to test on is no mistake
-    given = _load(root)
+    given = list_folder(root)
     assert {split: len(images) for split, images in given.splits.items()} == {
         "train": 5,
         "val": 2,
@@ -40,17 +37,17 @@ def test_folders_of_splits(pictures, name):
 
 
 def test_class_called_train_is_a_class(pictures):
-    assert _load(pictures({"train": 2, "bus": 2})).class_names == ["bus", "train"]
+    assert list_folder(pictures({"train": 2, "bus": 2})).class_names == ["bus", "train"]
 
 
 def test_pictures_deeper_down_and_in_linked_folders_count(pictures, tmp_path):
     root = pictures({"all/a/x": 1, "all/a/y": 2, "elsewhere": 4}) / "all"
     (root / "b").symlink_to(tmp_path / "elsewhere")
-    assert np.bincount(_load(root).splits["train"].labels).tolist() == [3, 4]
+    assert np.bincount(list_folder(root).splits["train"].labels).tolist() == [3, 4]
 
 
 def test_renamed_classes(pictures):
-    given = Folder(pictures({"n01": 1, "n02": 1}), {"n02": "fish"}).load()
+    given = list_folder(pictures({"n01": 1, "n02": 1}), {"n02": "fish"})
     assert given.class_names == ["n01", "fish"]
 
 
@@ -68,10 +65,45 @@ def test_renamed_classes(pictures):
 )
 def test_impossible_folders(pictures, folders, message):
     with pytest.raises(UserError, match=message) as caught:
-        _load(pictures(folders))
+        list_folder(pictures(folders))
     assert "\n" not in str(caught.value)
 
 
-def test_missing_folder(tmp_path):
-    with pytest.raises(UserError, match=r"data\.root=.*nowhere: there is no such folder"):
-        _load(tmp_path / "nowhere")
+@pytest.mark.parametrize("target", [".", "..", "../b"])
+def test_links_that_lead_back_are_refused(pictures, target):
+    root = pictures({"root/a": 1, "root/b": 1}) / "root"
+    (root / "a" / "link").symlink_to(root / "a" / target)
+    (root / "b" / "link").symlink_to(root / "a")
+    with pytest.raises(
+        UserError, match=r"root/a/link\S* leads back to .*, a folder that contains it"
+    ):
+        list_folder(root)
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/sys"])
+def test_folders_of_the_kernel_are_refused(folder):
+    with pytest.raises(UserError, match="belongs to the operating system and has no pictures"):
+        list_folder(Path(folder))
+
+
+def test_many_other_files_are_refused(pictures, monkeypatch):
+    monkeypatch.setattr("dwsep_zoo.data.pictures.MOST_OTHERS", 20)
+    root = pictures({"a": 1, "b": 1})
+    for i in range(21):
+        (root / "b" / f"{i}.txt").touch()
+    with pytest.raises(UserError, match="/b has more than 20 files and folders that are not"):
+        list_folder(root)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(pictures, monkeypatch):
+    root = pictures({"a": 1, "b/deep": 1})
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"^cannot list .*b/deep: Permission denied$"):
+        list_folder(root)

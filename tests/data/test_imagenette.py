@@ -4,10 +4,11 @@ import hashlib
 import io
 import tarfile
 
+from data_helpers import load_data
 from PIL import Image
 from torchvision.datasets import Imagenette as Reference
 
-from dwsep_zoo.data import create_data, imagenette
+from dwsep_zoo.data import imagenette
 
 
 def _archive(folder: str) -> bytes:
@@ -30,9 +31,7 @@ def test_download_once_and_test_on_its_val(server, tmp_path, monkeypatch):
     monkeypatch.setitem(imagenette.SIZES, "160", ("imagenette2-160", md5))
     server.files["/x.tgz"] = content
     for _ in range(2):
-        data = create_data("imagenette", seed=0, data_dir=tmp_path, url=f"{server.url}/x.tgz")
-        data.prepare_data()
-        data.setup()
+        data = load_data("imagenette", data_dir=tmp_path, url=f"{server.url}/x.tgz")
     assert len(server.requests) == 1
     described = data.describe()
     assert described["splits"] == {"train": 30, "val": 10, "test": 20}

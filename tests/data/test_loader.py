@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dwsep_zoo.data.augment import CropFlip
-from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader
+from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader, RawBatch
 from dwsep_zoo.data.memory import MemoryReader, mean_and_std
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
@@ -25,31 +25,39 @@ def _loader(n: int = 23, *, batch_size: int = 4, seed: int = 0, training: bool =
     return Loader(MemoryReader(images.pixels, images.labels, augment=augment), batches)
 
 
-def _epoch(loader: Loader, epoch: int) -> list[tuple[torch.Tensor, ...]]:
+def _epoch(loader: Loader, epoch: int) -> list[RawBatch]:
     loader.batch_sampler.sampler.set_epoch(epoch)
     return list(loader)
 
 
-def _equal(one: list[tuple[torch.Tensor, ...]], other: list[tuple[torch.Tensor, ...]]) -> bool:
+def _equal(one: list[RawBatch], other: list[RawBatch]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(a, b)
+        torch.equal(x.images, y.images)
+        and torch.equal(x.labels, y.labels)
+        and torch.equal(x.draws, y.draws)
         for x, y in zip(one, other, strict=True)
-        for a, b in zip(x, y, strict=True)
     )
 
 
 def test_an_epoch_has_distinct_images_in_full_batches():
     loader = _loader()
-    labels = [batch[1] for batch in _epoch(loader, 0)]
+    labels = [batch.labels for batch in _epoch(loader, 0)]
     assert [len(part) for part in labels] == [4] * 5 == [4] * len(loader)
     assert len(set(torch.cat(labels).tolist())) == 20
 
 
 def test_batch_holds_the_images_of_its_labels():
     loader = _loader()
-    pixels = loader._batches.reader.rows.view(-1, 4, 4, 3)
-    for images, labels, _ in _epoch(loader, 0):
+    pixels = loader._batches.dataset.rows.view(-1, 4, 4, 3)
+    for images, labels, _, _ in _epoch(loader, 0):
         assert torch.equal(images, pixels[labels].permute(0, 3, 1, 2))
+
+
+def test_the_global_generator_is_left_alone():
+    loader = _loader()
+    before = torch.get_rng_state()
+    _epoch(loader, 0)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_batches_are_a_function_of_seed_and_epoch():
@@ -60,7 +68,7 @@ def test_batches_are_a_function_of_seed_and_epoch():
     assert _equal(second, _epoch(_loader(), 1))
     assert not _equal(first, second)
     assert not _equal(first, _epoch(_loader(seed=1), 0))
-    draws = torch.cat([batch[2] for batch in first + second])
+    draws = torch.cat([batch.draws for batch in first + second])
     assert len(set(draws.flatten().tolist())) == draws.numel()
 
 
@@ -73,22 +81,25 @@ def test_processes_share_each_batch(world_size):
         for rank in range(world_size)
     ]
     for batch, *parts in zip(whole, *shares, strict=True):
-        assert sorted(batch[1].tolist()) == sorted(torch.cat([p[1] for p in parts]).tolist())
-    assert not torch.equal(shares[0][0][2], shares[1][0][2])
+        assert sorted(batch.labels.tolist()) == sorted(
+            torch.cat([p.labels for p in parts]).tolist()
+        )
+    assert not torch.equal(shares[0][0].draws, shares[1][0].draws)
 
 
 def test_processes_train_equally_long_and_evaluate_each_image_once():
     training = [_loader(23, rank=rank, world_size=3) for rank in range(3)]
     assert {len(_epoch(loader, 0)) for loader in training} == {1} == {len(x) for x in training}
     evaluation = [_loader(23, training=False, rank=rank, world_size=3) for rank in range(3)]
-    seen = [batch[1] for loader in evaluation for batch in _epoch(loader, 0)]
+    seen = [batch.labels for loader in evaluation for batch in _epoch(loader, 0)]
     assert sorted(torch.cat(seen).tolist()) == list(range(23))
     assert [len(_epoch(loader, 0)) for loader in evaluation] == [len(x) for x in evaluation]
 
 
 def test_evaluation_is_in_order_without_draws():
     batches = _epoch(_loader(training=False), 0)
-    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.arange(23))
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), torch.arange(23))
+    assert all(batch.draws is None and not batch.training for batch in batches)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4])
@@ -137,7 +148,7 @@ def test_restart_with_other_batches_is_refused():
 
 
 class _Failing:
-    def __getitem__(self, key: BatchKey) -> tuple[torch.Tensor, ...] | UserError:
+    def __getitem__(self, key: BatchKey) -> UserError:
         return UserError(f"batch {key.number} of epoch {key.epoch}")
 
 

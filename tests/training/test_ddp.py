@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from dwsep_zoo.data import create_data
+from data_helpers import load_data
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -40,8 +39,7 @@ def test_two_processes(tmp_path):
     assert (run / "train.log").read_text().count("epoch   1/2") == 1
     # the images in order, as one process would have them
     predictions = np.load(run / "predictions.npz")
-    data = create_data("digits", seed=0, data_dir="")
-    data.setup()
+    data = load_data()
     assert predictions["label"].tolist() == data.splits["test"].labels.tolist()
     right = (predictions["label"] == predictions["predicted"]).mean()
     assert right == pytest.approx(result["metrics"]["test/acc"], abs=1e-6)

@@ -1,0 +1,90 @@
+"""Where images come from, and which settings each data set takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Protocol
+
+from dwsep_zoo.data.splits import Labelled
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.settings import AugmentSettings, DataSettings, SubsetSettings
+
+COMMON = frozenset(
+    {"name", "batch_size", "val_fraction", "split_seed"}
+    | {f"subset.{key}" for key in SubsetSettings.model_fields}
+)
+"""Keys that every data set takes."""
+CROP_FLIP = frozenset(
+    {"augment.flip", "augment.crop_padding", "augment.padding_mode", "augment.cutout"}
+)
+"""Keys for images that live in memory, see :class:`dwsep_zoo.data.augment.CropFlip`."""
+ALL = frozenset(
+    {*COMMON, *DataSettings.model_fields, *(f"augment.{k}" for k in AugmentSettings.model_fields)}
+    - {"subset", "augment"}
+)
+
+
+class Source(Protocol):
+    """The images of a data set."""
+
+    def prepare(self) -> None:
+        """Download missing files. One process of a machine calls it."""
+
+    def load(self) -> Labelled:
+        """Return the images, or their file names."""
+
+
+class DataSet(Protocol):
+    """A class of sources: called with the settings, it makes the source.
+
+    Attributes:
+        options: keys that it takes besides :data:`COMMON`.
+    """
+
+    options: frozenset[str]
+
+    def __call__(self, settings: DataSettings, data_dir: Path) -> Source:
+        """Make the source; it reads and downloads nothing yet."""
+
+
+def check_options(settings: DataSettings, options: frozenset[str]) -> None:
+    """Raises UserError for a key that is set but has no effect on this data set."""
+    for key, value in _leaves(settings):
+        if value is not None and key not in options:
+            near = sorted(
+                sorted(options - COMMON),
+                key=lambda option: SequenceMatcher(None, key, option).ratio(),
+                reverse=True,
+            )
+            shown = value if isinstance(value, str) else json.dumps(value)
+            raise UserError(
+                f"data.{key}={shown} has no effect on data={settings.name}; "
+                f"it takes {', '.join(near)}"
+            )
+
+
+def existing_root(settings: DataSettings) -> Path | None:
+    """The folder ``data.root``, or ``None`` if it is not set.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    if settings.root is None:
+        return None
+    root = Path(os.path.expanduser(settings.root))
+    if not os.path.isdir(root):
+        raise UserError(f"data.root={settings.root}: there is no such folder")
+    return root
+
+
+def _leaves(settings: DataSettings) -> Iterator[tuple[str, object]]:
+    """Every key below ``data`` with its value, groups by their dotted names."""
+    for key, value in settings.plain().items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{part}", inner) for part, inner in value.items())
+        else:
+            yield key, value
