@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from record import Ratio, Record, finish, machine, parse, parser
-from train_speed import BATCH, NETWORKS, RandomPictures, app, common
+from train_speed import BATCH, NETWORKS, RandomPictures, app, common, random_data
 
-from dwsep_zoo.data.module import ImageData
-from dwsep_zoo.training.malloc import keep_memory
+from dwsep_zoo.training.process_memory import keep_memory
 from dwsep_zoo.training.trainer import auto_precision
 
 BAR = 0.7
@@ -38,9 +37,7 @@ def peak_mb() -> float:
 def measure(side: str, network: dict[str, Any]) -> float:
     """Megabytes that training adds, in this process."""
     pictures = RandomPictures()
-    data = ImageData("random", pictures, seed=0, batch_size=BATCH)
-    data.prepare_data()
-    data.setup()
+    data = random_data(pictures)
     torch.zeros(8, 8, requires_grad=True).mm(torch.zeros(8, 8)).sum().backward()  # loads libraries
     before = peak_mb()
     if side == "app":

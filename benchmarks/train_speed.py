@@ -43,15 +43,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from dwsep_zoo import create_model
-from dwsep_zoo.config import compose_config
+from dwsep_zoo.config import compose_settings
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.ops import plain_kernels
+from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.callbacks import EpochTable
 from dwsep_zoo.training.classifier import LitClassifier
-from dwsep_zoo.training.compile import Choice, Compile, choose_compile, compiled_forward
-from dwsep_zoo.training.malloc import keep_memory
+from dwsep_zoo.training.compile import Compile, Decision, choose_compile, compiled_forward
 from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
+from dwsep_zoo.training.process_memory import keep_memory
 from dwsep_zoo.training.trainer import auto_precision, create_trainer
 
 BATCH = 128
@@ -99,6 +100,13 @@ class RandomPictures(Dataset[tuple[Any, int]]):
         names = [str(i) for i in range(PICTURES)]
         images = Images(names, self.labels, torch.from_numpy(self.pixels))
         return Labelled([str(i) for i in range(10)], {"train": images})
+
+
+def random_data(pictures: RandomPictures) -> ImageData:
+    settings = compose_settings(["data=cifar10"]).data.replace(batch_size=BATCH, test_fraction=0.2)
+    data = ImageData(settings, pictures, seed=0, data_dir=Path("unused"))
+    data.setup()
+    return data
 
 
 def forever(loader: Any) -> Iterator[Any]:
@@ -150,21 +158,11 @@ def common_process(network: dict[str, Any]) -> Iterator[Times]:
         requests.close()
 
 
-def bare_loop(
-    network: dict[str, Any], data: ImageData, recipe: dict[str, Any], compiled: bool
-) -> Step:
+def bare_loop(network: dict[str, Any], data: ImageData, recipe: Recipe, compiled: bool) -> Step:
     model = create_model(**network).to(memory_format=torch.channels_last)
     forward = compiled_forward(model, torch.device("cpu")) if compiled else model
-    optimizer = create_optimizer(
-        recipe["optimizer"],
-        parameter_groups(model, recipe["weight_decay"]),
-        lr=recipe["lr"],
-        momentum=recipe["momentum"],
-        betas=recipe["betas"],
-    )
-    schedule = create_schedule(
-        optimizer, "cosine", steps=10**6, warmup_steps=10, lr=recipe["lr"], min_lr=0
-    )
+    optimizer = create_optimizer(recipe, parameter_groups(model, recipe.weight_decay))
+    schedule = create_schedule(optimizer, recipe, steps=10**6)
     batches = forever(data.train_dataloader())
     bf16 = auto_precision("cpu") == "bf16-mixed"
 
@@ -194,20 +192,20 @@ class StepTimes(L.Callback):
 def app(network: dict[str, Any], data: ImageData, steps: int, compiled: bool) -> list[float]:
     """One short training with everything that ``train.py`` has around it."""
     with tempfile.TemporaryDirectory() as folder:
-        cfg = compose_config(
+        settings = compose_settings(
             [
                 *("trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"),
-                *("+trainer.limit_val_batches=0", f"+trainer.limit_train_batches={steps}"),
+                *("trainer.limit_val_batches=0", f"trainer.limit_train_batches={steps}"),
                 f"paths.output_dir={folder}",
             ]
         )
         times = StepTimes()
         table = EpochTable(Path(folder) / "metrics.csv")
         compiling = Compile(compiled, (3, data.image_size, data.image_size), BATCH)
-        trainer = create_trainer(cfg, Path(folder), [table, compiling, times], first_step=0)
+        trainer = create_trainer(settings, Path(folder), [table, compiling, times], first_step=0)
         model = create_model(**network).to(memory_format=torch.channels_last)
         module = LitClassifier(
-            model, num_classes=10, recipe=cfg["recipe"], seed=0, description={"model": network}
+            model, num_classes=10, recipe=settings.recipe, seed=0, description={"model": network}
         )
         trainer.fit(module, datamodule=data)
     return [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]
@@ -222,7 +220,7 @@ def timed(step: Step, steps: int) -> list[float]:
     return times
 
 
-def choose(eager: Step, compiled: Step) -> Choice:
+def choose(eager: Step, compiled: Step) -> Decision:
     """As the app does for a long training."""
     one, other = (lambda step=step: timed(step, 1)[0] for step in (eager, compiled))
     return choose_compile("auto", math.inf, one, other)
@@ -230,8 +228,8 @@ def choose(eager: Step, compiled: Step) -> Choice:
 
 @contextmanager
 def sides(
-    network: dict[str, Any], data: ImageData, recipe: dict[str, Any]
-) -> Iterator[tuple[dict[str, Times], Choice]]:
+    network: dict[str, Any], data: ImageData, recipe: Recipe
+) -> Iterator[tuple[dict[str, Times], Decision]]:
     """The times of so many steps on each side, and whether this project's are compiled."""
     loops = [bare_loop(network, data, recipe, compiled) for compiled in (False, True)]
     choice = choose(*loops)
@@ -253,10 +251,8 @@ def sides(
 def measure(rounds: int, steps: int) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Median images/s of each network and side, and the networks whose steps were compiled."""
     pictures = RandomPictures()
-    data = ImageData("random", pictures, seed=0, batch_size=BATCH)
-    data.prepare_data()
-    data.setup()
-    recipe = compose_config(["paths.output_dir=unused"])["recipe"]
+    data = random_data(pictures)
+    recipe = compose_settings().recipe.replace(warmup_fraction=1e-5)
     with ExitStack() as stack:
         of: dict[str, dict[str, Times]] = {}
         compiled = []
