@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import UserError, choose, say
 
 COMMANDS = ("train", "compare", "list", "explain", "profile", "bench", "doctor", "export-weights")
 USAGE = """\
@@ -37,5 +37,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         choose(name, COMMANDS, "command")
         import_module(f"dwsep_zoo.commands.{name.replace('-', '_')}").run(rest)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(error)
         sys.exit(2)

@@ -24,11 +24,6 @@ TRAIN = Path(__file__).parents[1] / "train.py"
         ("train resume=last paths.log_dir=nowhere", "resume=last: there is no run below nowhere"),
         ("compare", "compare: name the folders of the runs"),
         ("compare nowhere", "nowhere"),
-        ("list resnet", "no model matches 'resnet'"),
-        ("list conv=x", "unknown conv 'x'"),
-        ("explain in=3 out=3 kernel=2", "kernel must be odd"),
-        ("explain outs=3", "unknown key 'outs'; did you mean 'out'?"),
-        ("explain --model x", "unknown option '--model'; values are given as key=value"),
     ],
 )
 def test_messages(words, message, capsys):
@@ -41,7 +36,7 @@ def test_messages(words, message, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", ["", "--help", "list --help"])
+@pytest.mark.parametrize("words", ["", "--help"])
 def test_usage(words, capsys):
     main(words.split())
     assert "dwsep compare logs" in capsys.readouterr().out

@@ -20,7 +20,7 @@ import yaml
 from hydra._internal.utils import get_args_parser
 
 from dwsep_zoo import cli, count, create_model, list_convs, list_models
-from dwsep_zoo.analysis.explain import conv_costs
+from dwsep_zoo.analysis.arithmetic import conv_costs
 from dwsep_zoo.config import check_overrides
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import sys
@@ -13,7 +12,8 @@ import yaml
 from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
-from dwsep_zoo.errors import UserError, choose, first_line
+from dwsep_zoo.errors import UserError, choose, first_line, nearest
+from dwsep_zoo.schema.help import help_lines
 from dwsep_zoo.schema.parse import Group, parse
 from dwsep_zoo.schema.settings import LARGEST_SIDE, Width
 
@@ -103,8 +103,8 @@ def read(
 
 
 def _usage(word: str, fields: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, fields, n=1, cutoff=0.5)
-    return f"options are given as key=value{f': {near[0]}=...' if near else ''}"
+    near = nearest(word, fields)
+    return f"options are given as key=value{f': {near}=...' if near else ''}"
 
 
 def _fields(kind: type[Arguments]) -> dict[str, FieldInfo]:
@@ -127,21 +127,12 @@ def _value(key: str, text: str) -> Any:
 def _help(command: str, kinds: Sequence[type[Arguments]], words: str) -> str:
     lines = [f"usage: dwsep {command} {words + ' ' if words else ''}[key=value ...]"]
     for kind in kinds:
-        lines += ["", " ".join((kind.__doc__ or "").split())]
-        fields = _fields(kind)
-        defaults = [f"{key}={_shown(field)}" for key, field in fields.items()]
-        width = max(map(len, defaults), default=0)
-        for default, field in zip(defaults, fields.values(), strict=True):
-            lines.append(f"  {default:{width}}  {field.description}")
+        defaults = {key: _default(field) for key, field in _fields(kind).items()}
+        lines += ["", " ".join((kind.__doc__ or "").split()), *help_lines(kind, defaults)]
     return "\n".join(lines)
 
 
-def _shown(field: FieldInfo) -> str:
-    if field.is_required():
-        return "..."
-    value = field.default
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+def _default(field: FieldInfo) -> object:
+    """A default as a user writes it."""
+    value = "..." if field.is_required() else field.default
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value

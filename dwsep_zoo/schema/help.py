@@ -21,14 +21,15 @@ def help_lines(
         path: dotted name of the group, with a dot at its end.
     """
     groups = []
-    for name, field in kind.model_fields.items():
+    fields = {field.alias or name: field for name, field in kind.model_fields.items()}
+    for name, field in fields.items():
         value, model = values.get(name), nested_model(field.annotation)
         if model is not None and isinstance(value, Mapping):
             groups.append((name, model, value, field.description))
         elif name in values:
             yield f"  {f'{path}{name}={_text(value)}':44} {field.description}"
     for name in values:
-        if name not in kind.model_fields:
+        if name not in fields:
             yield f"  {path}{name}={_text(values[name])}"
     for name, model, value, description in groups:
         yield f"\n{path}{name}: {description}"

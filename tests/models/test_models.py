@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import math
 from pathlib import Path
 
 import pytest

@@ -9,10 +9,13 @@ import pytest
 from rich.console import Console
 
 from dwsep_zoo import UserError
-from dwsep_zoo.analysis import profile as module
-from dwsep_zoo.analysis.profile import cost_table, latency_table, measure, plan_profile
+from dwsep_zoo.analysis.cost import Workload, measure_cost
 from dwsep_zoo.analysis.runtimes import RUNTIMES
 from dwsep_zoo.cli import main
+from dwsep_zoo.commands import variants
+from dwsep_zoo.commands.profile import ProfileArguments
+from dwsep_zoo.commands.variants import cost_table, latency_table, plan_variants
+from dwsep_zoo.schema.parse import parse
 
 SMALL = {"runtimes": "eager", "width_mult": 0.25, "size": 32, "num_classes": 10}
 INSTALL = 'pip install "dwsep-zoo[runtimes]"'
@@ -22,7 +25,16 @@ INSTALL = 'pip install "dwsep-zoo[runtimes]"'
 def eager_only(monkeypatch):
     """A machine on which nothing but PyTorch is installed."""
     absent = {name: None if name == "eager" else INSTALL for name in RUNTIMES}
-    monkeypatch.setattr(module, "available_runtimes", lambda: absent)
+    monkeypatch.setattr(variants, "available_runtimes", lambda: absent)
+
+
+def plan(**options):
+    return plan_variants(parse(ProfileArguments, {"model": "mobilenet_v1", **options}))
+
+
+def measured(variants, **options):
+    sizes = variants.networks, variants.input_size, variants.workloads
+    return measure_cost(*sizes, threads=variants.threads, min_run_time=0.01, **options)
 
 
 def text(part, width=120):
@@ -32,7 +44,7 @@ def text(part, width=120):
 
 
 def test_costs():
-    lines = text(cost_table(plan_profile("mobilenet_v1", runtimes="eager"))).splitlines()
+    lines = text(cost_table(plan(runtimes="eager"))).splitlines()
     (params,) = [line for line in lines if "parameters" in line]
     assert re.search(r"29,294,088 .* 4,231,976 \(0\.14x\)", params)
     (macs,) = [line for line in lines if "MACs (M)" in line]
@@ -41,15 +53,14 @@ def test_costs():
 
 
 def test_a_batch_that_cannot_be_trained():
-    output = text(cost_table(plan_profile("mobilenet_v1", batch_size="1,2", **SMALL)))
+    output = text(cost_table(plan(batch_size="1,2", **SMALL)))
     one, two = [line for line in output.splitlines() if "training, batch" in line]
     assert one.count("cannot be trained") == 2
     assert re.search(r"\d \(\d\.\d\dx\)", two)
 
 
 def test_latencies_of_every_condition():
-    plan = plan_profile(
-        "mobilenet_v1",
+    variants = plan(
         conv="depthwise_separable,standard,grouped",
         batch_size="1,2",
         precision=["fp32", "bf16"],
@@ -57,7 +68,7 @@ def test_latencies_of_every_condition():
         **SMALL,
     )
     said = []
-    output = text(latency_table(plan, measure(plan, said.append, min_run_time=0.01)))
+    output = text(latency_table(variants, measured(variants, say=said.append)))
     assert said == [f"eager {p}, batch {b}" for p in ("fp32", "bf16") for b in (1, 2)]
     assert all(heading in output for heading in said)
     assert output.count("reference") == 4
@@ -69,30 +80,28 @@ def test_latencies_of_every_condition():
 
 
 def test_the_reference_is_the_standard_network_or_the_first():
-    both = plan_profile("mobilenet_v1", conv="blueprint,standard", **SMALL)
+    both = plan(conv="blueprint,standard", **SMALL)
     assert both.reference == "standard"
-    none = plan_profile("mobilenet_v1", conv="blueprint,grouped", **SMALL)
+    none = plan(conv="blueprint,grouped", **SMALL)
     assert none.reference == "blueprint"
 
 
 @pytest.mark.usefixtures("eager_only")
 @pytest.mark.parametrize(("runtimes", "absent"), [(None, 3), ("all", 5)])
 def test_absent_runtimes_are_named(runtimes, absent):
-    plan = plan_profile("mobilenet_v1", **{**SMALL, "runtimes": runtimes})
-    assert plan.conditions == ({"runtime": "eager", "precision": "fp32"},)
-    assert len(plan.notes) == absent
-    output = text(latency_table(plan, measure(plan, print, min_run_time=0.01)))
+    variants = plan(**{**SMALL, "runtimes": runtimes})
+    assert variants.workloads == (Workload(),)
+    assert len(variants.notes) == absent
+    output = text(latency_table(variants, measured(variants)))
     assert f"openvino is absent; install it with: {INSTALL}" in output
 
 
 def test_pairs_that_do_not_exist_are_named(monkeypatch):
-    monkeypatch.setattr(module, "available_runtimes", dict.fromkeys(module.RUNTIMES).copy)
-    monkeypatch.setattr(module, "check_conditions", no_bf16_in_onnxruntime)
-    plan = plan_profile(
-        "mobilenet_v1", precision="bf16", **{**SMALL, "runtimes": "eager,onnxruntime"}
-    )
-    assert plan.conditions == ({"runtime": "eager", "precision": "bf16"},)
-    assert plan.notes == ("not measured: no bf16",)
+    monkeypatch.setattr(variants, "available_runtimes", dict.fromkeys(RUNTIMES).copy)
+    monkeypatch.setattr(variants, "check_conditions", no_bf16_in_onnxruntime)
+    found = plan(precision="bf16", **{**SMALL, "runtimes": "eager,onnxruntime"})
+    assert found.workloads == (Workload(precision="bf16"),)
+    assert found.notes == ("not measured: no bf16",)
 
 
 def no_bf16_in_onnxruntime(runtime="eager", precision="fp32", **others):
@@ -104,12 +113,12 @@ def no_bf16_in_onnxruntime(runtime="eager", precision="fp32", **others):
     ("words", "message"),
     [
         ("", "profile: name a model"),
-        ("mobilenet_v1", "profile: name a model"),
+        ("mobilenet_v1", "profile: cannot read 'mobilenet_v1'"),
         ("model=mobilnet_v1", "unknown model 'mobilnet_v1'; did you mean 'mobilenet_v1'?"),
         ("model=mobilenet_v1 conv=standard,x", "unknown conv 'x'"),
-        ("model=mobilenet_v1 conv=[]", "conv= is empty"),
-        ("model=mobilenet_v1 batch_size=1,0", "batch_size must be a whole number from 1 up; got"),
-        ("model=mobilenet_v1 threads=0", "threads must be a whole number from 1 up; got 0"),
+        ("model=mobilenet_v1 conv=[]", "conv must be a list"),
+        ("model=mobilenet_v1 batch_size=1,0", "batch_size must be a list, each at least 1; got"),
+        ("model=mobilenet_v1 threads=0", "threads must be at least 1; got 0"),
         ("model=mobilenet_v1 size=8", "smaller than the output stride 32"),
         ("model=mobilenet_v1 width_mult=wide", "width_mult must be a number"),
         ("model=mobilenet_v1 in_chans=x", "in_chans must be a whole number"),
