@@ -95,7 +95,8 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
         changes: other values by dotted key, for keys of :data:`MAY_CHANGE`.
 
     Raises:
-        UserError: for a folder without a record, or a change that would make another run.
+        UserError: for a folder without a record, or an unknown key; :func:`check` refuses a change
+            that would make another run.
     """
     config: dict[str, Any] = dict(_recorded(run).config)
     for key, value in {
@@ -105,9 +106,7 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
         "ckpt_path": None,
     }.items():
         config = _with(config, key.split("."), key, value)
-    settings = parse_settings(config)
-    _check_changes(settings, run)
-    return settings
+    return parse_settings(config)
 
 
 def _with(config: dict[str, Any], path: list[str], key: str, value: object) -> dict[str, Any]:
@@ -141,18 +140,14 @@ def _check_resume(settings: Settings) -> RunRecord:
             f"resume={run}: this run is finished; to train it further than its {done} epochs, set "
             "trainer.max_epochs"
         )
-    _check_changes(settings, run)
-    return earlier
-
-
-def _check_changes(settings: Settings, run: Path) -> None:
-    recorded = parse_settings(_recorded(run).config)
-    for key, old, new in _differences(recorded.plain(), settings.plain()):
+    before = parse_settings(earlier.config).plain()
+    for key, old, new in _differences(before, settings.plain()):
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE):
             raise UserError(
                 f"resume={run} cannot change {key} from {old!r} to {new!r}; it may change: "
                 f"{', '.join(MAY_CHANGE)}"
             )
+    return earlier
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dwsep_zoo.report.tensorboard import write_hparams
+from dwsep_zoo.schema.measures import hparams_metrics
 from dwsep_zoo.schema.record import LatencyRecord, RunRecord
 from dwsep_zoo.schema.settings import Settings
 from dwsep_zoo.training.eval_views import describe_views
@@ -90,15 +91,7 @@ def log_hparams(
             "lr": settings.recipe.lr,
             "weight_decay": settings.recipe.weight_decay,
         },
-        {
-            "test/acc": record.metrics.get("test/acc"),
-            "val/acc": record.metrics.get("val/acc"),
-            "perf/params": record.params,
-            "perf/macs": record.macs,
-            "perf/latency_ms_p50": record.latency[0].p50_ms if record.latency else None,
-            "perf/size_mb": prepared.size_bytes / 1e6,
-            "perf/train_s": record.time.train_s,
-        },
+        hparams_metrics(record),
         status="finished" if record.status == "finished" else "running",
         step=trainer.global_step,
     )
