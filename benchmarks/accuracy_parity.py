@@ -1,16 +1,16 @@
 """Does the fast path of training cost accuracy? The same seeds, fast and plain.
 
-* fast: what ``train.py`` does on its own: reduced precision where the hardware is fast at it,
+* fast: the default of ``train.py``: reduced precision where the hardware is fast at it,
   channels_last, and this project's kernels.
-* plain: float32, NCHW, and PyTorch's own operators.
+* plain: float32, NCHW, and PyTorch's operators.
 
-Both see the same batches and begin with the same weights. The claim is on test error. Trainings of
-few epochs can end two points apart for one seed, in either direction, whatever the precision, so
-that they decide nothing; even of long ones the interval of the difference is told, too.
+Both see the same batches and start with the same weights. The claim is about test error. With one
+seed, short trainings can differ by two points in either direction at any precision, so they decide
+nothing. The record therefore has the interval of the difference, for long trainings too.
 
     python benchmarks/accuracy_parity.py --root data/cifar10    # CIFAR-10 as pictures in folders
 
-That folder is the default.
+This folder is the default.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from dwsep_zoo.ops import plain_kernels
 from dwsep_zoo.report.statistics import t_interval
 from dwsep_zoo.training import train
 
-BAR = 0.3  # points of test accuracy that may be lost
+BAR = 0.3  # allowed loss in points of test accuracy
 SEEDS = (0, 1, 2)
 PLAIN = ("trainer.precision=32-true", "trainer.channels_last=false", "trainer.compile=false")
 SIDES = ("plain", "fast")
 
 
 def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) -> float:
-    """Test accuracy of one training, in percent."""
+    """Train once and return the test accuracy in percent."""
     plain = side == "plain"
     with tempfile.TemporaryDirectory() as folder, plain_kernels() if plain else nullcontext():
         cfg = compose_config(

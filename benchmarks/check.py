@@ -1,11 +1,11 @@
-"""Has a change cost speed? Measures again what is recorded, and exits with 1 where it differs.
+"""Repeat the recorded measurements to find a loss of speed; exit with 1 if a ratio differs.
 
-    python benchmarks/check.py                       # all that are recorded
+    python benchmarks/check.py                       # all records
     python benchmarks/check.py train_speed inference
 
-A ratio differs if it is worse by more than a tenth, is new or is missing. Each benchmark is called
-with the options of its record. Run it on a quiet machine like the one of the record: ratios carry
-over from one machine to another only in part.
+A ratio differs if it is worse by more than a tenth, is new or is missing. Each benchmark runs with
+the options of its record. Use a quiet machine like the one of the record: ratios carry over to
+other machines only in part.
 """
 
 from __future__ import annotations

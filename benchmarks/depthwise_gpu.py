@@ -1,21 +1,21 @@
-"""Depthwise convolutions on a GPU: this project's Triton kernels against those PyTorch calls.
+"""Depthwise convolutions on a GPU: this project's Triton kernels against PyTorch's.
 
 Every distinct depthwise layer of MobileNetV1, V2 and EfficientNet-B0, at 224 pixels with batch 128
 and at CIFAR size with batch 1024, bfloat16, forward and backward (both gradients):
 
 * ours: ``dwsep_zoo.ops.triton_depthwise``, channels_last.
-* cudnn: what PyTorch does with channels_last, cuDNN's choice by benchmark.
-* native: PyTorch's own kernels, which need NCHW; nothing is charged for the change of layout.
+* cudnn: PyTorch with channels_last and cuDNN's choice by benchmark.
+* native: PyTorch's own kernels, which need NCHW; the change of layout is not timed.
 
     python benchmarks/depthwise_gpu.py             # prints, and writes results/depthwise_gpu.md
     python benchmarks/depthwise_gpu.py --compiled  # also: relu6(x * scale + shift) in front, in our
                                                    # kernel, and by torch.compile before cuDNN's
     python benchmarks/depthwise_gpu.py --tune      # also: tiles that beat the rule by 3 % or more
 
-A time is that of a CUDA graph of several calls on different tensors, together larger than the
-GPU's cache, divided by the calls: no launch overhead, cold caches. The sides take turns and a ratio
-is the median over turns. GB/s count what must move: input and output once forward; gradient, input
-and its gradient once backward. Before it is timed, each result is compared with cuDNN's.
+A time is that of a CUDA graph divided by its calls. The calls use different tensors, together
+larger than the GPU's cache, so there is no launch overhead and the cache is cold. The sides take
+turns, and a ratio is the median over turns. GB/s count the necessary traffic: input and output once
+forward; gradient, input and its gradient once backward. Results are compared with cuDNN's first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLD_BYTES = 512 * 2**20  # several times the cache of any GPU
 MIN_CALLS = 8  # in a graph
 NHWC = torch.channels_last
 Call = Callable[[int], object]
-"""A side's work on the i-th set of tensors."""
+"""The work of one side on the i-th set of tensors."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Layer:
 
 
 def depthwise_layers(name: str, pixels: int, output_stride: int) -> Counter[Layer]:
-    """The distinct depthwise convolutions of a network and how often each occurs."""
+    """Return the distinct depthwise convolutions of a network and their numbers."""
     layers: Counter[Layer] = Counter()
 
     def note(module: DepthwiseConv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -83,7 +83,7 @@ def depthwise_layers(name: str, pixels: int, output_stride: int) -> Counter[Laye
 
 
 class Tensors:
-    """As many sets of tensors as make the cache cold, for one layer."""
+    """Enough sets of tensors for one layer to make the cache cold."""
 
     def __init__(self, layer: Layer, batch: int) -> None:
         self.layer = layer
@@ -144,10 +144,10 @@ def backward_sides(t: Tensors) -> dict[str, Call]:
 
 
 def prologue_sides(t: Tensors) -> dict[str, Call]:
-    """Forward with ``relu6(x * scale + shift)`` in front."""
+    """The forward pass with ``relu6(x * scale + shift)`` before it."""
     shape, count = (t.layer.stride, t.layer.padding), len(t.x)
     prologue = Prologue(t.scale, t.shift, "relu6")
-    torch._dynamo.reset()  # each layer is compiled for its own shape
+    torch._dynamo.reset()  # compile each layer for its own shape
 
     @torch.compile(dynamic=False)
     def compiled(x: Tensor) -> Tensor:
@@ -161,14 +161,14 @@ def prologue_sides(t: Tensors) -> dict[str, Call]:
 
 
 def check(sides: dict[str, Call], layer: Layer) -> None:
-    """Stop if a side computes something else than the second one."""
+    """Stop if a side's result differs from that of the second one."""
     results = {name: call(0) for name, call in sides.items()}
     oracle = list(results.values())[1]
     for name, result in results.items():
         pairs = zip(_tensors(result), _tensors(oracle), strict=False)
         for got, want in pairs:
             error = (got.float() - want.float()).abs().max() / want.float().abs().max()
-            if not error < 0.02:  # of bfloat16 sums; a NaN is no less
+            if not error < 0.02:  # the rounding of bfloat16 sums; NaN fails too
                 raise SystemExit(f"{name} is wrong for {layer}: relative error {error:.3g}")
 
 
@@ -178,7 +178,7 @@ def _tensors(result: object) -> list[Tensor]:
 
 
 def record(call: Call, calls: int) -> torch.cuda.CUDAGraph:
-    """A graph of ``calls`` calls, made after some have compiled and chosen what they need."""
+    """Capture a graph of ``calls`` calls, after warm-up calls that compile and select kernels."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -202,7 +202,7 @@ def replay_us(graph: torch.cuda.CUDAGraph, calls: int) -> float:
 
 
 def measure(sides: dict[str, Call], calls: int, rounds: int) -> dict[str, list[float]]:
-    """Microseconds a call of each side, one value a turn; the turns' order alternates."""
+    """Measure microseconds per call of each side, one value per turn, in alternating order."""
     graphs = {name: record(call, calls) for name, call in sides.items()}
     for graph in graphs.values():
         graph.replay()
@@ -215,12 +215,12 @@ def measure(sides: dict[str, Call], calls: int, rounds: int) -> dict[str, list[f
 
 
 def ratio(times: dict[str, list[float]], other: str) -> float:
-    """How many times faster ours is."""
+    """Return the speed of ours over that of a side."""
     return statistics.median(b / a for a, b in zip(times["ours"], times[other], strict=True))
 
 
 def copy_gb_per_s() -> float:
-    """Bytes read and written by a large copy: what the memory gives at best."""
+    """Measure the memory bandwidth with a large copy."""
     source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     graph = record(lambda i: target.copy_(source), MIN_CALLS)
@@ -229,7 +229,7 @@ def copy_gb_per_s() -> float:
 
 
 def faster_tile(t: Tensors, backward: bool, rounds: int) -> str:
-    """The neighbour of the rule's tile, halved or doubled in one respect, that is fastest."""
+    """Find the fastest tile among those with one size of the rule's tile halved or doubled."""
     layer, count = t.layer, len(t.x)
     k, s, p = layer.kernel_size, layer.stride, layer.padding
     batch = len(t.x[0])
@@ -266,7 +266,7 @@ Sides = Callable[[Tensors], dict[str, Call]]
 def table(
     layers: Counter[Layer], batch: int, direction: str, sides: Sides, peak: float, rounds: int
 ) -> list[str]:
-    """A row a layer, and their sum as often as they occur in the network."""
+    """Return a row per layer, and their sum weighted by occurrence in the network."""
     totals: dict[str, float] = {}
     lines: list[str] = []
     left_out: list[str] = []

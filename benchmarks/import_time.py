@@ -1,8 +1,8 @@
-"""Seconds that ``import dwsep_zoo`` takes, and what it must not load.
+"""Import time of ``dwsep_zoo``, and the modules it must not load.
 
-Each time is that of a new process, its files cached. ``import dwsep_zoo`` alone loads nothing
-large, so a ratio of its few milliseconds would be noise; the first use of its names loads torch,
-which is what it is compared with.
+Each time is measured in a new process with cached files. ``import dwsep_zoo`` alone loads nothing
+large, so a ratio of its few milliseconds would be noise. The first use of its names loads torch,
+so it is compared with ``import torch``.
 
     python benchmarks/import_time.py        # prints a table and writes results/import_time.json
 """

@@ -1,9 +1,9 @@
-"""Latency of one picture: what ``dwsep_zoo.optimise`` chooses against timm's network in PyTorch.
+"""Latency of one picture: the choice of ``dwsep_zoo.optimise`` against timm's network in PyTorch.
 
 The sides run in turns in one process, with the same input size and random weights:
 
-* timm: ``timm.create_model(...)`` as it is, in eval and inference mode: eager, float32, NCHW.
-* eager: this project's network, likewise but channels_last.
+* timm: ``timm.create_model(...)`` unchanged, in eval and inference mode: eager, float32, NCHW.
+* eager: this project's network, also eager and float32, in channels_last.
 * chosen: the fastest of the installed runtimes.
 
     python benchmarks/inference.py          # prints a table and writes results/inference.json
@@ -27,12 +27,12 @@ NETWORKS = {
     "mobilenet_v3_large": ("mobilenetv3_large_100", None),
     "efficientnet_b0": ("efficientnet_b0", None),
 }
-"""timm's name, and what timm / chosen has to be."""
+"""timm's name, and the bar for timm / chosen."""
 SIZE = (3, 224, 224)
 
 
 def measure(name: str, theirs: str, precision: str, seconds: float) -> tuple[str, dict[str, float]]:
-    """The runtime that was chosen, and the median milliseconds of each side."""
+    """Return the chosen runtime, and the median milliseconds of each side."""
     torch.manual_seed(0)
     model = create_model(name).eval()
     rival = timm.create_model(theirs).eval()
@@ -51,14 +51,14 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seconds", type=float, default=5.0, help="of measuring a side")
     options = parse(arguments)
-    # bf16 is tried where the hardware is fast at it, as training does.
+    # Try bf16 where the hardware is fast at it, as in training.
     precisions = ["fp32", "bf16"] if auto_precision("cpu") == "bf16-mixed" else ["fp32"]
     ratios = []
     for name, (theirs, bar) in NETWORKS.items():
         for precision in precisions:
             runtime, ms = measure(name, theirs, precision, options.seconds)
             figures = {f"{side} ms": value for side, value in ms.items()}
-            # Without the runtime's name, so that another choice is compared with what is recorded.
+            # Without the runtime's name, so that another choice still compares with the record.
             case = f"{name}, {precision}: timm / chosen"
             last = bar if precision == precisions[-1] else None
             ratios.append(Ratio(case, ms["timm"] / ms["chosen"], last, figures))

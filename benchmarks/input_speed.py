@@ -1,13 +1,13 @@
 """Images/s of the input alone: worker processes that decode files against the memory map.
 
-Random JPEG pictures of ImageNet's shape (500 x 375, smooth, about 50 kB) are generated; the same
-training batches of 224 pixels are made from them in turns:
+The script generates random JPEG pictures of ImageNet's shape (500 x 375, smooth, about 50 kB). Both
+sides make the same training batches of 224 pixels from them, in turns:
 
-* workers: ``data=folder``, one process a core decodes and augments each picture.
+* workers: ``data=folder``, one process per core decodes and augments each picture.
 * map: ``data=folder data.cache=true``, one gather from the map, augmentation in batches.
 
-Both end with normalised float32 images on the device. Building the map is timed apart: it is done
-once. The map of the benchmark fits into the page cache, so no disk is measured.
+Both deliver normalised float32 images on the device. The map is built once and timed separately. It
+fits into the page cache, so the disk is not measured.
 
     python benchmarks/input_speed.py            # prints a table and writes results/input_speed.json
     python benchmarks/input_speed.py --device cuda
@@ -35,11 +35,11 @@ from dwsep_zoo.data import ImageData, create_data
 from dwsep_zoo.training.process_memory import keep_memory
 
 SHAPE = (500, 375)
-AHEAD = 2  # batches that each worker makes before they are asked for
+AHEAD = 2  # batches that each worker prepares in advance
 
 
 def generate(root: Path, count: int) -> float:
-    """Write the pictures, return their mean size in bytes."""
+    """Write the pictures and return their mean size in bytes."""
     rng = np.random.default_rng(0)
     for i in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
@@ -60,7 +60,7 @@ def create(folder: Path, batch_size: int, *, cache: bool) -> ImageData:
 
 
 def batches(data: ImageData, device: torch.device) -> Generator[int, None, None]:
-    """Epoch after epoch; yields the images of each batch that is ready on the device."""
+    """Yield the images of each batch on the device, epoch after epoch."""
     loader = data.train_dataloader()
     for epoch in itertools.count():
         loader.batch_sampler.sampler.set_epoch(epoch)
@@ -73,7 +73,7 @@ def batches(data: ImageData, device: torch.device) -> Generator[int, None, None]
 
 
 def speed(data: ImageData, device: torch.device, seconds: float) -> float:
-    """Images/s over ``seconds`` or a little more. Workers live for one turn, not into the other."""
+    """Measure images/s for at least ``seconds``. Workers exist for one turn only."""
     with closing(batches(data, device)) as source:
         for _ in range(AHEAD * (os.cpu_count() or 1) + 1):
             next(source)

@@ -1,11 +1,11 @@
-"""Does the latency comparison say what is true?
+"""Is the verdict of the latency comparison true?
 
 Forty trials of `compare_latency`, in turns of the two kinds:
 
-* same: MobileNetV2 against another MobileNetV2. True is "no difference".
+* same: MobileNetV2 against another MobileNetV2. The truth is "no difference".
 * a tenth more: MobileNetV1's repeated block, a depthwise separable convolution of 512 channels on
-  14 x 14 pixels, ten times against eleven times; it is one block, so that the work is 1.10 times as
-  much and the weights are the same. True is "slower".
+  14 x 14 pixels, ten times against eleven times. The repetitions share one block, so the work is
+  1.10 times as much with the same weights. The truth is "slower".
 
     python benchmarks/latency_trials.py     # prints a table and writes results/latency_trials.json
 
@@ -35,7 +35,7 @@ BLOCKS = 10
 
 @dataclass(frozen=True)
 class Kind:
-    """A pair of networks, and what is true of them."""
+    """A pair of networks and the true verdict."""
 
     title: str
     networks: tuple[nn.Module, nn.Module]
@@ -45,7 +45,7 @@ class Kind:
 
 
 def kinds() -> list[Kind]:
-    stage = create_model("mobilenet_v1").stages[3]  # 512 channels; its blocks 2 to 6 are equal
+    stage = create_model("mobilenet_v1").stages[3]  # 512 channels; blocks 2 to 6 are equal
     block = stage.get_submodule("1")
     fewer, more = (nn.Sequential(*[block] * n) for n in (BLOCKS, BLOCKS + 1))
     same = create_model("mobilenet_v2"), create_model("mobilenet_v2")
@@ -56,7 +56,7 @@ def kinds() -> list[Kind]:
 
 
 def share_of_right_verdicts(kind: Kind, trials: list[LatencyComparison], latency: Latency) -> Ratio:
-    """With how far the ratios that were found lie apart, and how often the true one is inside."""
+    """Return the share, with the range of the ratios and the coverage of the true one."""
     ratios = [trial.ratio for trial in trials]
     inside = sum(trial.low <= kind.ratio <= trial.high for trial in trials)
     return Ratio(

@@ -1,10 +1,9 @@
-"""What the benchmarks share: ratios with their bars, recorded, shown, and compared with the record.
+"""Common parts of the benchmarks: ratios with bars, recorded, shown, and compared with the record.
 
-A benchmark measures one claim: it begins with :func:`parse` and ends with :func:`finish`. By
-default that writes ``results/NAME.json``, from which the table in the documentation is made. With
-``--check`` nothing is written; it measures with the options of the record, and the exit code is 3
-if a ratio has become worse by more than a tenth, is missing or is new. ``check.py`` does that for
-all that is recorded.
+A benchmark measures one claim. It begins with :func:`parse` and ends with :func:`finish`, which
+writes ``results/NAME.json``, the source of the table in the documentation. With ``--check`` nothing
+is written: it measures with the options of the record, and exits with 3 if a ratio is worse by more
+than a tenth, is missing or is new. ``check.py`` does this for all records.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from dwsep_zoo.analysis.latency import device_name
 from dwsep_zoo.training.trainer import auto_precision
 
 RESULTS = Path(__file__).parent / "results"
-WORSE = 0.1  # part of a recorded ratio that may be lost
-DIFFERS_CODE = 3  # to the shell: not that of an error
+WORSE = 0.1  # allowed loss, as a part of the recorded ratio
+DIFFERS_CODE = 3  # exit code, different from that of an error
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Ratio:
     """One side of a claim relative to another.
 
     Attributes:
-        case: what was measured: a network, with what matters of it.
+        case: the network and its relevant settings.
         value: the ratio.
-        bar: what it has to be; ``None``: nothing was promised.
-        figures: what it is the ratio of, with its unit in the name.
-        at_most: whether small ratios are good ones.
+        bar: the required ratio; ``None``: no requirement.
+        figures: the measured numbers, with their units in the names.
+        at_most: whether small ratios are good.
     """
 
     case: str
@@ -54,7 +53,7 @@ class Ratio:
         return self.value <= self.bar if self.at_most else self.value >= self.bar
 
     def worse_than(self, recorded: Ratio) -> bool:
-        """Whether more than a tenth is lost, or all: a NaN is worse than any number."""
+        """Whether more than a tenth is lost; NaN is worse than any number."""
         if self.at_most:
             return not self.value <= recorded.value * (1 + WORSE)
         return not self.value >= recorded.value * (1 - WORSE)
@@ -62,11 +61,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Record:
-    """The ratios of one claim, and the conditions without which they mean nothing.
+    """The ratios of one claim and their conditions.
 
     Attributes:
-        name: that of the script.
-        arguments: with which it was called.
+        name: name of the script.
+        arguments: command-line arguments of the script.
     """
 
     name: str
@@ -80,7 +79,7 @@ class Record:
         return RESULTS / f"{self.name}.json"
 
     def table(self) -> str:
-        """In Markdown."""
+        """Return the table in Markdown."""
         figures = list(dict.fromkeys(key for ratio in self.ratios for key in ratio.figures))
         lines = [
             f"| case | {' | '.join(figures)} | ratio | bar |",
@@ -94,12 +93,12 @@ class Record:
         return "\n".join(lines)
 
     def page(self) -> str:
-        """As a section of a page, in Markdown."""
+        """Return a section of a page in Markdown."""
         command = shlex.join(["python", f"benchmarks/{self.name}.py", *self.arguments])
         return f"### {self.claim}\n\n{self.table()}\n\n{self.conditions}\n`{command}`\n"
 
     def differences(self, recorded: Record) -> list[str]:
-        """Where it does not hold against an earlier one, in words."""
+        """List the ratios that are worse than recorded, new or missing, in words."""
         now, before = ({ratio.case: ratio for ratio in r.ratios} for r in (self, recorded))
         return [
             *(f"{case}: is not in the record" for case in now if case not in before),
@@ -129,15 +128,15 @@ def load(path: Path) -> Record:
 
 
 def records() -> list[Record]:
-    """All that are recorded, by name."""
+    """Return all records, sorted by name."""
     return [load(path) for path in sorted(RESULTS.glob("*.json"))]
 
 
 def machine(device: str = "cpu") -> str:
-    """The conditions that all measurements here share.
+    """Describe the machine.
 
-    A product's name says little: virtual machines that call their processor the same multiply
-    bfloat16 matrices at rates that differ by a factor of two.
+    A product name says little: virtual machines with the same processor name multiply bfloat16
+    matrices at rates that differ by a factor of two.
     """
     dtype = torch.bfloat16 if auto_precision(device) == "bf16-mixed" else torch.float32
     return (
@@ -156,16 +155,16 @@ def _gflop_s(device: str, dtype: torch.dtype) -> float:
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """For a benchmark's command line."""
+    """Make the parser of a benchmark's command line."""
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument("--check", action="store_true", help="compare with the recorded ratios")
     return made
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; ``arguments`` are what they were made from.
+    """Parse the options and keep the command line as ``arguments``.
 
-    With ``--check`` those of the record come first. The program ends if there is none.
+    With ``--check`` the options of the record come first. Without a record the program exits.
     """
     script, *arguments = sys.argv
     options = parser.parse_args(arguments)
@@ -179,7 +178,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def finish(record: Record, *, check: bool) -> None:
-    """Print the record; write it, or with ``check`` exit with 3 where it does not hold."""
+    """Print the record; write it, or with ``check`` exit with 3 if a ratio differs."""
     print(f"\n{record.page()}")
     if not check:
         text = json.dumps(asdict(record), indent=2)

@@ -1,13 +1,13 @@
-"""How long until a depthwise network knows CIFAR-10?
+"""Time until a depthwise network classifies CIFAR-10 with 90 % accuracy, on the CPU.
 
-On the CPU runs ``train.py experiment=cifar10_fast`` as a user would: start of Python, reading of
-the pictures, training, validation and test are all in the time.
+Runs ``train.py experiment=cifar10_fast`` as a user would. The time includes the start of Python,
+reading the pictures, training, validation and test.
 
     python benchmarks/time_to_accuracy.py --root data/cifar10    # CIFAR-10 as pictures in folders
     python benchmarks/time_to_accuracy_gpu.py                    # the same on a GPU
 
-That folder is the default. An absolute time means nothing on another machine: the conditions have
-the rate at which this one multiplies matrices.
+That folder is the default. Absolute times do not carry over to other machines, so the conditions
+state the matrix-multiply rate of this one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MINUTES = 12.0
 
 
 def train(*overrides: str) -> tuple[dict[str, Any], float]:
-    """What a training left in its ``result.json``, and the seconds of the whole command."""
+    """Train; return the content of ``result.json`` and the seconds of the whole command."""
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         command = [sys.executable, str(TRAIN), *overrides, f"hydra.run.dir={folder}/run"]
@@ -50,7 +50,7 @@ def error_ratio(result: dict[str, Any], accuracy: float, figures: dict[str, floa
 
 
 def root_of(doc: str | None) -> Any:
-    """The options, whose ``root`` is a folder."""
+    """Parse the options and check that ``root`` is a folder."""
     arguments = parser(doc)
     arguments.add_argument("--root", default="data/cifar10", help="folder with train/ and test/")
     options = parse(arguments)

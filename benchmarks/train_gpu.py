@@ -1,10 +1,10 @@
-"""Training images/s on a GPU: this project's networks against timm's, the same step otherwise.
+"""Training images/s on a GPU: this project's networks against timm's, with the same step otherwise.
 
-Sides, in turns: timm's network, eager; the same as CUDA graphs (``ours / timm graph`` is then what
-the kernels give); this project's as its trainer runs it, with its kernels, as CUDA graphs. With
-``--compiled`` also timm's by ``torch.compile(mode="max-autotune-no-cudagraphs")``, which takes
-minutes. All of them in channels_last, bf16-mixed, with fused SGD, on the same images, which are on
-the GPU already.
+Sides, in turns: timm's network, eager; the same as CUDA graphs (``ours / timm graph`` is then the
+gain from our kernels); this project's network as its trainer runs it, with its kernels, as CUDA
+graphs. ``--compiled`` adds timm's with ``torch.compile(mode="max-autotune-no-cudagraphs")``, which
+takes minutes. All sides use channels_last, bf16-mixed and fused SGD, on the same images, which are
+on the GPU already.
 
     python benchmarks/train_gpu.py            # prints a table and writes results/train_gpu.json
 
@@ -24,7 +24,7 @@ from record import Ratio, Record, finish, machine, parse, parser
 from torch import Tensor, nn
 
 from dwsep_zoo import create_model
-from dwsep_zoo.training.graph import Forward, graphed_forward
+from dwsep_zoo.training.cuda_graphs import Forward, graphed_forward
 
 DEVICE = torch.device("cuda")
 STEPS, TURNS, WARM_UP = 20, 5, 5
@@ -37,7 +37,7 @@ class Case:
     timm_name: str
     pixels: int
     batch: int
-    bar: float | None  # images/s of ours
+    bar: float | None  # required images/s of ours
     output_stride: int = 32
 
 

@@ -1,8 +1,8 @@
 """Peak memory of training at CIFAR size, against the loop that CIFAR repositories share.
 
-The sides are ``common`` and ``app`` of ``train_speed.py``. Each trains in a process of its own; its
-memory is by how much the process has grown, at most, since the pictures were there and before there
-was a network. The workers of the common loop are not counted.
+The sides are ``common`` and ``app`` of ``train_speed.py``. Each trains in its own process, after
+loading the pictures. Its memory is the largest growth of the process from then on. The workers of
+the common loop are not counted.
 
     python benchmarks/train_memory.py       # prints a table and writes results/train_memory.json
 """
@@ -29,13 +29,13 @@ SIDES = ("common", "app")
 
 
 def peak_mb() -> float:
-    """Of this process so far."""
+    """Return the peak memory of this process so far."""
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def measure(side: str, network: dict[str, Any]) -> float:
-    """Megabytes that training adds, in this process."""
+    """Train in this process and return the added megabytes."""
     pictures = RandomPictures()
     data = random_data(pictures)
     torch.zeros(8, 8, requires_grad=True).mm(torch.zeros(8, 8)).sum().backward()  # loads libraries
@@ -51,7 +51,7 @@ def measure(side: str, network: dict[str, Any]) -> float:
 
 
 def measured(side: str, network: dict[str, Any]) -> float:
-    """The same in a new process."""
+    """Measure in a new process."""
     command = [sys.executable, __file__, "--side", side, "--network", json.dumps(network)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.split()[-1])

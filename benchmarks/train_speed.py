@@ -1,21 +1,21 @@
 """Training images/s at CIFAR size: this project against the loop that CIFAR repositories share.
 
-Three sides train the same network from the same pictures (random ones: the speed does not depend
-on what they show), in turns:
+Three sides train the same network on the same pictures in turns. The pictures are random, because
+the speed does not depend on their content:
 
 * common: NCHW, float32, eager; PIL pictures through torchvision's RandomCrop, RandomHorizontalFlip,
-  ToTensor and Normalize in a DataLoader with 2 workers; PyTorch's depthwise kernels; SGD. In a
-  process of its own, as the C library is only told for this project's sides to keep its memory.
-* loop: what this project computes, in a bare Python loop: pictures in memory, augmented a batch at
-  a time, channels_last, bfloat16 where the hardware is fast at it, fused SGD, and compiled where
+  ToTensor and Normalize in a DataLoader with 2 workers; PyTorch's depthwise kernels; SGD. It has
+  its own process, as only this project's sides tell the C library to keep freed memory.
+* loop: this project's computation in a bare Python loop: pictures in memory, augmented a batch at a
+  time, channels_last, bfloat16 where the hardware is fast at it, fused SGD, and compiled where
   ``trainer.compile=auto`` would compile a long training.
 * app: the same through Lightning, with the callbacks, metrics and logs of ``train.py``.
 
     python benchmarks/train_speed.py            # prints a table and writes results/train_speed.json
 
-The strides are those of the CIFAR repositories. Run it on a quiet machine. A ratio is of medians
-over steps; the steps of networks and sides alternate in blocks, so that a slow phase of the
-machine, which may last minutes, hits all of them.
+The strides are those of the CIFAR repositories. Run it on a quiet machine. A ratio compares medians
+over steps. The steps of networks and sides alternate in blocks, so that they share transient load,
+which may last minutes.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ NETWORKS = (
     ("efficientnet_b0", 16, 3.0),
     ("xception", 16, 2.5),
 )
-"""Name, output stride, and what app / common has to be."""
-APP_BAR = 0.97  # of app / loop
+"""Name, output stride, and the bar for app / common."""
+APP_BAR = 0.97  # for app / loop
 PICTURES = 6_000
-WARM_UP = 3  # steps at the beginning of each block that are not counted
+WARM_UP = 3  # uncounted steps at the beginning of each block
 Step = Callable[[], None]
 Times = Callable[[int], list[float]]
-"""The seconds that each of so many steps took."""
+"""Runs a number of steps and returns the seconds of each."""
 
 
 class RandomPictures(Dataset[tuple[Any, int]]):
-    """As a data set of PIL pictures for the common loop, and as a source for this project's."""
+    """Random pictures: PIL images for the common loop, and a source for this project."""
 
     def __init__(self) -> None:
         generator = np.random.default_rng(0)
@@ -134,7 +134,7 @@ def common(network: dict[str, Any], pictures: RandomPictures) -> Step:
 
 
 def serve(network: dict[str, Any]) -> None:
-    """The common loop: for every number on the standard input, the times of so many steps."""
+    """Run the common loop: for each number of steps on standard input, print their times."""
     step = common(network, RandomPictures())
     for line in sys.stdin:
         print(json.dumps(timed(step, int(line))), flush=True)
@@ -142,7 +142,7 @@ def serve(network: dict[str, Any]) -> None:
 
 @contextmanager
 def common_process(network: dict[str, Any]) -> Iterator[Times]:
-    """Gives the times of so many steps of the common loop, in another process."""
+    """Run the common loop in another process."""
     command = [sys.executable, __file__, "--serve", json.dumps(network)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
@@ -180,7 +180,7 @@ def bare_loop(network: dict[str, Any], data: ImageData, recipe: Recipe, compiled
 
 
 class StepTimes(L.Callback):
-    """Seconds between the ends of training steps."""
+    """Record the seconds between the ends of training steps."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -190,7 +190,7 @@ class StepTimes(L.Callback):
 
 
 def app(network: dict[str, Any], data: ImageData, steps: int, compiled: bool) -> list[float]:
-    """One short training with everything that ``train.py`` has around it."""
+    """Run one short training with all parts of ``train.py``."""
     with tempfile.TemporaryDirectory() as folder:
         settings = compose_settings(
             [
@@ -221,7 +221,7 @@ def timed(step: Step, steps: int) -> list[float]:
 
 
 def choose(eager: Step, compiled: Step) -> Decision:
-    """As the app does for a long training."""
+    """Compile the steps as the app does for a long training."""
     one, other = (lambda step=step: timed(step, 1)[0] for step in (eager, compiled))
     return choose_compile("auto", math.inf, one, other)
 
@@ -230,7 +230,7 @@ def choose(eager: Step, compiled: Step) -> Decision:
 def sides(
     network: dict[str, Any], data: ImageData, recipe: Recipe
 ) -> Iterator[tuple[dict[str, Times], Decision]]:
-    """The times of so many steps on each side, and whether this project's are compiled."""
+    """Measure the steps of each side, and whether this project's are compiled."""
     loops = [bare_loop(network, data, recipe, compiled) for compiled in (False, True)]
     choice = choose(*loops)
     loop = loops[choice.compiled]
@@ -249,7 +249,7 @@ def sides(
 
 
 def measure(rounds: int, steps: int) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Median images/s of each network and side, and the networks whose steps were compiled."""
+    """Return median images/s of each network and side, and the networks with compiled steps."""
     pictures = RandomPictures()
     data = random_data(pictures)
     recipe = compose_settings().recipe.replace(warmup_fraction=1e-5)
