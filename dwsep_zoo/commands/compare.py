@@ -35,7 +35,8 @@ def run(arguments: list[str]) -> None:
     from dwsep_zoo.report import Options, compare
     from dwsep_zoo.report.table import FIELDS
 
-    where = {name: getattr(options, name) for name in FIELDS if name in options.model_fields_set}
+    given = [name for name in FIELDS if name in options.model_fields_set]
+    where = {name: getattr(options, name) or ("null",) for name in given}
     compare(
         [Path(path) for path in paths],
         Path(options.out) if options.out else None,
