@@ -17,21 +17,7 @@ from torch import nn
 from dwsep_zoo.analysis.latency import Timing, time_models
 from dwsep_zoo.analysis.memory import inference_memory, training_memory
 from dwsep_zoo.analysis.roofline import Roofline, measure_roofline
-from dwsep_zoo.analysis.runtimes import RUNTIMES
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A batch, and what computes it: the conditions of one latency measurement."""
-
-    runtime: str = "eager"
-    precision: str = "fp32"
-    batch_size: int = 1
-    device: str = "cpu"
-
-    def __str__(self) -> str:
-        where = "" if self.device == "cpu" else f" on {self.device}"
-        return f"{self.runtime} {self.precision}, batch {self.batch_size}{where}"
+from dwsep_zoo.analysis.runtimes import RUNTIMES, Workload
 
 
 @dataclass(frozen=True)
@@ -66,7 +52,7 @@ def workloads(
 ) -> list[Workload]:
     """All combinations, without the runtimes that do not run on a device."""
     return [
-        Workload(runtime, precision, batch_size, str(device))
+        Workload(runtime, precision, batch_size, device)
         for device, runtime, precision, batch_size in product(
             devices, runtimes, precisions, batch_sizes
         )
@@ -81,7 +67,6 @@ def measure_cost(
     *,
     train_batch_size: int | None = None,
     roofline: Mapping[str, Any] | None = None,
-    threads: int | None = None,
     min_run_time: float = 1.0,
     say: Callable[[str], None] = lambda what: None,
 ) -> list[Cost]:
@@ -94,7 +79,6 @@ def measure_cost(
         train_batch_size: images of a training step; ``None``: do not measure memory.
         roofline: options of :func:`~dwsep_zoo.analysis.roofline.measure_roofline`; ``None``: do
             not time single layers.
-        threads: CPU threads; ``None``: torch's setting.
         min_run_time: seconds for each network and workload.
         say: is told what is measured next.
 
@@ -104,12 +88,11 @@ def measure_cost(
     timings: list[dict[str, Timing]] = []
     for workload in workloads:
         say(str(workload))
-        options = {**vars(workload), "threads": threads, "min_run_time": min_run_time}
-        timings.append(time_models(models, input_size, **options))
+        timings.append(time_models(models, input_size, workload, min_run_time=min_run_time))
     layers = None
     if roofline is not None:
         say("each layer")
-        layers = measure_roofline(models, input_size, threads=threads, **roofline)
+        layers = measure_roofline(models, input_size, **roofline)
     return [
         Cost(
             timings=tuple(timing[name] for timing in timings),

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dwsep_zoo.analysis.runtimes import (
-    OWN_FORMAT,
-    RUNTIMES,
-    Inference,
-    check_conditions,
-    prepare,
-)
+from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, Inference, Workload, prepare
 from dwsep_zoo.errors import UserError
 
 BLOCK_S = 0.02  # a network's time before it is another one's turn
@@ -97,7 +91,7 @@ class LatencyComparison:
 def measure_latency(
     model: nn.Module, input_size: Sequence[int] = (3, 224, 224), **conditions: Any
 ) -> Latency:
-    """Time inference on random input; the arguments are those of :func:`measure_latencies`.
+    """Time inference on random input; arguments as in :func:`measure_latencies`.
 
     Raises:
         UserError: for conditions that cannot be measured here.
@@ -106,85 +100,70 @@ def measure_latency(
 
 
 def measure_latencies(
-    models: Mapping[str, nn.Module], input_size: Sequence[int] = (3, 224, 224), **conditions: Any
+    models: Mapping[str, nn.Module],
+    input_size: Sequence[int] = (3, 224, 224),
+    *,
+    min_run_time: float = 1.0,
+    **conditions: Any,
 ) -> dict[str, Latency]:
-    """Time several networks in turns; the arguments are those of :func:`time_models`."""
-    timings = time_models(models, input_size, **conditions)
+    """Time inference of several networks in turns.
+
+    Args:
+        models: by name; each takes ``(N, C, H, W)`` and stays as it is.
+        input_size: ``(C, H, W)``.
+        min_run_time: seconds of measuring for each network; at least 24 runs are made.
+        conditions: fields of :class:`~dwsep_zoo.analysis.runtimes.Workload`.
+
+    Raises:
+        UserError: for conditions that cannot be measured here.
+    """
+    timings = time_models(models, input_size, Workload(**conditions), min_run_time=min_run_time)
     return {name: timing.latency for name, timing in timings.items()}
 
 
 def compare_latency(
-    a: nn.Module, b: nn.Module, input_size: Sequence[int] = (3, 224, 224), **conditions: Any
+    a: nn.Module,
+    b: nn.Module,
+    input_size: Sequence[int] = (3, 224, 224),
+    *,
+    min_run_time: float = COMPARE_S,
+    **conditions: Any,
 ) -> LatencyComparison:
-    """How much slower or faster ``b`` is than ``a``; arguments as in :func:`time_models`.
+    """How much slower or faster ``b`` is than ``a``; arguments as in :func:`measure_latencies`.
 
     A verdict takes longer than a figure: by default three seconds for each.
     """
-    conditions = {"min_run_time": COMPARE_S, **conditions}
-    timings = time_models({"a": a, "b": b}, input_size, **conditions)
+    models = {"a": a, "b": b}
+    timings = time_models(models, input_size, Workload(**conditions), min_run_time=min_run_time)
     return compare_turns(timings["a"].turns, timings["b"].turns)
 
 
 def time_models(
     models: Mapping[str, nn.Module],
-    input_size: Sequence[int] = (3, 224, 224),
+    input_size: Sequence[int],
+    workload: Workload,
     *,
-    batch_size: int = 1,
-    threads: int | None = None,
-    device: str | torch.device = "cpu",
-    runtime: str = "eager",
-    precision: str = "fp32",
-    memory_format: str = "channels_last",
     min_run_time: float = 1.0,
 ) -> dict[str, Timing]:
-    """Time inference of several networks in turns, each warmed up before.
-
-    Copies are measured; the networks stay as they are.
-
-    Args:
-        models: by name; each takes ``(N, C, H, W)``.
-        input_size: ``(C, H, W)``.
-        batch_size: N; the times are for the whole batch.
-        threads: CPU threads; ``None``: torch's setting.
-        device: ``cpu`` or ``cuda``.
-        runtime: one of :data:`~dwsep_zoo.analysis.runtimes.RUNTIMES`.
-        precision: ``fp32`` (on a GPU as PyTorch has it: convolutions may use TF32), or ``bf16``
-            for weights and activations alike.
-        memory_format: ``channels_last`` or ``contiguous``, where PyTorch runs it.
-        min_run_time: seconds of measuring for each network; at least 24 runs are made.
+    """Time copies of several networks in turns, each warmed up before.
 
     Raises:
-        UserError: for conditions that cannot be measured here.
+        UserError: for a workload that cannot be measured here.
     """
-    check_conditions(
-        runtime=runtime,
-        precision=precision,
-        device=device,
-        memory_format=memory_format,
-        batch_size=batch_size,
-        threads=threads,
-    )
+    workload.check()
     if not min_run_time > 0:
         raise UserError(f"min_run_time must be greater than 0; got {min_run_time!r}")
-    place = torch.device(device)
-    threads = threads or torch.get_num_threads()
-    how: dict[str, Any] = {
-        "batch_size": batch_size,
-        "threads": threads,
-        "runtime": runtime,
-        "precision": precision,
-        "memory_format": memory_format,
-    }
-    with torch_threads(threads):
-        runs = [prepare(model, input_size, device=place, **how) for model in models.values()]
+    device = torch.device(workload.device)
+    workload = replace(workload, threads=workload.threads or torch.get_num_threads())
+    assert workload.threads is not None
+    with torch_threads(workload.threads):
+        runs = [prepare(model, input_size, workload) for model in models.values()]
         with torch.inference_mode():
-            measured = take_turns(runs, timer_for(place), min_run_time)
-    if RUNTIMES[runtime].own_format:
-        how["memory_format"] = OWN_FORMAT
-    where = {"device": place.type, "device_name": device_name(place)}
-    return {
-        name: _timing(turns, {**where, **how}) for name, turns in zip(models, measured, strict=True)
-    }
+            measured = take_turns(runs, timer_for(device), min_run_time)
+    conditions = {**vars(workload), "device": device.type, "device_name": device_name(device)}
+    if RUNTIMES[workload.runtime].own_format:
+        conditions["memory_format"] = OWN_FORMAT
+    return {name: _timing(turns, conditions) for name, turns in zip(models, measured, strict=True)}
 
 
 def _timing(turns: Sequence[Sequence[float]], conditions: Mapping[str, Any]) -> Timing:

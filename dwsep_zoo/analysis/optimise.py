@@ -11,14 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.analysis.latency import BATCHES, take_turns, timer_for, torch_threads
-from dwsep_zoo.analysis.runtimes import (
-    RUNTIMES,
-    Call,
-    check_conditions,
-    prepare_for,
-    random_input,
-    tensors_for,
-)
+from dwsep_zoo.analysis.runtimes import RUNTIMES, Call, Workload, prepare_for, random_input
 from dwsep_zoo.errors import UserError, choose, first_line
 from dwsep_zoo.models import ConvNet
 
@@ -103,7 +96,7 @@ def optimise(
         input_size = model.default_cfg["input_size"]
     threads = threads or torch.get_num_threads()
     device = next(model.parameters()).device
-    check_conditions(precision=precision, device=device, batch_size=batch_size, threads=threads)
+    Workload("eager", precision, batch_size, device, threads).check()
     images = random_input(batch_size, input_size)
     with torch_threads(threads), torch.inference_mode():
         runs, left_out = _candidates(model, images, device, runtime, precision, threads)
@@ -139,7 +132,7 @@ def _candidates(
     left_out: dict[str, str] = {}
     for name in RUNTIMES if runtime == AUTO else [runtime]:
         try:
-            check_conditions(runtime=name, precision=precision, device=device)
+            Workload(name, precision, device=device).check()
             x = _as_input(images, device, name, precision)
             call = _prepare(model, x, name, precision, threads)
             got = call(x).float().cpu()
@@ -162,7 +155,7 @@ def _as_input(x: Tensor, device: torch.device, runtime: str, precision: str) -> 
 
     That is another kind of tensor, for which PyTorch's compiler would compile once more.
     """
-    dtype, layout = tensors_for(runtime, precision)
+    dtype, layout = Workload(runtime, precision).tensors()
     with torch.inference_mode(False), torch.no_grad():
         x = x.clone() if x.is_inference() else x.detach()
         return x.to(device=device, dtype=dtype, memory_format=layout)
@@ -171,7 +164,7 @@ def _as_input(x: Tensor, device: torch.device, runtime: str, precision: str) -> 
 def _prepare(model: nn.Module, x: Tensor, runtime: str, precision: str, threads: int) -> Call:
     # A network is exported and compiled with gradients or without, but not in inference mode.
     with torch.inference_mode(False):
-        return prepare_for(model, x, threads=threads, runtime=runtime, precision=precision)
+        return prepare_for(model, x, Workload(runtime, precision, threads=threads))
 
 
 def _eager_outputs(model: nn.Module, x: Tensor) -> Tensor:

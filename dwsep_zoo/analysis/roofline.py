@@ -169,15 +169,9 @@ def measure_roofline(
     Raises:
         UserError: for a value that is not possible.
     """
-    if not models:
-        raise UserError("no networks to measure")
-    for key, value in {"batch_size": batch_size, "threads": threads}.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key} must be at least 1; got {value}")
-    dtype = PRECISIONS[choose(precision, PRECISIONS, "precision")]
     device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={device}: there is no CUDA device; use device=cpu")
+    _check(len(models), batch_size, precision, device, threads)
+    dtype = PRECISIONS[precision]
     channels, height, width = input_size
     work = {name: works(model, input_size) for name, model in models.items()}
     clock = clock or device_clock(device)
@@ -209,6 +203,19 @@ def measure_roofline(
             for name, own in passes.items()
         ),
     )
+
+
+def _check(
+    models: int, batch_size: int, precision: str, device: torch.device, threads: int | None
+) -> None:
+    if not models:
+        raise UserError("no networks to measure")
+    for key, value in {"batch_size": batch_size, "threads": threads}.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key} must be at least 1; got {value}")
+    choose(precision, PRECISIONS, "precision")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device}: there is no CUDA device; use device=cpu")
 
 
 def _take_turns(passes: Sequence[_Passes], x: Tensor, min_run_time: float) -> int:

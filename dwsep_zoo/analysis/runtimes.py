@@ -1,4 +1,4 @@
-"""What runs a network: PyTorch itself, PyTorch's compiler, and the runtimes that people ship."""
+"""Runtimes of a network: PyTorch itself, its compiler, and those that people ship."""
 
 from __future__ import annotations
 
@@ -36,15 +36,13 @@ Inference = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Runtime:
-    """How networks are run.
+    """A way to run networks.
 
     Attributes:
-        prepare: of a network in eval mode, an input ``(N, C, H, W)``, the precision and the number
-            of threads: what runs it. The network is ours to change.
-        missing: why it cannot be used here, as the line that installs it; ``None`` if it can.
-        precisions: those it computes in.
-        devices: those it runs on.
-        own_format: whether it lays tensors out as it likes.
+        prepare: turns a network in eval mode, an input ``(N, C, H, W)``, the precision and the
+            number of threads into a call. It may change the network.
+        missing: gives the line that installs the runtime; ``None`` if it can be used here.
+        own_format: whether it chooses the layout of tensors itself.
     """
 
     prepare: Callable[[nn.Module, Tensor, str, int], Call]
@@ -55,108 +53,90 @@ class Runtime:
 
 
 def available_runtimes() -> dict[str, str | None]:
-    """Of every runtime ``None`` if it can be used here, else the line that installs it."""
+    """The line that installs each runtime; ``None`` for those that can be used here."""
     return {name: runtime.missing() for name, runtime in RUNTIMES.items()}
 
 
-def check_conditions(
-    *,
-    runtime: str = "eager",
-    precision: str = "fp32",
-    device: str | torch.device = "cpu",
-    memory_format: str = "channels_last",
-    batch_size: int = 1,
-    threads: int | None = None,
-) -> None:
-    """Raises UserError for what cannot be measured here, before any work is done."""
-    chosen = RUNTIMES[choose(runtime, RUNTIMES, "runtime")]
-    choose(precision, DTYPES, "precision")
-    choose(memory_format, MEMORY_FORMATS, "memory_format")
-    kind = choose(str(device).split(":")[0], ("cpu", "cuda"), "device")
-    for key, value in {"batch_size": batch_size, "threads": threads}.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{key} must be at least 1; got {value!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={device}: PyTorch finds no CUDA device here")
-    if line := chosen.missing():
-        raise UserError(f"runtime {runtime!r} is not installed; install it with: {line}")
-    if kind not in chosen.devices:
-        raise UserError(f"runtime {runtime!r} is measured on {chosen.devices[0]} only; got {kind}")
-    if precision not in chosen.precisions:
-        raise UserError(
-            f"runtime {runtime!r} computes in {', '.join(chosen.precisions)}; got {precision}"
-        )
-    if runtime == "openvino" and precision == "bf16" and not _openvino_has_bf16():
-        raise UserError("runtime 'openvino' computes in fp32 on this processor; got bf16")
+@dataclass(frozen=True)
+class Workload:
+    """A batch and what computes it: the conditions of one latency measurement.
 
-
-def prepare(
-    model: nn.Module,
-    input_size: Sequence[int],
-    *,
-    batch_size: int = 1,
-    threads: int = 1,
-    device: str | torch.device = "cpu",
-    runtime: str = "eager",
-    precision: str = "fp32",
-    memory_format: str = "channels_last",
-) -> Inference:
-    """A call that runs a copy of ``model`` once, on random input; ``model`` stays as it is.
-
-    The call is to be made in torch's inference mode.
-
-    Args:
-        model: takes ``(N, C, H, W)``.
-        input_size: ``(C, H, W)``.
-        batch_size: N.
-        threads: CPU threads of the runtimes that have their own; torch has its setting.
-        device: ``cpu`` or ``cuda``.
+    Attributes:
         runtime: one of ``RUNTIMES``.
-        precision: ``fp32``, or ``bf16`` for weights and activations alike.
+        precision: ``fp32`` (on a GPU as PyTorch has it: convolutions may use TF32), or ``bf16``
+            for weights and activations alike.
+        batch_size: images of a batch.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads; ``None``: torch's setting.
         memory_format: ``channels_last`` or ``contiguous``, where the runtime leaves the choice.
     """
-    dtype, layout = tensors_for(runtime, precision, memory_format)
-    x = random_input(batch_size, input_size).to(device=device, dtype=dtype)
+
+    runtime: str = "eager"
+    precision: str = "fp32"
+    batch_size: int = 1
+    device: str | torch.device = "cpu"
+    threads: int | None = None
+    memory_format: str = "channels_last"
+
+    def __str__(self) -> str:
+        where = "" if self.device == "cpu" else f" on {self.device}"
+        return f"{self.runtime} {self.precision}, batch {self.batch_size}{where}"
+
+    def check(self) -> None:
+        """Raises UserError for conditions that cannot be measured here, before any work is done."""
+        name, precision = self.runtime, self.precision
+        runtime = RUNTIMES[choose(name, RUNTIMES, "runtime")]
+        choose(precision, DTYPES, "precision")
+        choose(self.memory_format, MEMORY_FORMATS, "memory_format")
+        kind = choose(str(self.device).split(":")[0], ("cpu", "cuda"), "device")
+        for key, value in {"batch_size": self.batch_size, "threads": self.threads}.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UserError(f"{key} must be at least 1; got {value!r}")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device={self.device}: PyTorch finds no CUDA device here")
+        if line := runtime.missing():
+            raise UserError(f"runtime {name!r} is not installed; install it with: {line}")
+        if kind not in runtime.devices:
+            raise UserError(
+                f"runtime {name!r} is measured on {runtime.devices[0]} only; got {kind}"
+            )
+        if precision not in runtime.precisions:
+            raise UserError(
+                f"runtime {name!r} computes in {', '.join(runtime.precisions)}; got {precision}"
+            )
+        if name == "openvino" and precision == "bf16" and not _openvino_has_bf16():
+            raise UserError("runtime 'openvino' computes in fp32 on this processor; got bf16")
+
+    def tensors(self) -> tuple[torch.dtype, torch.memory_format]:
+        """Type and layout of the tensors that the runtime is given."""
+        # A runtime with a layout of its own has a precision option of its own, too.
+        if RUNTIMES[self.runtime].own_format:
+            return torch.float32, torch.contiguous_format
+        return DTYPES[self.precision], MEMORY_FORMATS[self.memory_format]
+
+
+def prepare(model: nn.Module, input_size: Sequence[int], workload: Workload) -> Inference:
+    """A call that runs a copy of ``model`` once, on random ``(N, C, H, W)``.
+
+    The call is to be made in torch's inference mode. Torch has its own setting of threads.
+    """
+    dtype, layout = workload.tensors()
+    x = random_input(workload.batch_size, input_size).to(device=workload.device, dtype=dtype)
     x = x.to(memory_format=layout)
-    call = prepare_for(
-        model,
-        x,
-        threads=threads,
-        runtime=runtime,
-        precision=precision,
-        memory_format=memory_format,
-    )
+    call = prepare_for(model, x, workload)
     return lambda: call(x)
 
 
-def prepare_for(
-    model: nn.Module,
-    x: Tensor,
-    *,
-    threads: int = 1,
-    runtime: str = "eager",
-    precision: str = "fp32",
-    memory_format: str = "channels_last",
-) -> Call:
-    """A call that runs a copy of ``model`` on tensors like ``x``; ``model`` stays as it is.
+def prepare_for(model: nn.Module, x: Tensor, workload: Workload) -> Call:
+    """A call that runs a copy of ``model`` on tensors like ``x``, in torch's inference mode.
 
-    ``x`` is of the type and layout that the runtime computes in, and so is the input of the call,
-    which is to be made in torch's inference mode.
+    ``x`` and the call's input have the type and layout of :meth:`Workload.tensors`.
     """
-    dtype, layout = tensors_for(runtime, precision, memory_format)
+    dtype, layout = workload.tensors()
     network = copy.deepcopy(model).eval()
     network.to(device=x.device, dtype=dtype).to(memory_format=layout)
-    return RUNTIMES[runtime].prepare(network, x, precision, threads)
-
-
-def tensors_for(
-    runtime: str, precision: str, memory_format: str = "channels_last"
-) -> tuple[torch.dtype, torch.memory_format]:
-    """Type and layout of the tensors that a runtime is given."""
-    # A runtime with a layout of its own has a precision option of its own, too.
-    if RUNTIMES[runtime].own_format:
-        return torch.float32, torch.contiguous_format
-    return DTYPES[precision], MEMORY_FORMATS[memory_format]
+    threads = workload.threads or torch.get_num_threads()
+    return RUNTIMES[workload.runtime].prepare(network, x, workload.precision, threads)
 
 
 def random_input(batch_size: int, input_size: Sequence[int]) -> Tensor:

@@ -53,15 +53,14 @@ def run(arguments: list[str]) -> None:
     console = stdout_console()
     console.print(cost_table(plan))
     fallbacks.clear()
-    first = plan.workloads[0]
-    layers = {"batch_size": first.batch_size, "precision": first.precision, "device": first.device}
+    conditions = ("batch_size", "precision", "device", "threads")
+    layers = {name: getattr(plan.workloads[0], name) for name in conditions}
     with Console(stderr=True).status("") as status:
         costs = measure_cost(
             plan.networks,
             plan.input_size,
             plan.workloads,
             roofline=layers if options.roofline else None,
-            threads=plan.threads,
             say=lambda what: status.update(f"measuring {what}"),
         )
     console.print(latency_table(plan, costs))

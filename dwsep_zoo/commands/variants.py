@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from dwsep_zoo.analysis.cost import Cost, Workload
+from dwsep_zoo.analysis.cost import Cost
 from dwsep_zoo.analysis.count import count
 from dwsep_zoo.analysis.latency import LatencyComparison, Timing, compare_turns
 from dwsep_zoo.analysis.memory import inference_memory, state_dict_bytes, training_memory
-from dwsep_zoo.analysis.runtimes import DTYPES, RUNTIMES, available_runtimes, check_conditions
+from dwsep_zoo.analysis.runtimes import DTYPES, RUNTIMES, Workload, available_runtimes
 from dwsep_zoo.commands.network import UNIT, by, input_size
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.models import build_model
@@ -43,7 +43,6 @@ class Variants:
     networks: Mapping[str, nn.Module]
     input_size: tuple[int, int, int]
     batch_sizes: tuple[int, ...]
-    threads: int
     workloads: tuple[Workload, ...]
     notes: tuple[str, ...]
 
@@ -62,9 +61,9 @@ def plan_variants(options: ProfileArguments) -> Variants:
     """
     convs = [choose(name, CONVS, "conv") for name in dict.fromkeys(options.conv)]
     batch_sizes = tuple(dict.fromkeys(options.batch_size))
-    for batch in batch_sizes:
-        check_conditions(batch_size=batch, threads=options.threads, device=options.device)
+    Workload(device=options.device).check()
     pairs, notes = _pairs(options)
+    threads = options.threads or torch.get_num_threads()
     networks = {
         name: build_model(
             str(options.model),
@@ -85,9 +84,8 @@ def plan_variants(options: ProfileArguments) -> Variants:
         networks=networks,
         input_size=size,
         batch_sizes=batch_sizes,
-        threads=options.threads or torch.get_num_threads(),
         workloads=tuple(
-            Workload(runtime, precision, batch, options.device)
+            Workload(runtime, precision, batch, options.device, threads)
             for runtime, precision in pairs
             for batch in batch_sizes
         ),
@@ -113,10 +111,10 @@ def _pairs(options: ProfileArguments) -> tuple[list[tuple[str, str]], list[str]]
             notes.append(f"{name} is absent; install it with: {missing[name]}")
             continue
         if missing[name]:
-            check_conditions(runtime=name)  # says so
+            Workload(name).check()  # says so
         for precision in precisions:
             try:
-                check_conditions(runtime=name, precision=precision, device=options.device)
+                Workload(name, precision, device=options.device).check()
             except UserError as error:
                 if len(names) * len(precisions) == 1:
                     raise
@@ -190,8 +188,7 @@ def latency_table(plan: Variants, costs: Sequence[Cost]) -> Table:
     for index, workload in enumerate(plan.workloads):
         timings = {n: c.timings[index] for n, c in zip(plan.networks, costs, strict=True)}
         reference = timings[plan.reference]
-        heading = f"{workload.runtime} {workload.precision}, batch {workload.batch_size}"
-        table.add_row(f"[bold]{heading}")
+        table.add_row(f"[bold]{workload}")
         for name, timing in timings.items():
             latency = timing.latency
             table.add_row(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dwsep_zoo.analysis.runtimes import check_conditions
+from dwsep_zoo.analysis.runtimes import Workload
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.files import check_writable, is_sweep
 from dwsep_zoo.nn import CONVS
@@ -80,7 +80,7 @@ def check(settings: Settings) -> Plan:
     for runtime, precision, batch_size in product(
         profile.runtimes, profile.precisions, profile.batch_sizes
     ):
-        check_conditions(runtime=runtime, precision=precision, batch_size=batch_size)
+        Workload(runtime, precision, batch_size).check()
     check_network(settings)
     earlier = _check_resume(settings) if settings.resume else None
     start = _read_start(settings)

@@ -22,6 +22,7 @@ from dwsep_zoo.analysis.latency import (
     take_turns,
     time_models,
 )
+from dwsep_zoo.analysis.runtimes import Workload
 
 BASE = 0.004  # seconds
 
@@ -196,7 +197,7 @@ def test_four_times_the_work_is_slower():
 
 
 def test_the_percentiles_are_of_single_runs():
-    timing = time_models({"a": blocks(1)}, (32, 8, 8), min_run_time=0.02)["a"]
+    timing = time_models({"a": blocks(1)}, (32, 8, 8), Workload(), min_run_time=0.02)["a"]
     times = [time for turn in timing.turns for time in turn]
     assert timing.latency.runs == len(times)
     assert timing.latency.p50_ms == pytest.approx(np.median(times))

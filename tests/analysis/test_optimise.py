@@ -8,7 +8,7 @@ from torch import nn
 import dwsep_zoo
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.analysis import optimise as module
-from dwsep_zoo.analysis.runtimes import RUNTIMES, Runtime, check_conditions
+from dwsep_zoo.analysis.runtimes import RUNTIMES, Runtime, Workload
 from dwsep_zoo.nn.fuse import fold_norms
 
 SIZE = (3, 32, 32)
@@ -41,7 +41,7 @@ def test_a_runtime_that_is_asked_for(model, images, name):
     if name in ("compiled", "frozen"):
         pytest.skip("tests/analysis/test_runtimes.py compiles")
     try:
-        check_conditions(runtime=name)
+        Workload(name).check()
     except UserError as error:
         pytest.skip(str(error))
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -16,8 +16,8 @@ from dwsep_zoo import UserError, create_model
 from dwsep_zoo.analysis.latency import measure_latency
 from dwsep_zoo.analysis.runtimes import (
     RUNTIMES,
+    Workload,
     available_runtimes,
-    check_conditions,
     prepare,
     random_input,
 )
@@ -41,7 +41,7 @@ def blocks():
 
 def runnable(runtime, precision="fp32"):
     try:
-        check_conditions(runtime=runtime, precision=precision)
+        Workload(runtime, precision).check()
     except UserError as error:
         pytest.skip(str(error))
 
@@ -58,7 +58,7 @@ CASES = [
 def compare_outputs(model, x, runtime, precision):
     with torch.inference_mode():
         want = model(x).float().numpy()
-        run = prepare(model, x.shape[1:], batch_size=len(x), runtime=runtime, precision=precision)
+        run = prepare(model, x.shape[1:], Workload(runtime, precision, len(x)))
         gc.collect()
         [torch.full_like(x, torch.nan) for _ in range(100)]  # in what was given free
         got = torch.as_tensor(run()).float().numpy()
@@ -99,7 +99,7 @@ def test_more_networks_than_torch_compiles_of_one_piece_of_code():
     runnable("compiled")
     torch._dynamo.reset()
     models = [nn.Sequential(nn.Conv2d(4, n, 1), nn.ReLU()) for n in range(1, 11)]
-    runs = [prepare(model, (4, 4, 4), runtime="compiled") for model in models]
+    runs = [prepare(model, (4, 4, 4), Workload("compiled")) for model in models]
     torch._dynamo.utils.counters.clear()
     with torch.inference_mode():
         for n, run in enumerate(runs, start=1):
@@ -135,7 +135,7 @@ def test_what_is_absent_is_named_with_the_line_that_installs_it(monkeypatch):
 def test_onnxruntime_has_no_bf16():
     runnable("onnxruntime")
     with pytest.raises(UserError, match="'onnxruntime' computes in fp32; got bf16"):
-        check_conditions(runtime="onnxruntime", precision="bf16")
+        Workload("onnxruntime", "bf16").check()
 
 
 def test_a_signal_after_openvino():
@@ -143,9 +143,10 @@ def test_a_signal_after_openvino():
     runnable("openvino")
     code = """
 import os, signal, torch
-from dwsep_zoo.analysis.runtimes import prepare
-first = prepare(torch.nn.Conv2d(3, 8, 3), (3, 8, 8), runtime="openvino")
-second = prepare(torch.nn.Conv2d(3, 8, 3), (3, 8, 8), runtime="openvino")
+from dwsep_zoo.analysis.runtimes import Workload, prepare
+work = Workload("openvino")
+first = prepare(torch.nn.Conv2d(3, 8, 3), (3, 8, 8), work)
+second = prepare(torch.nn.Conv2d(3, 8, 3), (3, 8, 8), work)
 del first
 del second
 signal.signal(signal.SIGINT, lambda *_: print("handled"))

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from dwsep_zoo import UserError
-from dwsep_zoo.analysis.cost import Workload, measure_cost
-from dwsep_zoo.analysis.runtimes import RUNTIMES
+from dwsep_zoo.analysis.cost import measure_cost
+from dwsep_zoo.analysis.runtimes import RUNTIMES, Workload
 from dwsep_zoo.cli import main
 from dwsep_zoo.commands import variants
 from dwsep_zoo.commands.profile import ProfileArguments
@@ -34,7 +34,7 @@ def plan(**options):
 
 def measured(variants, **options):
     sizes = variants.networks, variants.input_size, variants.workloads
-    return measure_cost(*sizes, threads=variants.threads, min_run_time=0.01, **options)
+    return measure_cost(*sizes, min_run_time=0.01, **options)
 
 
 def text(part, width=120):
@@ -90,7 +90,7 @@ def test_the_reference_is_the_standard_network_or_the_first():
 @pytest.mark.parametrize(("runtimes", "absent"), [(None, 3), ("all", 5)])
 def test_absent_runtimes_are_named(runtimes, absent):
     variants = plan(**{**SMALL, "runtimes": runtimes})
-    assert variants.workloads == (Workload(),)
+    assert [str(w) for w in variants.workloads] == ["eager fp32, batch 1"]
     assert len(variants.notes) == absent
     output = text(latency_table(variants, measured(variants)))
     assert f"openvino is absent; install it with: {INSTALL}" in output
@@ -98,14 +98,14 @@ def test_absent_runtimes_are_named(runtimes, absent):
 
 def test_pairs_that_do_not_exist_are_named(monkeypatch):
     monkeypatch.setattr(variants, "available_runtimes", dict.fromkeys(RUNTIMES).copy)
-    monkeypatch.setattr(variants, "check_conditions", no_bf16_in_onnxruntime)
+    monkeypatch.setattr(Workload, "check", no_bf16_in_onnxruntime)
     found = plan(precision="bf16", **{**SMALL, "runtimes": "eager,onnxruntime"})
-    assert found.workloads == (Workload(precision="bf16"),)
+    assert [str(w) for w in found.workloads] == ["eager bf16, batch 1"]
     assert found.notes == ("not measured: no bf16",)
 
 
-def no_bf16_in_onnxruntime(runtime="eager", precision="fp32", **others):
-    if (runtime, precision) == ("onnxruntime", "bf16"):
+def no_bf16_in_onnxruntime(workload):
+    if (workload.runtime, workload.precision) == ("onnxruntime", "bf16"):
         raise UserError("no bf16")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dwsep_zoo.analysis.latency import measure_latencies
+from dwsep_zoo.analysis.cost import measure_cost
 from dwsep_zoo.config import compose_config
 from dwsep_zoo.training import train
 from dwsep_zoo.training.classifier import LitClassifier
@@ -31,8 +31,8 @@ SMALL = (
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """``run("folder", "conv=standard")`` trains into tmp_path/folder and returns the result."""
-    quick = partial(measure_latencies, min_run_time=0.02)
-    monkeypatch.setattr("dwsep_zoo.training.profile.measure_latencies", quick)
+    quick = partial(measure_cost, min_run_time=0.02)
+    monkeypatch.setattr("dwsep_zoo.training.profile.measure_cost", quick)
 
     def run(folder: str, *overrides: str) -> dict[str, Any]:
         paths = [f"paths.output_dir={tmp_path / folder}", f"paths.data_dir={tmp_path / 'data'}"]
