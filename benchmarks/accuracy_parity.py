@@ -22,7 +22,7 @@ from pathlib import Path
 
 from record import Ratio, Record, finish, machine, parse, parser
 
-from dwsep_zoo.config import compose_config
+from dwsep_zoo.config import compose_settings
 from dwsep_zoo.ops import plain_kernels
 from dwsep_zoo.report.statistics import t_interval
 from dwsep_zoo.training import train
@@ -37,7 +37,7 @@ def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) ->
     """Train once and return the test accuracy in percent."""
     plain = side == "plain"
     with tempfile.TemporaryDirectory() as folder, plain_kernels() if plain else nullcontext():
-        cfg = compose_config(
+        settings = compose_settings(
             [
                 *("experiment=cifar10_fast", "data=folder", f"data.root={root}", "trainer=cpu"),
                 *(f"model.width_mult={width_mult}", "model.output_stride=16"),
@@ -46,7 +46,7 @@ def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) ->
                 *(PLAIN if plain else ()),
             ]
         )
-        return 100 * train(cfg)["metrics"]["test/acc"]
+        return 100 * train(settings).metrics["test/acc"]
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,11 +18,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
-from hydra._internal.utils import get_args_parser
 
 from dwsep_zoo import cli, count, create_model, list_convs, list_models
 from dwsep_zoo.analysis.arithmetic import conv_costs
-from dwsep_zoo.config import check_overrides
+from dwsep_zoo.config import compose_line, read_line
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -110,22 +110,25 @@ def test_commands_can_be_typed(
             assert not arguments
             return
         assert script == "train.py"
-        check_overrides(get_args_parser().parse_args(arguments).overrides)
+        line = read_line([word for word in arguments if not word.startswith("-")])
+        for overrides in (line.first, *line.further()):
+            assert compose_line(line, overrides).settings
         return
     assert program == "dwsep"
-    read = cli._read
+    command_module = {"bench": "profile"}.get(arguments[0], arguments[0].replace("-", "_"))
+    module = import_module(f"dwsep_zoo.commands.{command_module}")
+    read = module.read
 
-    def stop(given: list[str], **defaults: Any) -> Any:
-        words, options = read(given, **defaults)
-        raise Parsed(words, options)
+    def stop(*given: Any, **options: Any) -> Any:
+        raise Parsed(*read(*given, **options))
 
-    monkeypatch.setattr(cli, "_read", stop)
+    monkeypatch.setattr(module, "read", stop)
     with pytest.raises(Parsed) as parsed:
         cli.main(arguments)
     words, options = parsed.value.args
     for key, names in (("model", list_models()), ("conv", list_convs())):
-        if options.get(key) is not None:
-            assert set(options[key].split(",")) <= set(names)
+        value = getattr(options, key, None) or ()
+        assert ({value} if isinstance(value, str) else set(value)) <= set(names)
     if arguments[0] == "list":
         assert all(list_models(word) for word in words)
 
@@ -181,8 +184,8 @@ def test_a_conv_type_is_added_as_described(tmp_path: Path) -> None:
     program = f"""
 import pytest
 from dwsep_zoo.cli import main
-from dwsep_zoo.config import check_overrides
-check_overrides(["conv=depthwise_spatial", "conv.mid=none"])
+from dwsep_zoo.config import compose_settings
+compose_settings(["conv=depthwise_spatial", "conv.mid=none"])
 for name in {networks}:
     main(["explain", f"model={{name}}", "conv=depthwise_spatial"])
 raise SystemExit(pytest.main([
