@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
 import signal
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+
+from dwsep_zoo.files import atomic_write
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -100,13 +103,11 @@ class EpochTable(Callback):
         log.info("%s   %.0f images/s", line, speed)
 
     def _write(self, rows: list[dict[str, float]]) -> None:
-        """All rows to a new file, which is then put in place: never a half-written table."""
-        new = self.path.with_suffix(".new")
-        with new.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows({**row, "epoch": int(row["epoch"])} for row in rows)
-        os.replace(new, self.path)
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({**row, "epoch": int(row["epoch"])} for row in rows)
+        atomic_write(self.path, file.getvalue())
 
 
 class Predictions(Callback):
@@ -149,10 +150,9 @@ class Predictions(Callback):
         for rank, share in enumerate(shares):  # has images rank, rank + world_size, ...
             for key, part in share.items():
                 columns[key][rank :: len(shares)] = part
-        new = self.path.with_suffix(".new")
-        with new.open("wb") as file:
-            np.savez_compressed(file, label=columns["label"], predicted=columns["predicted"])
-        os.replace(new, self.path)
+        file = io.BytesIO()
+        np.savez_compressed(file, label=columns["label"], predicted=columns["predicted"])
+        atomic_write(self.path, file.getvalue())
 
 
 class Interrupted(Exception):
