@@ -91,36 +91,48 @@ def open_cache(
         for name, num_bytes in zip(images.names, file_sizes[split].tolist(), strict=True)
     }
     names = sorted(bytes_of)
-    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
-    digest.update(np.array([bytes_of[name] for name in names], dtype="<i8").tobytes())
-    description: Description = {
-        "pictures": len(names),
-        "fingerprint": digest.hexdigest(),  # of their names and of the sizes of their files
-        "size": size,
-        "interpolation": interpolation,
-        "pillow": PIL.__version__,
-        "libjpeg_turbo": PIL.features.version("libjpeg_turbo"),
-    }
-    header = io.BytesIO()
+    description = _describe(names, [bytes_of[name] for name in names], size, interpolation)
     shape = (len(names), size, size, 3)
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
-    )
-    needed = len(header.getvalue()) + math.prod(shape)
+    header = _header(shape)
+    num_bytes = len(header) + math.prod(shape)
 
     def build() -> None:
-        _check_space(path.parent, needed, f"{len(names)} pictures of {size} pixels")
-        log.info("building %s, %.3g GB", path, needed / 1e9)
+        _check_space(path.parent, num_bytes, f"{len(names)} pictures of {size} pixels")
+        log.info("building %s, %.3g GB", path, num_bytes / 1e9)
         with closing(decoded(root, names, size, interpolation)) as chunks:
-            _write(path, description, header.getvalue(), chunks)
+            _write(path, description, header, chunks)
 
-    pixels = _open_or_build(path, description, needed, build, verify=verify)
+    pixels = _open_or_build(path, description, num_bytes, build, verify=verify)
     number = {name: i for i, name in enumerate(names)}
     positions = {
         split: torch.tensor([number[name] for name in images.names])
         for split, images in splits.items()
     }
     return Cache(pixels, positions)
+
+
+def _describe(
+    names: list[str], file_sizes: list[int], size: int, interpolation: str
+) -> Description:
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
+    digest.update(np.array(file_sizes, dtype="<i8").tobytes())
+    return {
+        "pictures": len(names),
+        "fingerprint": digest.hexdigest(),
+        "size": size,
+        "interpolation": interpolation,
+        "pillow": PIL.__version__,
+        "libjpeg_turbo": PIL.features.version("libjpeg_turbo"),
+    }
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """The first bytes of a ``.npy`` file of uint8 numbers."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue()
 
 
 def _open_or_build(

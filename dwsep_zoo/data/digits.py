@@ -13,8 +13,6 @@ from dwsep_zoo.data.source import CROP_FLIP
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.schema.settings import DataSettings
 
-OWN_SIZE = 8
-
 
 class Digits:
     """1,797 grey images of 8 x 8 pixels with values 0-16 (UCI, E. Alpaydin and C. Kaynak, 1998).
@@ -26,7 +24,8 @@ class Digits:
     options = frozenset({"image_size", "test_fraction"}) | CROP_FLIP
 
     def __init__(self, settings: DataSettings, data_dir: Path):
-        self.image_size = settings.image_size or OWN_SIZE
+        self.image_size = settings.image_size or 8
+        check_memory(1797, self.image_size, bytes_per_pixel=5)  # float32 and uint8
 
     def prepare(self) -> None:
         """There is nothing to do."""
@@ -36,7 +35,6 @@ class Digits:
         from sklearn.datasets import load_digits  # takes a second to import
 
         digits = load_digits()
-        check_memory(len(digits.images), self.image_size, bytes_per_pixel=5)  # float32 and uint8
         grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
         scaled = F.interpolate(grey, size=self.image_size, mode="bilinear").round().byte()
         names = [str(i) for i in range(len(scaled))]

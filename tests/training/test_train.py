@@ -8,6 +8,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from data_helpers import load_data
 from helpers import last_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -15,7 +16,6 @@ from torch import nn
 import dwsep_zoo
 from dwsep_zoo import UserError, count, create_model
 from dwsep_zoo.config import compose_config
-from dwsep_zoo.data import create_data
 from dwsep_zoo.data.augment import normalise
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.malloc import keep_memory
@@ -55,8 +55,7 @@ def test_the_predictions_are_those_of_the_tested_network(run, tmp_path):
     kept = np.load(tmp_path / "run" / "predictions.npz")
     assert kept["label"].shape == kept["predicted"].shape == (359,)
     model = dwsep_zoo.load(tmp_path / "run").eval()
-    data = create_data("digits", seed=0, data_dir="")
-    data.setup()
+    data = load_data()
     images = data.splits["test"]
     assert kept["label"].tolist() == images.labels.tolist()
     x = normalise(images.pixels.permute(0, 3, 1, 2), data.mean, data.std)
