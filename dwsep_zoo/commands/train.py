@@ -88,7 +88,9 @@ def _train(line: Line, arguments: list[str], *, multirun: bool, prefix: Sequence
 
     sweep = Sweep(composed.sweep_dir, [*prefix, *arguments])
     own = [] if line.value("hydra.sweep.dir") else [f"hydra.sweep.dir='{composed.sweep_dir}'"]
-    hydra_main(sweep.run_job, [*arguments, "-m", *own])
+    texts = [o.input_line or "" for o in line.overrides]  # in one piece: argparse wants that
+    place = ["--config-dir", line.own] if line.own else []
+    hydra_main(sweep.run_job, ["-m", *place, *texts, *own])
     if not sweep.finish():
         sys.exit(1)
 
