@@ -153,8 +153,7 @@ def select_classes(given: Labelled, subset: SubsetSettings) -> Labelled:
 
 def _chosen_classes(class_names: list[str], subset: SubsetSettings) -> list[str]:
     if subset.classes is not None:
-        names = subset.classes if isinstance(subset.classes, tuple) else (subset.classes,)
-        chosen = {choose(str(name), class_names, "data.subset.classes") for name in names}
+        chosen = {choose(str(n), class_names, "data.subset.classes") for n in subset.classes}
     else:
         count = subset.num_classes or 0
         if count > len(class_names):

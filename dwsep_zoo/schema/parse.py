@@ -141,8 +141,10 @@ def _phrase(detail: ErrorDetails, *, of_part: bool = False) -> str:
         return str(context["error"]).removeprefix("must be ").removeprefix("must ")
     if kind == "literal_error":
         return " or ".join(_choices(detail))
-    if kind in ("too_short", "too_long"):
-        return f"a list of {context.get('min_length', context.get('max_length'))}"
+    if kind == "too_short":
+        return f"a list of at least {context['min_length']}"
+    if kind == "too_long":
+        return f"a list of at most {context['max_length']}"
     if kind in _PHRASES:
         return _PHRASES[kind].format(**context)
     return detail["msg"].removeprefix("Input should be ")

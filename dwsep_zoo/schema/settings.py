@@ -86,7 +86,9 @@ class SubsetSettings(Group):
     """A part of a data set, see :class:`dwsep_zoo.data.splits.Subset`."""
 
     num_classes: Annotated[int, Field(ge=2)] | None = Field(description="this many classes, drawn")
-    classes: tuple[str | int, ...] | str | int | None = Field(description="these classes")
+    classes: Annotated[tuple[str | int, ...], Field(min_length=2)] | None = Field(
+        description="these classes"
+    )
     images_per_class: Natural | None = Field(description="training images of each class")
     fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         description="this part of the training images"

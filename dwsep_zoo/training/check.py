@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +17,7 @@ from dwsep_zoo.nn import CONVS
 from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 from dwsep_zoo.schema.settings import Settings, parse_settings
 from dwsep_zoo.training.optim import check_optimizer
-from dwsep_zoo.training.prepare import check_network
+from dwsep_zoo.training.prepare import check_network_and_data
 from dwsep_zoo.training.search import check_optuna
 
 MAY_CHANGE = (
@@ -81,7 +80,7 @@ def check(settings: Settings) -> Plan:
         profile.runtimes, profile.precisions, profile.batch_sizes
     ):
         Workload(runtime, precision, batch_size).check()
-    check_network(settings)
+    check_network_and_data(settings)
     earlier = _check_resume(settings) if settings.resume else None
     start = _read_start(settings)
     return Plan(settings, folder, earlier, start)
@@ -193,6 +192,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error

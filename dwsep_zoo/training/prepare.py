@@ -16,7 +16,7 @@ from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet
 from dwsep_zoo.schema.record import Match
-from dwsep_zoo.schema.settings import DataSettings, Settings
+from dwsep_zoo.schema.settings import Settings
 from dwsep_zoo.training.finetune import check_freeze
 from dwsep_zoo.training.progressive import check_progressive
 from dwsep_zoo.training.variant import shared
@@ -58,8 +58,8 @@ class Prepared:
         }
 
 
-def check_network(settings: Settings) -> None:
-    """Build the network without memory for its weights, to find wrong names and values.
+def check_network_and_data(settings: Settings) -> None:
+    """Build the network without memory for its weights, and the data set without its images.
 
     Raises:
         UserError: naming the value.
@@ -74,8 +74,7 @@ def check_network(settings: Settings) -> None:
         check_freeze(create_model(**network), settings.recipe)
         if settings.match:
             create_model(**{**network, "conv": settings.to})
-    if settings.model.pretrained:
-        preprocessing(settings.model.name, settings.model.pretrained)
+    _create_data(settings, _preprocessing_of_weights(settings))  # reads nothing yet
 
 
 def prepare(settings: Settings, *, match: Match | None = None) -> Prepared:
@@ -88,9 +87,10 @@ def prepare(settings: Settings, *, match: Match | None = None) -> Prepared:
     Raises:
         UserError: for data that cannot be had, or that the network cannot take.
     """
-    data = create_data(
-        _as_for_the_weights(settings), seed=settings.seed, data_dir=settings.paths.data_dir
-    )
+    found = _preprocessing_of_weights(settings)
+    if found:
+        log.info("images as for the weights: %s", ", ".join(f"{k} {v}" for k, v in found.items()))
+    data = _create_data(settings, found)
     data.prepare_data()
     data.setup()
     network: Network = {
@@ -158,22 +158,21 @@ def _amount(quantity: str, value: float) -> str:
     }[quantity]
 
 
-def _as_for_the_weights(settings: Settings) -> DataSettings:
-    """The data's settings, with the weights' preprocessing where the user left it open."""
+def _preprocessing_of_weights(settings: Settings) -> dict[str, Any]:
+    """The weights' preprocessing, as far as the user left it open and the data set takes it."""
     data, pretrained = settings.data, settings.model.pretrained
-    if not pretrained:
-        return data
-    theirs = preprocessing(settings.model.name, pretrained) or {}
+    theirs = preprocessing(settings.model.name, pretrained) if pretrained else {}
     known = list_options(data.name)
-    found = {
+    return {
         key: theirs[key]
         for key in PREPROCESSING
         if key in known and getattr(data, key) is None and theirs.get(key) is not None
     }
-    if not found:
-        return data
-    log.info("images as for the weights: %s", ", ".join(f"{k} {v}" for k, v in found.items()))
-    return data.replace(**found)
+
+
+def _create_data(settings: Settings, preprocessing: dict[str, Any]) -> ImageData:
+    data, folder = settings.data.replace(**preprocessing), settings.paths.data_dir
+    return create_data(data, seed=settings.seed, data_dir=folder)
 
 
 def auto_output_stride(image_size: int) -> int:

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import Recipe, Settings
+from dwsep_zoo.schema.settings import Recipe, Settings, TrainerSettings
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
 from dwsep_zoo.training.ddp import DataParallel
 from dwsep_zoo.training.finetune import FineTune
@@ -55,37 +55,23 @@ def create_trainer(
     Raises:
         UserError: for options that Lightning refuses on this machine.
     """
-    options = settings.trainer
-    save = save and not options.fast_dev_run
-    device = _device_type(options.accelerator)
-    progress_bar = options.enable_progress_bar
-    if progress_bar == "auto":
-        progress_bar = sys.stderr.isatty()
+    options = _lightning_options(settings.trainer)
+    save = save and not options.get("fast_dev_run")
     logger: TensorBoardLogger | bool = False
     if settings.logger.tensorboard and save:
         logger = RunLogger(
             folder, name="", version="", default_hp_metric=False, purge_step=first_step or None
         )
-    given = options.model_dump(exclude=OWN_KEYS, exclude_none=True)
-    changed: dict[str, Any] = {
-        "devices": list(options.devices) if isinstance(options.devices, tuple) else options.devices,
-        "enable_progress_bar": progress_bar,
-        "precision": auto_precision(device) if options.precision == "auto" else options.precision,
-        "strategy": DataParallel() if options.strategy == "ddp" else options.strategy,
-        "sync_batchnorm": device == "cuda"
-        if options.sync_batchnorm == "auto"
-        else options.sync_batchnorm,
-    }
     callbacks = [*callbacks, *_recipe_callbacks(settings.recipe)]
     callbacks += _saving_callbacks(settings, folder / "checkpoints") if save else []
     if patience := settings.callbacks.early_stopping:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=patience))
-    if progress_bar:
+    if options["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(leave=False))
     _quiet()
     try:
         return L.Trainer(
-            **{**given, **changed},
+            **options,
             callbacks=callbacks,
             logger=logger,
             enable_checkpointing=save,
@@ -96,6 +82,21 @@ def create_trainer(
         )
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _lightning_options(settings: TrainerSettings) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer, with ``auto`` decided for this machine."""
+    device = _device_type(settings.accelerator)
+    auto = {
+        "precision": auto_precision(device),
+        "sync_batchnorm": device == "cuda",
+        "enable_progress_bar": sys.stderr.isatty(),
+    }
+    options = settings.model_dump(mode="json", exclude=OWN_KEYS, exclude_none=True)
+    options |= {key: value for key, value in auto.items() if options[key] == "auto"}
+    if options["strategy"] == "ddp":
+        options["strategy"] = DataParallel()
+    return options
 
 
 def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
