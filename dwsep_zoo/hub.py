@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from timm.models import PretrainedCfg, filter_pretrained_cfg, is_model, register_model
-from timm.models._features import FeatureGetterNet
+from timm.models._features import FeatureGetterNet  # timm exports its siblings, but not this one
 from torch import nn
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, build_model, create_architecture, list_models
 from dwsep_zoo.models.convnet import default_cfg
 from dwsep_zoo.weights import load
+from dwsep_zoo.weights.sources import download
 from dwsep_zoo.zoo import create_model
 
 __all__ = ["from_pretrained", "push_to_hub", "register_timm", "save_pretrained"]
@@ -32,7 +33,7 @@ __all__ = ["from_pretrained", "push_to_hub", "register_timm", "save_pretrained"]
 PREFIX = "dwsep_"
 
 default_cfgs = {f"{PREFIX}{name}": default_cfg(create_architecture(name)) for name in list_models()}
-"""Where timm looks for what it can say of a model that has not been built."""
+"""timm reads this to describe a model that has not been built."""
 
 
 def register_timm() -> None:
@@ -68,7 +69,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
         cfg = {**given, **overlay}
         weights: str | bool | Path = pretrained
         if pretrained and cfg.get("hf_hub_id"):
-            weights = _download(cfg["hf_hub_id"], cache_dir)
+            weights = download(cfg["hf_hub_id"], cache_dir)
         elif pretrained and cfg.get("file"):
             weights = cfg["file"]
         model = create_model(name, pretrained=weights, **options)
@@ -93,7 +94,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
 
 
 def _describe(model: ConvNet, cfg: dict[str, Any]) -> None:
-    """Note what was said of the images and classes, as far as the network still has these."""
+    """Store a description of the images and classes, except for what the network has changed."""
     differs: tuple[str, ...] = ()
     if cfg.get("input_size", (model.in_chans,))[0] != model.in_chans:
         differs += ("input_size", "mean", "std")
@@ -109,13 +110,13 @@ def save_pretrained(
     """Write ``config.json`` and ``model.safetensors``, as timm does for the Hugging Face hub.
 
     Args:
-        model: of :func:`dwsep_zoo.create_model`.
-        folder: made if it is not there.
-        class_names: of the classifier; ``None``: the model's own, if it knows them.
+        model: a network of :func:`dwsep_zoo.create_model`.
+        folder: created if necessary.
+        class_names: names of the classifier's outputs; ``None``: the model's own, if it has them.
 
     Raises:
-        UserError: for a network that cannot be built again from its arguments, or if the number of
-            names is not that of the classes.
+        UserError: for a network that cannot be built again from its arguments, or a wrong number
+            of class names.
     """
     from safetensors.torch import save_file
 
@@ -148,22 +149,22 @@ def save_pretrained(
 
 
 def from_pretrained(source: str | Path, cache_dir: str | Path | None = None) -> ConvNet:
-    """Build and load what :func:`save_pretrained` or :func:`push_to_hub` wrote.
+    """Build and load a network that :func:`save_pretrained` or :func:`push_to_hub` wrote.
 
     Args:
         source: a folder, or ``owner/name`` or ``owner/name@revision`` on the hub.
-        cache_dir: where downloads are kept, if not in the hub's usual place.
+        cache_dir: cache of downloads; ``None``: the hub's usual place.
 
     Returns:
         The network in evaluation mode, with ``class_names`` and, in ``pretrained_cfg``, the
         preprocessing of its images.
 
     Raises:
-        UserError: if there is no such thing, or it is of another network.
+        UserError: if it does not exist or holds another network.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        folder = _download(str(source), cache_dir)
+        folder = download(str(source), cache_dir)
     try:
         cfg = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -182,15 +183,15 @@ def push_to_hub(
     commit_message: str = "Add model",
     token: str | None = None,
 ) -> str:
-    """Upload what :func:`save_pretrained` writes, and a model card if there is none.
+    """Upload the files of :func:`save_pretrained`, and a model card if there is none.
 
     Args:
-        model: of :func:`dwsep_zoo.create_model`.
-        repo_id: ``owner/name``; made if it is not there.
-        class_names: of the classifier; ``None``: the model's own, if it knows them.
-        private: whether a new repository is.
-        commit_message: of the upload.
-        token: ``None``: the one of ``hf auth login``.
+        model: a network of :func:`dwsep_zoo.create_model`.
+        repo_id: ``owner/name``; created if necessary.
+        class_names: names of the classifier's outputs; ``None``: the model's own, if it has them.
+        private: make a new repository private.
+        commit_message: message of the upload.
+        token: access token; ``None``: that of ``hf auth login``.
 
     Returns:
         The address of the commit.
@@ -235,22 +236,6 @@ def _build_args(model: nn.Module) -> dict[str, Any]:
     if not args:
         raise UserError(f"{type(model).__name__}: was not built by dwsep_zoo.create_model")
     return args
-
-
-def _download(repo: str, cache_dir: str | Path | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    repo_id, _, revision = repo.removeprefix("hf-hub:").partition("@")
-    files = ["config.json", "model.safetensors"]
-    try:
-        return Path(
-            snapshot_download(
-                repo_id, revision=revision or None, cache_dir=cache_dir, allow_patterns=files
-            )
-        )
-    except Exception as error:  # the hub's client has many, without a common base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{repo}: no such folder, and no download of it: {reason}") from error
 
 
 register_timm()

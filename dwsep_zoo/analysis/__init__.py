@@ -1,1 +1,1 @@
-"""What networks cost: counts, latency, and the arithmetic behind them."""
+"""Measurements of networks: counts, latency, memory, and the time of each layer."""

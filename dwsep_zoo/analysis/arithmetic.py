@@ -30,7 +30,7 @@ def conv_costs(
         in_chans: M.
         out_chans: N.
         kernel_size: K, odd.
-        stride: of the whole operator.
+        stride: stride of the whole operator.
         size: height and width of the input in pixels; the padding keeps size / stride.
     """
     m, n, k = in_chans, out_chans, kernel_size

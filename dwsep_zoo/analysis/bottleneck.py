@@ -1,7 +1,4 @@
-"""What bounds a network's time, in words.
-
-The sentences of the report and of ``dwsep profile`` come from the same rules.
-"""
+"""The bottleneck of a network in a sentence, for reports and ``dwsep profile``."""
 
 from __future__ import annotations
 
@@ -34,8 +31,7 @@ def sentence(roofline: Roofline, reference: str, other: str, speed: float | None
         roofline: holds both networks.
         reference: name of the network that ``other`` is compared with.
         other: name of the network that is explained.
-        speed: how many times as fast it is by a latency measurement; ``None``: by the passes
-            without hooks.
+        speed: factor by a latency measurement; ``None``: by the passes without hooks.
 
     Raises:
         UserError: if one of them was not measured.

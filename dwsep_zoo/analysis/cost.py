@@ -1,4 +1,4 @@
-"""What networks cost on this machine: latency, memory, and the time of each layer.
+"""The cost of networks on this machine: latency, memory, and the time of each layer.
 
 The end of a run, a sweep and ``dwsep profile`` all measure with :func:`measure_cost`.
 """
@@ -26,8 +26,8 @@ class Cost:
 
     Attributes:
         timings: one for each workload, in their order.
-        memory: peaks of one inference and of one training step; empty if they were not asked for.
-        roofline: of this network alone; ``None`` if it was not asked for.
+        memory: peaks of one inference and of one training step; empty if not measured.
+        roofline: times of the layers; ``None`` if not measured.
     """
 
     timings: tuple[Timing, ...]
@@ -75,12 +75,12 @@ def measure_cost(
     Args:
         models: by name; they stay as they are.
         input_size: ``(C, H, W)`` of an image.
-        workloads: what latency is measured for.
+        workloads: the conditions of the latencies.
         train_batch_size: images of a training step; ``None``: do not measure memory.
         roofline: options of :func:`~dwsep_zoo.analysis.roofline.measure_roofline`; ``None``: do
             not time single layers.
         min_run_time: seconds for each network and workload.
-        say: is told what is measured next.
+        say: called with a description of each measurement.
 
     Raises:
         UserError: for conditions that cannot be measured here.

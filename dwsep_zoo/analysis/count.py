@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One convolution or linear layer. Shapes are without the batch: ``(C, H, W)`` or ``(C,)``."""
+    """A convolution or linear layer; shapes ``(C, H, W)`` or ``(C,)`` are without the batch."""
 
     name: str
     kind: str  # depthwise, pointwise, grouped, dense, linear
@@ -30,14 +30,14 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class Count:
-    """What a network costs.
+    """Parameters and multiply-adds of a network.
 
     Attributes:
-        params: trainable numbers, those of norms and biases included.
+        params: trainable numbers, including norms and biases.
         macs: multiply-adds (1 MAC = 2 FLOPs) of convolutions and linear layers, for one image.
             Norms, activations, poolings and biases are not counted, as in the papers.
         input_size: ``(C, H, W)`` of that image.
-        layers: the layers that are counted, in the order in which they run.
+        layers: the counted layers, in the order of execution.
     """
 
     params: int
@@ -49,10 +49,9 @@ class Count:
 def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
     """Count a network's parameters and multiply-adds for one image of ``input_size`` (C, H, W).
 
-    The network is run on a batch of no images, with weights that take no memory: that gives every
-    shape and does no arithmetic, whatever the size, for a network on the meta device too. (A batch
-    on the meta device would give the same, but there PyTorch runs in Python and first loads its
-    compiler: seconds instead of milliseconds.)
+    The network runs on a batch of no images, with weights that take no memory. This gives every
+    shape without arithmetic, whatever the size and on the meta device too. (A batch on the meta
+    device would load PyTorch's compiler first: seconds instead of milliseconds.)
     """
     layers: list[LayerCount] = []
     hooks = [

@@ -1,4 +1,4 @@
-"""Whether the detours around PyTorch's slow CPU kernels still pay on this machine."""
+"""The gain of the detours around PyTorch's slow CPU kernels on this machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How long networks take for one batch, and which of two is faster.
+"""The time of networks for one batch, and the faster of two.
 
-A machine's speed changes from second to second. So networks are measured in turns, a few
-milliseconds each, forward and backward through their list (A B B A): whatever changes the speed
-hits all of them, and a ratio taken within a turn is free of it.
+A machine's speed changes from second to second. Networks are therefore measured in turns, a few
+milliseconds each, forward and backward through their list (A B B A): changes of speed hit all of
+them alike, and a ratio taken within a turn is free of them.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ Timer = Callable[[Inference], float]
 
 @dataclass(frozen=True)
 class Latency:
-    """Time for one batch, in milliseconds, with the conditions without which it means nothing.
+    """Time for one batch, in milliseconds, with the conditions of the measurement.
 
     Attributes:
-        runs: that were timed; the percentiles are of single runs.
+        runs: number of timed runs; the percentiles are over single runs.
         stable: the median moved by less than 5 % from the first half of the turns to the second,
             and the distance from p10 to p90 is less than 30 % of the median.
         device: ``cpu`` or ``cuda``.
-        threads: that a CPU runtime computes with.
-        memory_format: ``own layout`` for a runtime that chooses it.
+        threads: number of CPU threads.
+        memory_format: ``own layout`` if the runtime chooses it.
     """
 
     p50_ms: float
@@ -67,7 +67,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Timing:
-    """A latency, and the times in milliseconds of each turn that it was taken from."""
+    """A latency and the milliseconds of each turn behind it."""
 
     latency: Latency
     turns: tuple[tuple[float, ...], ...]
@@ -129,9 +129,9 @@ def compare_latency(
     min_run_time: float = COMPARE_S,
     **conditions: Any,
 ) -> LatencyComparison:
-    """How much slower or faster ``b`` is than ``a``; arguments as in :func:`measure_latencies`.
+    """Compare two networks; arguments as in :func:`measure_latencies`.
 
-    A verdict takes longer than a figure: by default three seconds for each.
+    A verdict takes longer than a single figure: three seconds each by default.
     """
     models = {"a": a, "b": b}
     timings = time_models(models, input_size, Workload(**conditions), min_run_time=min_run_time)
@@ -188,13 +188,13 @@ def take_turns(
     """Warm up, then time in turns.
 
     Args:
-        runs: what to time.
+        runs: the calls to time.
         timer: times one call.
         min_run_time: seconds for each of ``runs``.
 
     Returns:
-        Of each of ``runs``, of each turn, the seconds of its calls: an even number, half of them
-        timed on the way forward through ``runs`` and half on the way back.
+        For each run and turn the seconds of its calls: an even number, half of them timed on the
+        way forward through ``runs`` and half on the way back.
     """
     typical = [_warm_up(run, timer) for run in runs]
     block_s = min(BLOCK_S, min_run_time / BATCHES / 2)
@@ -233,7 +233,7 @@ def _warm_up(run: Inference, timer: Timer) -> float:
 
 
 def is_stable(turns: Sequence[Sequence[float]]) -> bool:
-    """Whether times can be relied on; see :class:`Latency` for the rule.
+    """Whether the times are steady by the rule of :class:`Latency`.
 
     Args:
         turns: times of each turn, in any unit.
@@ -255,7 +255,7 @@ def compare_turns(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) ->
 
     Args:
         a: times of each turn, in any unit.
-        b: the same, of the same turns.
+        b: times of the other network in the same turns.
     """
     logs = [
         math.log(statistics.median(of_b) / statistics.median(of_a))

@@ -1,8 +1,8 @@
-"""How much memory networks take: counted from the tensors that live at the same time.
+"""The memory of networks, counted from the tensors that live at the same time.
 
-Nothing is computed: tensors without contents are sent through the network, so the numbers are exact
-and the same on every machine, for any batch size. An allocator's rounding and the working memory of
-single kernels come on top, and the optimizer's state in training.
+Nothing is computed: tensors without contents pass through the network, so the numbers are exact and
+the same on every machine, for any batch size. An allocator's rounding, the working memory of single
+kernels and, in training, the optimizer's state come on top.
 """
 
 from __future__ import annotations

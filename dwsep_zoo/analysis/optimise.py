@@ -151,9 +151,9 @@ def _candidates(
 
 
 def _as_input(x: Tensor, device: torch.device, runtime: str, precision: str) -> Tensor:
-    """In the type and layout of the runtime, and never a tensor of the inference mode.
+    """Convert to the type and layout of the runtime, outside of inference mode.
 
-    That is another kind of tensor, for which PyTorch's compiler would compile once more.
+    PyTorch's compiler would compile once more for a tensor of the inference mode.
     """
     dtype, layout = Workload(runtime, precision).tensors()
     with torch.inference_mode(False), torch.no_grad():

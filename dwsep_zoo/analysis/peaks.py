@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: arithmetic, memory, and the calls of operators."""
+"""The measured ceilings of a device: arithmetic, memory, and the calls of operators."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Bandwidth:
 class Peaks:
     """The ceilings of one device, at one precision and number of threads.
 
-    They are the best of many runs, not medians: what the device can do when nothing disturbs it.
+    They are the best of many runs, not medians: the speed of an undisturbed device.
 
     Attributes:
-        gflop_s: of the fastest large matrix product or 1 x 1 convolution (1 MAC = 2 FLOPs).
+        gflop_s: rate of the fastest large matrix product or 1 x 1 convolution (1 MAC = 2 FLOPs).
         bandwidths: by traffic, ascending; the fastest of copying, scaling in place and summing.
         call_ms: on one pixel, the fixed cost of calling an operator, by the name that
             :func:`~dwsep_zoo.analysis.units.operator` gives it.
@@ -117,7 +117,7 @@ def _gb_s(traffic: int, device: torch.device, clock: Clock) -> float:
 def _call_ms(
     device: torch.device, dtype: torch.dtype, clock: Clock, cost: HookCost
 ) -> dict[str, float]:
-    """What each kind of operator takes on one pixel, timed as the units of a network are."""
+    """The time of each kind of operator on one pixel, measured like the units of a network."""
     chans = TINY_CHANS
     model = nn.Sequential()
     for _ in range(TINY_REPEATS):

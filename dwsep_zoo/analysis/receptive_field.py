@@ -1,4 +1,4 @@
-"""Which pixels of the image an output pixel can see, by exact arithmetic."""
+"""Receptive fields by exact arithmetic: the pixels of the image that an output pixel sees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 class Span:
     """Output pixel ``i`` of ``pixels`` sees the image from ``low + i step`` to ``high + i step``.
 
-    Both ends are among what is seen; where they lie outside of the image, it is padding.
+    Both ends are seen; where they lie outside of the image, they are padding.
     """
 
     low: int
@@ -50,13 +50,12 @@ class Field:
 
 
 def receptive_fields(model: nn.Module, input_size: Sequence[int]) -> dict[str, Field]:
-    """The receptive field behind every convolution and pooling, by the layer's name.
+    """The receptive field after every convolution and pooling, by the layer's name.
 
     A window of k pixels adds (k - 1) steps to the field, and its stride multiplies the step; where
-    branches meet, the field is what any of them sees. Layers behind the average pooling see the
-    whole image and are not in the result. The same is true of squeeze-and-excite gates, and they
-    give what they see to every pixel behind them; as the literature does, the fields leave that
-    out.
+    branches meet, the fields are united. Layers after the average pooling see the whole image and
+    are left out, and so are squeeze-and-excite gates, although they pass what they see to every
+    pixel; the literature ignores this too.
 
     Args:
         model: a network of this zoo.
@@ -123,7 +122,7 @@ def _side(window: Window, axis: int, span: Span) -> Span:
 
 
 def _join(fields: Iterator[Field]) -> Field | None:
-    """What any of several branches sees."""
+    """The union of the fields of several branches."""
     branches = list(fields)
     if not branches:
         return None

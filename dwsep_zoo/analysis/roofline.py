@@ -1,8 +1,7 @@
-"""Where a network's time goes: each unit against what this device can do at most.
+"""The time of each unit of a network against the ceilings of the device.
 
-The roofline of Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785, for each unit of
-a network, with a third ceiling: the fixed cost of calling an operator, which is what small units of
-an eager network wait for.
+The roofline of Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785, with a third
+ceiling: the fixed cost of calling an operator, which bounds the small units of an eager network.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class LayerTime:
         macs: multiply-adds of one image.
         bytes: input, output and weights, each once, of a batch.
         time_ms: median for a batch, the cost of the hooks taken off.
-        bound: what takes longest at the device's ceilings: ``compute`` (2 FLOPs a MAC over the
+        bound: the ceiling that takes longest: ``compute`` (2 FLOPs a MAC over the
             arithmetic rate), ``memory`` (bytes over the bandwidth at that traffic) or ``overhead``
             (the calls of the unit's operators, each as long as on one pixel).
         attained: roofline time, the longer of the first two, over ``time_ms``.
@@ -93,12 +92,12 @@ class NetworkTime:
 
     @property
     def macs(self) -> int:
-        """Of one image."""
+        """Multiply-adds of one image."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def sum_ms(self) -> float:
-        """Of all units: what shares are shares of."""
+        """Time of all units, of which shares are taken."""
         return sum(unit.time_ms for unit in self.units)
 
 
@@ -156,41 +155,37 @@ def measure_roofline(
     The networks are copied, not changed, and run in turns (A B A B), with and without hooks.
 
     Args:
-        models: by the names that tables and figures show; each takes ``(N, C, H, W)``.
+        models: by name; each takes ``(N, C, H, W)``.
         input_size: ``(C, H, W)``.
         batch_size: images in a batch; all times are for the whole batch.
         precision: ``fp32``, ``bf16`` or ``fp16``, of weights and activations.
-        device: where to run.
         threads: CPU threads; ``None``: torch's setting.
         min_run_time: seconds of measuring for each network; at least 10 rounds are made.
-        peaks: the device's ceilings, if they are known already.
-        clock: another one than the device's, for tests.
+        peaks: the device's ceilings, if already measured.
+        clock: replaces the device's, for tests.
 
     Raises:
         UserError: for a value that is not possible.
     """
     device = torch.device(device)
-    _check(len(models), batch_size, precision, device, threads)
-    dtype = PRECISIONS[precision]
+    dtype = _check(len(models), batch_size, precision, device, threads)
     channels, height, width = input_size
     work = {name: works(model, input_size) for name, model in models.items()}
     clock = clock or device_clock(device)
     with torch_threads(threads or torch.get_num_threads()), torch.inference_mode():
-        used_threads = torch.get_num_threads()
         cost = hook_cost(device, clock)
         peaks = peaks or measure_peaks(device, dtype, clock, cost)
-        x = torch.randn(batch_size, *input_size, device=device).to(dtype)
-        x = x.to(memory_format=torch.channels_last)
+        x = torch.randn(batch_size, *input_size, device=device)
+        x = x.to(dtype).to(memory_format=torch.channels_last)
         passes = {
             name: _Passes(_copy(model, device, dtype), clock, cost)
             for name, model in models.items()
         }
         runs = _take_turns(list(passes.values()), x, min_run_time)
-    sizes = (batch_size, dtype.itemsize)
     return Roofline(
         device=device.type,
         device_name=device_name(device),
-        threads=used_threads,
+        threads=threads or torch.get_num_threads(),
         batch_size=batch_size,
         input_size=(channels, height, width),
         precision=precision,
@@ -199,7 +194,7 @@ def measure_roofline(
         runs=runs,
         peaks=peaks,
         networks=tuple(
-            network_time(name, work[name], own.plain, own.hooked, peaks, *sizes)
+            _network_time(name, work[name], own, peaks, batch_size, dtype.itemsize)
             for name, own in passes.items()
         ),
     )
@@ -207,7 +202,7 @@ def measure_roofline(
 
 def _check(
     models: int, batch_size: int, precision: str, device: torch.device, threads: int | None
-) -> None:
+) -> torch.dtype:
     if not models:
         raise UserError("no networks to measure")
     for key, value in {"batch_size": batch_size, "threads": threads}.items():
@@ -216,6 +211,7 @@ def _check(
     choose(precision, PRECISIONS, "precision")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device}: there is no CUDA device; use device=cpu")
+    return PRECISIONS[precision]
 
 
 def _take_turns(passes: Sequence[_Passes], x: Tensor, min_run_time: float) -> int:
@@ -256,18 +252,19 @@ def _copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Modu
     return twin.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def network_time(
+def _network_time(
     name: str,
     work: Sequence[Work],
-    plain_ms: Sequence[float],
-    passes: Sequence[Pass],
+    passes: _Passes,
     peaks: Peaks,
     batch_size: int,
     itemsize: int,
 ) -> NetworkTime:
-    """From what a network does and how long that took, several times, to medians and bounds."""
+    """Combine the work of a network and its timed passes into medians and bounds."""
     layers, roofs = [], []
-    for unit, times in zip(work, zip(*(p.units_ms for p in passes), strict=True), strict=True):
+    for unit, times in zip(
+        work, zip(*(p.units_ms for p in passes.hooked), strict=True), strict=True
+    ):
         limits = peaks.limits(unit, batch_size, itemsize)
         traffic = traffic_of(unit, batch_size, itemsize)
         time_ms = statistics.median(times)
@@ -284,12 +281,12 @@ def network_time(
                 attained=roofs[-1] / time_ms if time_ms else 0.0,
             )
         )
-    rest_ms = statistics.median(p.rest_ms for p in passes)
+    rest_ms = statistics.median(p.rest_ms for p in passes.hooked)
     kinds = [_kind_time(kind, [la for la in layers if la.kind == kind]) for kind in KINDS]
     return NetworkTime(
         name=name,
-        total_ms=statistics.median(plain_ms),
-        hooked_ms=statistics.median(p.total_ms for p in passes),
+        total_ms=statistics.median(passes.plain),
+        hooked_ms=statistics.median(p.total_ms for p in passes.hooked),
         layers=tuple(layers),
         units=(
             *(kind for kind in kinds if kind.layers),

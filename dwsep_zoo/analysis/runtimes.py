@@ -140,7 +140,7 @@ def prepare_for(model: nn.Module, x: Tensor, workload: Workload) -> Call:
 
 
 def random_input(batch_size: int, input_size: Sequence[int]) -> Tensor:
-    """Always the same ``(N, C, H, W)``, and none of the random numbers that a run is seeded for."""
+    """The same ``(N, C, H, W)`` at every call, without using the global random numbers."""
     return torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
 
 

@@ -1,4 +1,4 @@
-"""The time of a network's units, with what the measuring itself takes known."""
+"""The time of a network's units, without the cost of measuring it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dwsep_zoo.analysis.units import NORM_ACT, Unit, attach
 
-HOOKED, REPEATS = 50, 40  # modules in the network that tells what hooks cost, and its passes
+HOOKED, REPEATS = 50, 40  # modules and passes that measure the cost of hooks
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _event_ms(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
 
 @dataclass(frozen=True)
 class HookCost:
-    """Milliseconds that the hooks of one unit add: to its own time, and between it and the next."""
+    """Milliseconds that the hooks of one unit add, to its own time and between it and the next."""
 
     inside_ms: float
     outside_ms: float
@@ -52,7 +52,7 @@ class HookCost:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass with hooks, milliseconds: of the whole, of each unit, of what is between."""
+    """Milliseconds of one forward pass with hooks: total, each unit, and the rest between them."""
 
     total_ms: float
     units_ms: tuple[float, ...]
@@ -72,7 +72,7 @@ def time_plain(model: nn.Module, x: Tensor, clock: Clock) -> float:
 def time_units(
     model: nn.Module, parts: Sequence[Unit], x: Tensor, clock: Clock, cost: HookCost
 ) -> Pass:
-    """One forward pass with hooks, whose cost is taken off; units in the order of execution."""
+    """Time one forward pass with hooks, less their cost; units in the order of execution."""
     begin: Any = None
     spans: list[tuple[Any, Any]] = []
 
@@ -84,7 +84,7 @@ def time_units(
         nonlocal begin
         end = clock.now()
         spans.append((begin, end))
-        begin = end  # of a shortcut, which has no start of its own
+        begin = end  # the start of a shortcut, which has no hook of its own
 
     handles = attach(parts, start, stop)
     try:

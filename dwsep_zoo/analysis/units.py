@@ -1,4 +1,4 @@
-"""What a network consists of: its units, by function, and the work of each."""
+"""The units of a network, by function, and the work of each."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SQUEEZE_EXCITE, DEPTHWISE, NORM_ACT, SHORTCUT, POOLING = (
     "shortcut",
     "pooling",
 )
-NORM, OTHER = "norm", "other"  # operators, besides the kinds of convolution
-REST = "rest"  # of the time: Python between the units, and modules that do nothing at inference
+NORM, OTHER = "norm", "other"  # operators besides the kinds of convolution
+REST = "rest"  # Python between the units, and modules that do nothing at inference
 KINDS = (
     "stem",
     "expansion",
@@ -39,8 +39,9 @@ KINDS = (
     "head",
     REST,
 )
-"""In the order in which they are shown."""
+"""The functions of units, in display order."""
 
+# The private base classes catch every norm and pooling, which public names would list one by one.
 _NORMS = (batchnorm._NormBase, normalization.LayerNorm, normalization.GroupNorm)
 _POOLS = (
     pooling._MaxPoolNd,
@@ -54,8 +55,8 @@ _POOLS = (
 class Unit:
     """A part of a network that is timed as a whole.
 
-    ``shortcut`` is the addition at the end of a block: its module is the block, but its time begins
-    where the unit before it ends.
+    ``shortcut`` is the addition at the end of a block. Its module is the block, but its time begins
+    where the previous unit ends.
     """
 
     name: str
@@ -65,13 +66,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Work:
-    """What one unit does for an image.
+    """The work of one unit for an image.
 
     Attributes:
         macs: multiply-adds of convolutions and linear layers.
         activations: numbers read and written.
-        weights: numbers that are read once for a whole batch.
-        calls: the operators that are called, as :func:`operator` names them.
+        weights: numbers read once for a whole batch.
+        calls: operators that are called, see :func:`operator`.
     """
 
     name: str
@@ -87,10 +88,10 @@ Stop = Callable[[Unit, tuple[Any, ...], Any], None]
 
 
 def units(model: nn.Module) -> Iterator[Unit]:
-    """The units of a network, told by the types and names of its modules.
+    """The units of a network, recognised by the types and names of its modules.
 
-    A gate and a mixed depthwise convolution are units, all others are modules without children.
-    Modules that do nothing at inference (dropout, identity, flatten) are in none.
+    Gates and mixed depthwise convolutions are units; all others are modules without children.
+    Modules that do nothing at inference (dropout, identity, flatten) belong to none.
     """
     parts = {name for name, _ in model.named_children()} if isinstance(model, ConvNet) else set()
     yield from _units(model, "", parts)
@@ -131,18 +132,14 @@ def _function(module: nn.Module, name: str, parts: set[str]) -> str | None:
 
 
 def operator(module: nn.Module) -> str:
-    """The operator that a module without children calls.
-
-    It is a kind of convolution (:func:`~dwsep_zoo.analysis.count.conv_kind`), ``norm`` or, for all
-    else, ``other``.
-    """
+    """The operator of a module without children: a kind of convolution, ``norm`` or ``other``."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         return conv_kind(module)
     return NORM if isinstance(module, _NORMS) else OTHER
 
 
 def attach(parts: Iterable[Unit], start: Start, stop: Stop) -> list[RemovableHandle]:
-    """Have ``start`` called before and ``stop`` behind each unit; a shortcut has no ``start``."""
+    """Call ``start`` before and ``stop`` after each unit; a shortcut has no ``start``."""
 
     def hooks(unit: Unit) -> Iterator[RemovableHandle]:
         if unit.kind != SHORTCUT:
@@ -153,9 +150,9 @@ def attach(parts: Iterable[Unit], start: Start, stop: Stop) -> list[RemovableHan
 
 
 def works(model: nn.Module, input_size: Sequence[int]) -> list[Work]:
-    """What each unit does for one image of ``input_size`` (C, H, W), in the order of execution.
+    """The work of each unit for one image of ``input_size`` (C, H, W), in the order of execution.
 
-    As in :func:`dwsep_zoo.count`, which is what is run here, no arithmetic is done.
+    No arithmetic is done, as in :func:`dwsep_zoo.count`, which runs here.
     """
     calls: list[tuple[Unit, int]] = []
 
@@ -178,7 +175,7 @@ def _activations(unit: Unit, inputs: tuple[Any, ...], out: Any) -> int:
 
 
 def _work(unit: Unit, activations: int, layers: list[LayerCount]) -> Work:
-    """``layers`` are those that are not in a unit yet; the ones of this unit are taken from it."""
+    """The work of a unit, whose layers are removed from the front of ``layers``."""
     macs = 0
     own = [] if unit.kind == SHORTCUT else list(unit.module.modules())
     while layers and own and (layers[0].name + ".").startswith(unit.name + "."):

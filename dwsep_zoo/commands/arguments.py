@@ -1,4 +1,4 @@
-"""From the words of a command line to typed options, and from those to ``--help``."""
+"""Typed options of a command line, and their help."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def read(
 
     Args:
         command: its name.
-        arguments: what follows the name.
+        arguments: the words after the name.
         kind: the options.
         others: further kinds of options, for the help.
-        words: how the help calls words without ``=``; empty: there are none.
+        words: name of words without ``=`` in the help; empty: there are none.
 
     Raises:
         UserError: for an unknown option, naming the nearest, and for a value that cannot be.

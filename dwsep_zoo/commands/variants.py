@@ -1,4 +1,4 @@
-"""Variants of one network: what can be measured of them here, and the tables of their costs."""
+"""Variants of one network, the workloads that run here, and the tables of their costs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Variants:
     """Networks to measure in turns; every workload can run here.
 
     Attributes:
-        name: of the model and its width.
+        name: the model and its width.
         networks: by conv type.
         input_size: ``(C, H, W)``.
-        notes: workloads that were asked for and cannot be measured, and why.
+        notes: reasons why other workloads cannot be measured.
     """
 
     name: str

@@ -127,9 +127,9 @@ class ConvNet(nn.Module):
 
         Args:
             x: ``(N, in_chans, H, W)``.
-            indices: which of them; an int: the last so many; ``None``: all.
-            norm: has no effect, as no norm lies behind the stages.
-            stop_early: compute nothing behind the last of them.
+            indices: positions; an int: that many of the last; ``None``: all.
+            norm: without effect, as no norm follows the stages.
+            stop_early: stop after the last of them.
             output_fmt: ``NCHW``.
             intermediates_only: leave out the features of :meth:`forward_features`.
 
@@ -159,11 +159,11 @@ class ConvNet(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove what :meth:`forward_intermediates` does not need for these indices.
+        """Remove the parts that :meth:`forward_intermediates` does not need for these indices.
 
         Args:
-            indices: as there.
-            prune_norm: has no effect, as no norm lies behind the stages.
+            indices: as in :meth:`forward_intermediates`.
+            prune_norm: without effect, as no norm follows the stages.
             prune_head: remove the head, the hidden layer and the classifier even if the last row
                 stays; they go anyway if it does not, as they do not fit to another.
 
@@ -292,7 +292,7 @@ def _stages(arch: Architecture, conv: ConvOp, drop_path_rate: float) -> Chain:
 
 
 def default_cfg(arch: Architecture, num_classes: int = 1000, in_chans: int = 3) -> dict[str, Any]:
-    """What timm's tools ask about a network: its images, its first layer and its last."""
+    """timm's description of a network: its images, its first layer and its last."""
     size = arch.resolution
     return {
         "num_classes": num_classes,

@@ -58,12 +58,12 @@ def xception41(width_mult: float = 1.0) -> Architecture:
 
 
 def xception65(width_mult: float = 1.0) -> Architecture:
-    """The same with a middle flow of 16 blocks."""
+    """The aligned Xception with a middle flow of 16 blocks."""
     return _aligned(width_mult, ENTRY, middle=16)
 
 
 def xception71(width_mult: float = 1.0) -> Architecture:
-    """The same with two more blocks in the entry flow."""
+    """Xception-65 with two more blocks in the entry flow."""
     return _aligned(width_mult, LONG_ENTRY, middle=16)
 
 

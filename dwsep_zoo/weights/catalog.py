@@ -1,4 +1,4 @@
-"""Which published network is which of ours: the model, and the options that make it equal."""
+"""Published networks: the model of this zoo, and the options that make the two equal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TF = {"padding": "same", "bn_eps": 1e-3}
-"""What TensorFlow's networks need, and timm's ``tf_`` ports of them."""
+"""Options of TensorFlow's networks, and of timm's ``tf_`` ports."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def available(model: str) -> list[str]:
 
 
 def origins(model: str) -> list[str]:
-    """Where weights of a model come from, in a word each."""
+    """The sources of a model's weights, one word each."""
     found = {
         "timm": any(published.model == model for published in TIMM.values()),
         "torchvision": model in TORCHVISION,

@@ -19,9 +19,9 @@ def from_layout(state: Mapping[str, Tensor], layout: Layout, model: ConvNet, wha
 
     Args:
         state: theirs.
-        layout: how it names its layers.
+        layout: the names of its layers.
         model: a network of ours to load it into; on the meta device, if you like.
-        what: how messages call ``state``.
+        what: name of ``state`` in messages.
 
     Raises:
         UserError: naming the first tensor that is missing, left over, or of another shape or type.
@@ -44,11 +44,11 @@ def from_layout(state: Mapping[str, Tensor], layout: Layout, model: ConvNet, wha
 
 
 def export_state(model: ConvNet, layout: Layout, template: Mapping[str, Tensor]) -> State:
-    """Our weights under foreign names: the way back.
+    """Rename our weights to another layout.
 
     Args:
         model: a network of ours.
-        layout: how the template names its layers.
+        layout: the names of the template's layers.
         template: the foreign network's own state dict, for its names and shapes.
     """
     names = _names(layout, model, list(template), "the template")

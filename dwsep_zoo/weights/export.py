@@ -1,4 +1,4 @@
-"""Our weights for timm's and torchvision's networks."""
+"""Export of weights for timm's and torchvision's networks."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _telling(entry: Published) -> dict[str, object]:
 
 
 def _layers(args: dict[str, object], options: dict[str, object]) -> object:
-    """What a forward pass in evaluation depends on."""
+    """The layers as far as a forward pass in evaluation depends on them."""
     arch = create_architecture(str(args["name"]), width_mult=args["width_mult"], **options)  # type: ignore[arg-type]
     return replace(arch.layers, bn_momentum=0.1)
 

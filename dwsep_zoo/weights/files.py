@@ -16,7 +16,7 @@ from dwsep_zoo.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".h5", ".keras")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where training programs put the weights in a checkpoint, the averaged ones first."""
+"""Keys of the weights in other programs' checkpoints, averaged weights first."""
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What ``torch.save`` wrote, if it is plain data.
+    """Read a file of ``torch.save`` if it holds plain data.
 
     Raises:
         UserError: if the file is cut off or holds anything but plain data.

@@ -1,4 +1,4 @@
-"""How others name the layers that we have: declared maps, one a layout.
+"""Names of the layers in other projects: one declared map for each layout.
 
 A layout is a function from a network of ours and the names of a foreign state dict to pairs of
 modules, ours and theirs. Rows (stem, blocks, head) correspond in order; inside a row, the tables

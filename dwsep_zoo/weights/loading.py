@@ -19,17 +19,17 @@ log = logging.getLogger("dwsep_zoo")
 
 
 def preprocessing(model: str, pretrained: str | bool | Path) -> dict[str, Any]:
-    """What images the weights expect: image_size, mean, std, interpolation, crop_pct, if known.
+    """The image_size, mean, std, interpolation and crop_pct of the weights, as far as known.
 
-    Reads or downloads no weights but those of a run's folder.
+    Only the weights of a run's folder are read; nothing is downloaded.
     """
     return resolve(model, pretrained).preprocessing
 
 
 def load_into(model: ConvNet, source: Source) -> None:
-    """Fill a network; a classifier or first convolution of another size is adapted, and said.
+    """Fill a network; a classifier or first convolution of another size is adapted and logged.
 
-    The network stays as it was if anything does not fit.
+    The network is not changed if anything does not fit.
 
     Raises:
         UserError: naming the first tensor that does not fit.
@@ -50,7 +50,7 @@ def load_into(model: ConvNet, source: Source) -> None:
 
 
 def _description(source: Source, theirs: dict[str, Any], model: ConvNet) -> dict[str, Any]:
-    """What is known of the weights' images and classes, as far as the network still has them."""
+    """The weights' images and classes, except for what differs in this network."""
     found = dict(source.preprocessing)
     size, chans = found.pop("image_size", None), model.build_args["in_chans"]
     if theirs["in_chans"] != chans:
@@ -63,14 +63,14 @@ def _description(source: Source, theirs: dict[str, Any], model: ConvNet) -> dict
 
 
 def load(path: str | Path) -> ConvNet:
-    """The network of a run's folder, or of a checkpoint or folder written here.
+    """Build the network of a run's folder, of a checkpoint, or of a saved folder, and load it.
 
     Returns:
         The network in evaluation mode, with ``class_names`` and, in ``default_cfg``, the
         preprocessing of its images.
 
     Raises:
-        UserError: if there is no such thing, or it does not say which network it is.
+        UserError: if it does not exist, or does not describe its network.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -82,6 +82,8 @@ def load(path: str | Path) -> ConvNet:
             f"{path}: does not say which network it is; use create_model(name, pretrained=...)"
         )
     state = source.read()
+    if "stem.0.conv.weight" not in state:
+        raise UserError(f"{path}: stem.0.conv.weight is missing, which {published.model} needs")
     options = {**published.options, **_sizes(state)}
     model = build_model(published.model, width_mult=published.width_mult or 1.0, **options)
     load_into(model, replace(source, read=lambda: state))
@@ -118,7 +120,7 @@ def _adapt_classifier(state: State, model: ConvNet, what: str) -> None:
         return
     for name in ("classifier.weight", "classifier.bias"):
         state.pop(name, None)
-        if name in wanted:  # begins without an opinion, and so without destroying the features
+        if name in wanted:  # zero-initialised, so that it does not destroy the features
             state[name] = torch.zeros_like(wanted[name])
     log.info("%s: its classifier of %d classes is left out", what, classes)
 

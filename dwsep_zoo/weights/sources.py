@@ -1,14 +1,18 @@
-"""What ``pretrained=`` may be: from a word to tensors, their layout and what goes with them."""
+"""Finding weights: from the value of ``pretrained=`` to tensors, options and preprocessing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import Tensor
 
@@ -24,11 +28,11 @@ class Source:
     """Weights that have been found but not read.
 
     Args:
-        what: how messages call them.
-        read: gives the state dict; this is where a download happens.
-        published: which network they belong to; ``None``: unknown, the names will tell.
+        what: their name in messages.
+        read: returns the state dict, downloading it if necessary.
+        published: the network they belong to; ``None``: unknown, the tensors' names will tell.
         preprocessing: image_size, mean, std, interpolation and crop_pct, as far as known.
-        class_names: of the classifier, if known.
+        class_names: names of the classifier's outputs, if known.
     """
 
     what: str
@@ -95,7 +99,7 @@ def from_path(path: Path) -> Source:
 
 
 def _from_checkpoint(path: Path) -> Source:
-    """A checkpoint of our own training, or of somebody else's."""
+    """A checkpoint of this package, or another state dict."""
     if not path.is_file():
         raise UserError(f"pretrained={path}: no such file")
     content = files.read_checkpoint(path)
@@ -107,39 +111,37 @@ def _from_checkpoint(path: Path) -> Source:
         for name, tensor in content["state_dict"].items()
         if name.startswith("model.")
     }
-    args = dict(description["model"])
-    published = Published(
-        args.pop("name"),
-        width_mult=args.pop("width_mult"),
-        options={k: v for k, v in args.items() if k not in ("num_classes", "in_chans")},
-    )
-    return Source(
-        str(path),
-        lambda: state,
-        published,
-        dict(description["preprocessing"]),
-        tuple(description["class_names"]),
-    )
+    try:
+        return Source(
+            str(path),
+            lambda: state,
+            _own(dict(description["model"])),
+            dict(description["preprocessing"]),
+            tuple(description["class_names"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: does not describe its network as this package does") from error
+
+
+def _own(args: dict[str, Any]) -> Published:
+    """A network of this zoo from the arguments of ``create_model``."""
+    name, width_mult = args.pop("name"), args.pop("width_mult", 1.0)
+    options = {k: v for k, v in args.items() if k not in ("num_classes", "in_chans")}
+    return Published(name, width_mult=width_mult, options=options)
 
 
 def _from_folder(folder: Path) -> Source:
-    """What ``dwsep_zoo.hub.save_pretrained`` wrote, or any download of a hub repository."""
+    """A folder of ``dwsep_zoo.hub.save_pretrained``, or a download from the hub."""
     try:
         config = json.loads((folder / "config.json").read_text())
         cfg = {**config, **config.get("pretrained_cfg", {})}
-        architecture = config["architecture"]
+        architecture = str(config["architecture"])
+        args = dict(config.get("model_args") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/config.json: not a model's configuration") from error
-    args = dict(config.get("model_args") or {})
+    published: Published | None = catalog.TIMM.get(architecture)
     if architecture.startswith("dwsep_"):
-        args.pop("name", None)
-        published: Published | None = Published(
-            architecture.removeprefix("dwsep_"),
-            width_mult=args.pop("width_mult", 1.0),
-            options={k: v for k, v in args.items() if k not in ("num_classes", "in_chans")},
-        )
-    else:
-        published = catalog.TIMM.get(architecture)
+        published = _own({**args, "name": architecture.removeprefix("dwsep_")})
     read = partial(files.read, folder / "model.safetensors")
     names = tuple(cfg.get("label_names") or ())
     return Source(str(folder), read, published, _preprocessing(cfg), names)
@@ -173,7 +175,7 @@ def _from_torchvision(model: str, tag: str) -> Source:
     what = f"torchvision's {model} {weights.name}"
 
     def read() -> State:
-        with _network(what):
+        with _download_errors(what):
             return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
 
     preprocessing = {
@@ -202,40 +204,63 @@ def _from_hub(text: str) -> Source:
         cfg = get_pretrained_cfg(repo.split("/")[-1])
         preprocessing = _preprocessing(cfg.to_dict()) if cfg else {}
     elif known is None:
-        return _from_folder(_download(repo))
+        return _from_folder(download(repo))
 
     def read() -> State:
-        return files.read(_download(repo) / "model.safetensors")
+        return files.read(download(repo) / "model.safetensors")
 
     return Source(repo, read, known, preprocessing)
 
 
-def _download(repo: str) -> Path:
-    from huggingface_hub import hf_hub_download
+def download(repo: str, cache_dir: str | Path | None = None) -> Path:
+    """Download the description and weights in a repository, or find them in the cache.
 
-    with _network(repo):
-        for name in ("config.json", "model.safetensors"):
-            path = Path(hf_hub_download(repo, name))
-    return path.parent
+    Args:
+        repo: ``owner/name``, with ``@revision`` if it is not the newest.
+        cache_dir: cache of downloads; ``None``: the hub's usual place.
 
+    Raises:
+        UserError: in one line.
+    """
+    from huggingface_hub import constants, errors, snapshot_download
 
-class _network:
-    """Turns the many errors of a failed download into one line."""
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    repo_id, _, revision = repo.removeprefix("hf-hub:").removeprefix("hf_hub:").partition("@")
+    online = _is_known(constants.ENDPOINT)
+    options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
+    names = ["config.json", "model.safetensors"]
+    with _download_errors(repo):
+        try:
+            return Path(
+                snapshot_download(
+                    repo_id, allow_patterns=names, local_files_only=not online, **options
+                )
             )
-            raise UserError(
-                f"{self.what}: cannot be downloaded ({reason}); give a local file instead"
-            ) from error
+        except errors.LocalEntryNotFoundError as error:
+            if online:
+                raise
+            raise ConnectionError(f"{constants.ENDPOINT} cannot be reached") from error
+
+
+def _is_known(url: str) -> bool:
+    """Whether a server's name resolves; the hub's client tries for half a minute otherwise."""
+    try:
+        return bool(getproxies() or socket.getaddrinfo(urlsplit(url).hostname, None))
+    except OSError:
+        return False
+
+
+@contextmanager
+def _download_errors(what: str) -> Iterator[None]:
+    """Turn any error of a download into one line; the clients' errors have no common base."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{what}: cannot be downloaded ({reason}); give a local file instead"
+        ) from error
 
 
 def _from_keras_file(path: Path, model: str) -> Source:
@@ -252,7 +277,7 @@ def _from_keras_file(path: Path, model: str) -> Source:
 
 
 def _preprocessing(cfg: dict[str, Any]) -> dict[str, Any]:
-    """From timm's ``pretrained_cfg``."""
+    """The known keys of timm's ``pretrained_cfg``."""
     known = {key: cfg[key] for key in ("interpolation", "crop_pct") if cfg.get(key) is not None}
     for key in ("mean", "std"):
         if cfg.get(key) is not None:

@@ -107,7 +107,7 @@ def test_grey_images_give_what_grey_in_three_channels_gives(v2_file):
 
 def test_a_hub_id_takes_width_options_and_preprocessing_along(v2_file, monkeypatch):
     theirs = calibrate(timm.create_model("tf_mobilenetv3_small_075"), torch.randn(4, 3, 64, 64))
-    monkeypatch.setattr(sources, "_download", lambda repo: v2_file[1].parent / repo.split("/")[-1])
+    monkeypatch.setattr(sources, "download", lambda repo: v2_file[1].parent / repo.split("/")[-1])
     folder = v2_file[1].parent / "tf_mobilenetv3_small_075.in1k"
     folder.mkdir()
     save_file(theirs.state_dict(), folder / "model.safetensors")
@@ -128,7 +128,7 @@ def test_no_network(monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("Name or service not known\nmore")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(UserError) as caught:
         create_model("mobilenet_v2", pretrained="timm/mobilenetv2_100.ra_in1k")
     assert str(caught.value) == (
