@@ -12,7 +12,7 @@ from dwsep_zoo.report import words
 from dwsep_zoo.report.columns import number_of_seeds, row_label
 from dwsep_zoo.report.comparison import Comparison
 from dwsep_zoo.report.results import Run
-from dwsep_zoo.report.statistics import Interval, Paired, Sample
+from dwsep_zoo.report.statistics import Paired, Sample
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.schema.measures import measures
 from dwsep_zoo.schema.record import Conditions
@@ -83,7 +83,9 @@ def _row(table: Table, row: Row, numbers: Mapping[int, int]) -> dict[str, object
     measured: dict[str, object] = {}
     for measure in measures(place="json"):
         many = measure.over_seeds == "mean"
-        measured[measure.name] = _sample(row.sample(measure)) if many else row.value(measure)
+        values = row.values(measure)
+        sample = asdict(Sample.of(values)) if values else None
+        measured[measure.name] = sample if many else row.value(measure)
         if measure.ratio:
             measured[measure.ratio] = row.ratio(measure)
     match = row.match.plain() | {"width_mult": run.width_given} if row.match else None
@@ -98,7 +100,7 @@ def _row(table: Table, row: Row, numbers: Mapping[int, int]) -> dict[str, object
         "match": match,
         "searched": dict(run.searched) or None,
         "reference": numbers[id(row.reference.first)] if row.reference else None,
-        "test_acc": _sample(row.accuracy),
+        "test_acc": asdict(row.accuracy) if row.accuracy else None,
         "test_acc_difference": row.accuracy_difference,
         "paired": _paired(row.paired) if row.paired else None,
         **measured,
@@ -120,29 +122,13 @@ def _run(run: Run) -> dict[str, object]:
     }
 
 
-def _sample(sample: Sample | None) -> dict[str, object] | None:
-    if sample is None:
-        return None
-    return {
-        "n": sample.n,
-        "mean": sample.mean,
-        "std": sample.std,
-        "interval": _interval(sample.interval),
-        "values": sample.values,
-    }
-
-
-def _interval(interval: Interval | None) -> tuple[float, float] | None:
-    return (interval.low, interval.high) if interval else None
-
-
 def _paired(paired: Paired) -> dict[str, object]:
     return {
         "seeds": paired.seeds,
         "differences": paired.differences,
         "mean": paired.mean,
-        "t_interval": _interval(paired.t),
-        "bootstrap_interval": _interval(paired.bootstrap),
+        "t_interval": paired.t,
+        "bootstrap_interval": paired.bootstrap,
         "verdict": paired.verdict,
         "words": paired.words,
         "mcnemar": [asdict(test) for test in paired.mcnemar],

@@ -6,8 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,16 +18,11 @@ SIGNIFICANT = 0.05
 SAME = "not distinguishable"
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A 95 % confidence interval."""
 
     low: float
     high: float
-
-    def within(self, low: float, high: float) -> Interval:
-        """The part between two limits that no value can pass."""
-        return Interval(max(self.low, low), min(self.high, high))
 
 
 @dataclass(frozen=True)
@@ -36,35 +30,24 @@ class Sample:
     """A quantity measured in several runs.
 
     Attributes:
-        low, high: limits that no value can pass, and no interval.
+        values: one for each run.
+        mean: of the values.
+        std: standard deviation (divided by n - 1); ``None`` for one value.
+        interval: of the mean by Student's t; ``None`` for one value and for equal ones.
     """
 
+    n: int
+    mean: float
+    std: float | None
+    interval: Interval | None
     values: tuple[float, ...]
-    low: float = -math.inf
-    high: float = math.inf
 
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation (divided by n - 1); ``None`` for one value."""
-        return statistics.stdev(self.values) if self.n > 1 else None
-
-    @cached_property
-    def interval(self) -> Interval | None:
-        """Interval of the mean by Student's t; ``None`` for one value and for equal ones."""
-        found = t_interval(self.values)
-        return found and found.within(self.low, self.high)
+    @classmethod
+    def of(cls, values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> Sample:
+        """Describe values between two limits, which no interval passes."""
+        std = statistics.stdev(values) if len(values) > 1 else None
+        interval = t_interval(values, low, high)
+        return cls(len(values), statistics.fmean(values), std, interval, tuple(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +75,7 @@ class McNemar:
     classifies correctly is equally likely to be either's.
 
     Attributes:
-        both: images that both networks classify correctly.
-        only_reference: images that only the reference classifies correctly.
-        only_other: images that only the other network classifies correctly.
-        neither: images that both classify wrongly.
+        both, only_reference, only_other, neither: images that these networks classify correctly.
         p_value: two-sided, binomial.
     """
 
@@ -178,8 +158,15 @@ class Paired:
         )
 
 
-def t_interval(values: Sequence[float]) -> Interval | None:
+def t_interval(
+    values: Sequence[float], low: float = -math.inf, high: float = math.inf
+) -> Interval | None:
     """The 95 % interval of the mean by Student's t with n - 1 degrees of freedom.
+
+    Args:
+        values: measured independently.
+        low: limit that no value can pass; the interval is cut off there.
+        high: the other limit.
 
     Returns:
         ``None`` for one value and for equal ones, whose interval would have no width.
@@ -191,7 +178,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     factor = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     half = factor * statistics.stdev(values) / len(values) ** 0.5
     mean = statistics.fmean(values)
-    return Interval(mean - half, mean + half)
+    return Interval(max(mean - half, low), min(mean + half, high))
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
@@ -207,15 +194,11 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
     """
     if not _spread(values):
         return None
+    import numpy as np
     from scipy.stats import bootstrap
 
     found = bootstrap(
-        (values,),
-        _mean_along,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="BCa",
-        rng=0,
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="BCa", rng=0
     ).confidence_interval
     return Interval(float(found.low), float(found.high))
 
@@ -225,17 +208,11 @@ def _spread(values: Sequence[float]) -> bool:
     return max(values) - min(values) > 1e-9
 
 
-def _mean_along(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """The statistic in the form that scipy calls."""
-    return values.mean(axis=axis)
-
-
 def paired(
     reference: Mapping[int, float],
     other: Mapping[int, float],
-    *,
-    reference_predictions: Mapping[int, Predictions] | None = None,
-    other_predictions: Mapping[int, Predictions] | None = None,
+    reference_predictions: Mapping[int, Predictions] = {},
+    other_predictions: Mapping[int, Predictions] = {},
 ) -> Paired | None:
     """Compare two networks that were trained with the same seeds.
 
@@ -254,20 +231,19 @@ def paired(
     differences = tuple(other[seed] - reference[seed] for seed in seeds)
     tests, reasons = [], []
     for seed in seeds:
-        of_reference = (reference_predictions or {}).get(seed)
-        of_other = (other_predictions or {}).get(seed)
         try:
-            tests.append(mcnemar(seed, of_reference, of_other))
+            tests.append(
+                mcnemar(seed, reference_predictions.get(seed), other_predictions.get(seed))
+            )
         except ValueError as error:
             reasons.append((seed, str(error)))
-    t = t_interval(differences)
     return Paired(
-        seeds=seeds,
-        differences=differences,
-        t=t and t.within(-1.0, 1.0),
-        bootstrap=bootstrap_interval(differences),
-        mcnemar=tuple(tests),
-        no_mcnemar=tuple(reasons),
+        seeds,
+        differences,
+        t_interval(differences, -1.0, 1.0),
+        bootstrap_interval(differences),
+        tuple(tests),
+        tuple(reasons),
     )
 
 
@@ -286,19 +262,12 @@ def mcnemar(seed: int, reference: Predictions | None, other: Predictions | None)
         raise ValueError(f"no predictions.npz of {whose}")
     if not np.array_equal(reference.label, other.label):
         raise ValueError("the labels of the two predictions.npz differ: not the same test images")
-    right_reference = reference.predicted == reference.label
-    right_other = other.predicted == other.label
-    only_reference = int((right_reference & ~right_other).sum())
-    only_other = int((right_other & ~right_reference).sum())
+    # 0: both wrong, 1: only the other is right, 2: only the reference, 3: both
+    outcome = 2 * (reference.predicted == reference.label) + (other.predicted == other.label)
+    neither, only_other, only_reference, both = np.bincount(outcome, minlength=4).tolist()
     disagree = only_reference + only_other
-    return McNemar(
-        seed=seed,
-        both=int((right_reference & right_other).sum()),
-        only_reference=only_reference,
-        only_other=only_other,
-        neither=int((~right_reference & ~right_other).sum()),
-        p_value=float(binomtest(only_other, disagree).pvalue) if disagree else 1.0,
-    )
+    p_value = float(binomtest(only_other, disagree).pvalue) if disagree else 1.0
+    return McNemar(seed, both, only_reference, only_other, neither, p_value)
 
 
 def points(difference: float) -> str:

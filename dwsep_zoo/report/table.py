@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,24 +115,23 @@ class Row:
     @cached_property
     def accuracy(self) -> Sample | None:
         """Test accuracy, 0-1."""
-        return self.sample(TEST_ACC)
+        values = self.values(TEST_ACC)
+        return Sample.of(values, 0.0, 1.0) if values else None
 
-    def sample(self, measure: Measure) -> Sample | None:
-        """The values of the runs; ``None`` also for durations on different machines."""
+    def values(self, measure: Measure) -> list[float]:
+        """The values of the runs; none for durations on different machines."""
         if measure.over_seeds == "mean" and self.machine is None:
-            return None
-        values = (measure.value(run.record) for run in self.runs)
-        found = tuple(value for value in values if value is not None)
-        return Sample(found, *((0.0, 1.0) if measure is TEST_ACC else ())) if found else None
+            return []
+        found = (measure.value(run.record) for run in self.runs)
+        return [value for value in found if value is not None]
 
     def value(self, measure: Measure) -> float | None:
         """The first, mean or median value over the runs, as the measure wants it."""
         if measure.over_seeds == "first":
             return measure.value(self.record)
-        sample = self.sample(measure)
-        if sample is None:
-            return None
-        return sample.mean if measure.over_seeds == "mean" else sample.median
+        values = self.values(measure)
+        average = statistics.fmean if measure.over_seeds == "mean" else statistics.median
+        return average(values) if values else None
 
     def ratio(self, measure: Measure) -> float | None:
         """The value over the reference's; ``None`` also for durations on different machines."""
@@ -152,8 +152,8 @@ class Row:
     def percentile(self, conditions: Conditions, name: str) -> float | None:
         """The median over the runs of ``p10``, ``p50`` or ``p90``, in milliseconds."""
         found = (getattr(entry, f"{name}_ms") for entry in self._latencies(conditions))
-        values = tuple(value for value in found if value is not None)
-        return Sample(values).median if values else None
+        values = [value for value in found if value is not None]
+        return statistics.median(values) if values else None
 
     def stable(self, conditions: Conditions) -> bool | None:
         """True if the times of all runs were steady; ``None`` if that was not recorded."""
@@ -182,8 +182,8 @@ class Row:
         return paired(
             self.reference._by_seed(lambda run: run.accuracy),
             self._by_seed(lambda run: run.accuracy),
-            reference_predictions=self.reference._by_seed(lambda run: run.predictions),
-            other_predictions=self._by_seed(lambda run: run.predictions),
+            self.reference._by_seed(lambda run: run.predictions),
+            self._by_seed(lambda run: run.predictions),
         )
 
     @property

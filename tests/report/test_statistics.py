@@ -46,7 +46,7 @@ def test_paired_interval_of_students_own_data():
 def test_interval_has_the_quantiles_of_the_tables(n, quantile):
     values = tuple(range(n))
     expected = quantile * np.std(values, ddof=1) / math.sqrt(n)
-    interval = Sample(values).interval
+    interval = Sample.of(values).interval
     assert (interval.high - interval.low) / 2 == pytest.approx(expected, rel=2e-4)
 
 
@@ -85,12 +85,12 @@ def test_bootstrap_stays_within_the_values_where_t_does_not():
 def test_without_spread_there_is_no_interval(values):
     assert t_interval(values) is None
     assert bootstrap_interval(values) is None
-    assert Sample(values).interval is None
+    assert Sample.of(values).interval is None
 
 
 @pytest.mark.parametrize("values", [(0.99, 0.7), (0.01, 0.3), (1.0, 0.999, 0.97)])
 def test_no_interval_passes_the_limits(values):
-    free, cut = Sample(values).interval, Sample(values, 0.0, 1.0).interval
+    free, cut = Sample.of(values).interval, Sample.of(values, 0.0, 1.0).interval
     assert (cut.low, cut.high) == (max(free.low, 0), min(free.high, 1))
     found = paired(dict.fromkeys(range(len(values)), 0.5), dict(enumerate(values)))
     assert -1 <= found.t.low <= found.mean <= found.t.high <= 1
