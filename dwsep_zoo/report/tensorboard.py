@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -14,16 +14,18 @@ SUFFIX = ".comparison"
 SHOWN = 5  # columns of hyperparameters that TensorBoard's page ticks by itself
 # Custom scalars: charts by title, each with the regular expressions of its tags.
 LAYOUT = {
-    "accuracy": {
-        "validation": ["Multiline", ["^val/acc$"]],
-        "training": ["Multiline", ["^train/acc$"]],
-    },
-    "loss": {
-        "validation": ["Multiline", ["^val/loss$"]],
-        "training": ["Multiline", ["^train/loss$"]],
-    },
+    title: {
+        name: ["Multiline", [f"^{split}/{metric}$"]]
+        for name, split in (("validation", "val"), ("training", "train"))
+    }
+    for title, metric in (("accuracy", "acc"), ("loss", "loss"))
 }
-Status = Literal["running", "finished", "failed", "interrupted"]
+_KINDS = {
+    bool: ("bool_value", "DATA_TYPE_BOOL"),
+    int: ("number_value", "DATA_TYPE_FLOAT64"),
+    float: ("number_value", "DATA_TYPE_FLOAT64"),
+    str: ("string_value", "DATA_TYPE_STRING"),
+}
 
 
 def write_hparams(
@@ -31,7 +33,7 @@ def write_hparams(
     hparams: Mapping[str, bool | int | float | str],
     metrics: Mapping[str, float | None],
     *,
-    status: Status = "running",
+    finished: bool = False,
     step: int | None = None,
 ) -> None:
     """Fill HPARAMS in the run of ``writer`` itself.
@@ -46,33 +48,31 @@ def write_hparams(
         hparams: names and values; TensorBoard shows the first five, the others on demand.
         metrics: values by tag, see ``hparams_metrics``; ``None`` or NaN: not measured yet. A column
             shows the last scalar of its tag, whoever wrote it.
-        status: anything but ``running`` ends the session.
+        finished: end the session.
         step: place of the values in the scalar charts.
     """
-    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-    from tensorboard.plugins.hparams import metadata as names
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
     def add(tag: str, **content: Any) -> None:
-        writer._get_file_writer().add_summary(_hparams_summary(tag, content))
+        data = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
+        value = Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)
+        writer._get_file_writer().add_summary(Summary(value=[value]))
 
-    # Columns marked as differing come first; a single run cannot know which do, so the order says.
-    infos = [
-        api_pb2.HParamInfo(name=name, type=_data_type(value), differs=number < SHOWN)
-        for number, (name, value) in enumerate(hparams.items())
-    ]
-    columns = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in metrics]
     start = plugin_data_pb2.SessionStartInfo()
-    for name, value in hparams.items():
-        setattr(start.hparams[name], _FIELDS[type(value)], value)
+    infos = []
+    for place, (name, value) in enumerate(hparams.items()):
+        field, kind = _KINDS[type(value)]
+        setattr(start.hparams[name], field, value)
+        # Columns marked as differing come first; a single run cannot know which do.
+        infos.append(api_pb2.HParamInfo(name=name, type=kind, differs=place < SHOWN))
+    columns = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in metrics]
     experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=columns)
-    add(names.EXPERIMENT_TAG, experiment=experiment)
-    add(names.SESSION_START_INFO_TAG, session_start_info=start)
-    if status != "running":
-        success = status == "finished"
-        end = plugin_data_pb2.SessionEndInfo(
-            status=api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE
-        )
-        add(names.SESSION_END_INFO_TAG, session_end_info=end)
+    add(metadata.EXPERIMENT_TAG, experiment=experiment)
+    add(metadata.SESSION_START_INFO_TAG, session_start_info=start)
+    if finished:
+        end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+        add(metadata.SESSION_END_INFO_TAG, session_end_info=end)
     for name, number in metrics.items():
         if number is not None and math.isfinite(number):
             writer.add_scalar(name, number, step)
@@ -101,29 +101,3 @@ def write_comparison(folder: Path, text: str, pictures: Mapping[str, Any]) -> No
     writer.close()
     for file in earlier:
         file.unlink()
-
-
-_FIELDS = {bool: "bool_value", int: "number_value", float: "number_value", str: "string_value"}
-
-
-def _data_type(value: bool | int | float | str) -> Any:
-    from tensorboard.plugins.hparams import api_pb2
-
-    return {
-        "bool_value": api_pb2.DATA_TYPE_BOOL,
-        "number_value": api_pb2.DATA_TYPE_FLOAT64,
-        "string_value": api_pb2.DATA_TYPE_STRING,
-    }[_FIELDS[type(value)]]
-
-
-def _hparams_summary(tag: str, content: Mapping[str, Any]) -> Any:
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import metadata
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-    value = Summary.Value(
-        tag=tag,
-        metadata=metadata.create_summary_metadata(HParamsPluginData(**content)),
-        tensor=metadata.NULL_TENSOR,
-    )
-    return Summary(value=[value])

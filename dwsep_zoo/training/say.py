@@ -92,6 +92,6 @@ def log_hparams(
             "weight_decay": settings.recipe.weight_decay,
         },
         hparams_metrics(record),
-        status="finished" if record.status == "finished" else "running",
+        finished=record.status == "finished",
         step=trainer.global_step,
     )

@@ -61,27 +61,21 @@ def values(group):
 
 
 def test_hparams_while_running_and_at_the_end(tmp_path):
-    writers = {name: SummaryWriter(str(tmp_path / name)) for name in ("done", "training", "died")}
+    writers = {name: SummaryWriter(str(tmp_path / name)) for name in ("done", "training")}
     for writer in writers.values():
         write_hparams(writer, HPARAMS, START)
     writers["training"].add_scalar("test/acc", 0.4, 1)
-    write_hparams(writers["done"], HPARAMS, END, status="finished", step=10)
-    write_hparams(writers["died"], HPARAMS, START, status="failed", step=10)
+    write_hparams(writers["done"], HPARAMS, END, finished=True, step=10)
     for writer in writers.values():
         writer.close()
 
     page = Page(tmp_path)
     groups = page.groups()
-    assert set(groups) == {"done", "training", "died"}  # no second run for the metrics
+    assert set(groups) == {"done", "training"}  # no second run for the metrics
     assert values(groups["done"]) == pytest.approx(END)
     assert values(groups["training"]) == pytest.approx({"test/acc": 0.4, "perf/macs": 5.0})
-    assert values(groups["died"]) == {"perf/macs": 5.0}
     status = {name: group.sessions[0].status for name, group in groups.items()}
-    assert status == {
-        "done": api_pb2.STATUS_SUCCESS,
-        "training": api_pb2.STATUS_UNKNOWN,
-        "died": api_pb2.STATUS_FAILURE,
-    }
+    assert status == {"done": api_pb2.STATUS_SUCCESS, "training": api_pb2.STATUS_UNKNOWN}
     hparams = groups["done"].hparams
     assert hparams["model"].string_value == "xception"
     assert hparams["width_mult"].number_value == 0.25
@@ -99,7 +93,7 @@ def test_the_first_five_hparams_come_first(tmp_path):
 def test_final_values_are_points_of_the_runs_own_curves(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("test/acc", 0.2, 1)
-        write_hparams(writer, HPARAMS, END, status="finished", step=10)
+        write_hparams(writer, HPARAMS, END, finished=True, step=10)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, round(e.value, 6)) for e in events.Scalars("test/acc")] == [
         (1, 0.2),
