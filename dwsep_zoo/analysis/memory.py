@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode  # no public module has these
 from torch.utils._pytree import tree_leaves
 
 from dwsep_zoo.errors import UserError
@@ -65,7 +65,7 @@ def state_dict_bytes(model: nn.Module) -> int:
 
 
 def _peak(model: nn.Module, input_size: Sequence[int], batch_size: int, training: bool) -> int:
-    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and not public
 
     modes = {module: module.training for module in model.modules()}
     model.train(training)

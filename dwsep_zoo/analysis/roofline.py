@@ -159,6 +159,7 @@ def measure_roofline(
         input_size: ``(C, H, W)``.
         batch_size: images in a batch; all times are for the whole batch.
         precision: ``fp32``, ``bf16`` or ``fp16``, of weights and activations.
+        device: ``cpu`` or ``cuda``.
         threads: CPU threads; ``None``: torch's setting.
         min_run_time: seconds of measuring for each network; at least 10 rounds are made.
         peaks: the device's ceilings, if already measured.
@@ -177,10 +178,7 @@ def measure_roofline(
         peaks = peaks or measure_peaks(device, dtype, clock, cost)
         x = torch.randn(batch_size, *input_size, device=device)
         x = x.to(dtype).to(memory_format=torch.channels_last)
-        passes = {
-            name: _Passes(_copy(model, device, dtype), clock, cost)
-            for name, model in models.items()
-        }
+        passes = {name: _Passes(_copy(model, x), clock, cost) for name, model in models.items()}
         runs = _take_turns(list(passes.values()), x, min_run_time)
     return Roofline(
         device=device.type,
@@ -247,9 +245,9 @@ class _Passes:
         self.hooked.append(time_units(self.model, self.parts, x, self.clock, self.cost))
 
 
-def _copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _copy(model: nn.Module, x: Tensor) -> nn.Module:
     twin = copy.deepcopy(model).eval()
-    return twin.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return twin.to(device=x.device, dtype=x.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _network_time(

@@ -155,7 +155,7 @@ def _fused(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
 
 def _compiled(model: nn.Module, x: Tensor, precision: str, threads: int, **options: Any) -> Call:
     # All networks share the code of one forward, and PyTorch keeps 8 compilations of a piece of
-    # code by default. fullgraph: beyond the limit it fails, and does not go on uncompiled.
+    # code by default, a limit without a public name. fullgraph: beyond it compilation fails.
     compiled = torch.compile(model, fullgraph=True, dynamic=False, options=options)
     with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=1000):
         compiled(x)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # the base of SyncBatchNorm too
 from torch.utils.checkpoint import checkpoint
 
 from dwsep_zoo.errors import UserError

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # not public
 
 from dwsep_zoo.nn.layers import ACT_MODULES, DepthwiseConv2d, PointwiseConv2d
 from dwsep_zoo.ops import (

@@ -56,7 +56,7 @@ def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """Convolve, see :func:`dwsep_zoo.ops.depthwise_conv2d`."""
     shape = (x, weight, stride, padding)
     key = ("forward", *_key(*shape))
-    choice = choices.get(key) or choose(key, FORWARD, shape, _left_out(*shape))
+    choice = choices.get(key) or choose_way(key, FORWARD, shape, _left_out(*shape))
     return _run(choice, FORWARD, shape)
 
 
@@ -67,11 +67,11 @@ def backward(
     shape = (x, weight, stride, padding)
     key = ("backward", mask, *_key(*shape))
     arguments = (grad, *shape, mask)
-    choice = choices.get(key) or choose(key, BACKWARD, arguments, _left_out(*shape))
+    choice = choices.get(key) or choose_way(key, BACKWARD, arguments, _left_out(*shape))
     return _run(choice, BACKWARD, arguments)
 
 
-def choose(
+def choose_way(
     key: Key, ways: Mapping[str, Way], arguments: tuple[Any, ...], left_out: Mapping[str, str]
 ) -> Choice:
     """Return the fastest way for a key; the first call with a key times all of them.
