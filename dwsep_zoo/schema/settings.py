@@ -9,27 +9,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.parse import Group, parse
 
 Scalar = bool | int | float | str
 Option = Scalar | tuple[Scalar, ...] | None
-Pair = tuple[float, float]
 
 Whole = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Portion = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
-Part = Annotated[float, Field(ge=0, le=1)]
-Limit = Whole | Part
+Limit = Whole | Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Width = Annotated[float, Field(gt=0, le=32)]
 """A factor on widths; at 32 a layer has 1,024 times the weights."""
 
-MAX_SEED = 2**32 - 1
 LARGEST_SIDE = 4096  # pixels; 50 MB an image as float32, and its activations many times that
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("must be [lowest, highest]")
+    return ends
+
+
+Range = Annotated[tuple[Rate, Rate], AfterValidator(_ascending)]
+AreaRange = Annotated[tuple[Portion, Portion], AfterValidator(_ascending)]
 
 
 class Named(Group):
@@ -71,15 +88,11 @@ class ModelSettings(Named):
     drop_rate: Share | None = Field(description="dropout before the classifier; null: the paper's")
     drop_path_rate: Share | None = Field(description="stochastic depth; null: the paper's")
     padding: Literal["symmetric", "same"] | None = Field(
-        description="same is TensorFlow's; null: the architecture's"
+        description="same: TensorFlow's; null: the model's"
     )
     act: str | None = Field(description="another main activation; null: the paper's")
-    bn_eps: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        description="epsilon of the norms; null: the architecture's"
-    )
-    bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        description="weight of the newest batch in the running statistics; null: the architecture's"
-    )
+    bn_eps: Portion | None = Field(description="epsilon of the norms; null: the model's")
+    bn_momentum: Portion | None = Field(description="weight of the newest batch; null: the model's")
 
 
 class SubsetSettings(Group):
@@ -90,9 +103,7 @@ class SubsetSettings(Group):
         description="these classes"
     )
     images_per_class: Natural | None = Field(description="training images of each class")
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        description="this part of the training images"
-    )
+    fraction: Portion | None = Field(description="part of the training images")
     seed: Whole = Field(description="of the draws")
 
     @model_validator(mode="after")
@@ -112,23 +123,10 @@ class AugmentSettings(Group):
     crop_padding: Whole | None = Field(description="largest random shift in pixels")
     padding_mode: Literal["reflect", "zeros"] | None = Field(description="what is shifted in")
     cutout: Whole | None = Field(description="side of a square that is blanked out")
-    scale: Pair | None = Field(description="part of the area that a random crop keeps")
-    ratio: Pair | None = Field(description="width / height of that crop")
+    scale: AreaRange | None = Field(description="part of the area that a random crop keeps")
+    ratio: Range | None = Field(description="width / height of that crop")
     auto_augment: str | None = Field(description="timm's policy, such as rand-m9-mstd0.5")
-    color_jitter: Annotated[float, Field(ge=0)] | None = Field(
-        description="strength of random brightness, contrast and saturation"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> AugmentSettings:
-        for key, pair, largest in (("scale", self.scale, 1.0), ("ratio", self.ratio, None)):
-            if pair and not (0 < pair[0] <= pair[1] and (largest is None or pair[1] <= largest)):
-                bound = "" if largest is None else f" and at most {largest:g}"
-                raise UserError(
-                    f"data.augment.{key} must be two numbers, the smaller first, above 0{bound}; "
-                    f"got {list(pair)}"
-                )
-        return self
+    color_jitter: Amount | None = Field(description="of brightness, contrast and saturation")
 
 
 class DataSettings(Group):
@@ -143,27 +141,23 @@ class DataSettings(Group):
     root: str | None = Field(description="folder of the images or of the archive")
     url: str | None = Field(description="another place to download from")
     size: Literal[160, 320, "full"] | None = Field(description="Imagenette: stored shorter side")
-    image_size: Annotated[int, Field(ge=1, le=LARGEST_SIDE)] | None = Field(
-        description="side of the images in pixels"
-    )
+    image_size: Side | None = Field(description="side of the images in pixels")
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
-        description="processes that decode files; null: one a core"
+        description="decoding processes; null: one a core"
     )
     mean: tuple[float, ...] | None = Field(description="per channel, of values in 0-1")
     std: tuple[Rate, ...] | None = Field(description="likewise")
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = Field(
         description="of resizing; null: bicubic, or as for the weights"
     )
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    crop_pct: Portion | None = Field(
         description="part of the resized side that evaluation uses; null: 0.875, or the weights'"
     )
     cache: bool | Literal["verify"] | None = Field(
         description="decode once into a memory-mapped file; verify: and check all of it"
     )
-    cache_size: Annotated[int, Field(ge=1, le=LARGEST_SIDE)] | None = Field(
-        description="side of its squares; null: image_size / crop_pct"
-    )
+    cache_size: Side | None = Field(description="side of its squares; null: image_size / crop_pct")
     augment: AugmentSettings = Field(description="random changes of training images")
 
     @model_validator(mode="after")
@@ -185,28 +179,26 @@ class Recipe(Group):
     lr: Rate = Field(description="peak learning rate, for the whole batch")
     classifier_lr: Rate | None = Field(description="peak of the classifier; null: lr")
     momentum: Share = Field(description="sgd: Nesterov's momentum")
-    betas: tuple[Share, Share] | None = Field(
-        description="of Adam and its relatives; null: the optimizer's own"
-    )
+    betas: tuple[Share, Share] | None = Field(description="of Adam and its kind; null: its own")
     muon_lr: Rate = Field(description="muon: peak of convolutions that mix channels")
     muon_momentum: Share = Field(description="muon: their momentum")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(description="of weights")
+    weight_decay: Amount = Field(description="of weights")
     decay_norm_and_bias: bool = Field(description="decay norms and biases as well")
     decay_depthwise: bool = Field(description="decay depthwise filters as well")
     warmup_fraction: Share = Field(description="part of all steps with a rising rate")
     schedule: Literal["cosine", "constant"] = Field(description="of the rate after the warm-up")
-    min_lr: Annotated[float, Field(ge=0)] = Field(description="rate at the end of the cosine")
+    min_lr: Amount = Field(description="rate at the end of the cosine")
     label_smoothing: Share = Field(description="probability given to all other classes")
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
     initial_size: Natural | None = Field(description="first side of training images, which grows")
-    full_size_from: Annotated[float, Field(gt=0, le=1)] = Field(
+    full_size_from: Portion = Field(
         description="part of the training after which images have their full size"
     )
     eval_flip: bool = Field(description="average the outputs of each image and its mirror image")
     eval_shift: bool = Field(description="average those of the image moved by a pixel as well")
     freeze: tuple[str, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
     freeze_epochs: Whole | None = Field(description="epochs that train the classifier alone")
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    layer_decay: Portion | None = Field(
         description="learning rate of each part / that of the part after it; null: equal"
     )
 
@@ -225,7 +217,7 @@ class TrainerSettings(Group):
         description="auto: bf16-mixed where the hardware is fast at it, else 32-true"
     )
     accumulate_grad_batches: Natural = Field(description="batches of a step")
-    gradient_clip_val: Annotated[float, Field(ge=0)] | None = Field(description="null: no clipping")
+    gradient_clip_val: Amount | None = Field(description="null: no clipping")
     gradient_clip_algorithm: Literal["norm", "value"] | None = Field(description="null: norm")
     deterministic: bool | Literal["warn"] = Field(description="deterministic algorithms only")
     benchmark: bool | None = Field(description="let cuDNN choose by timing")
@@ -282,20 +274,18 @@ class SearchSettings(Group):
 
     trials: Natural = Field(description="trainings of a search")
     epochs: Natural | None = Field(description="of a trial; null: as many as the run has")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(description="of trials and sampler")
-    lr: Annotated[tuple[Rate, Rate], Field()] | None = Field(
-        description="lowest and highest; null: a tenth to ten times the recipe's"
+    seed: Seed = Field(description="of trials and sampler")
+    lr: Range | None = Field(
+        description="lowest, highest; null: around the recipe's by a factor of 10"
     )
-    weight_decay: tuple[Rate, Rate] | None = Field(description="likewise")
+    weight_decay: Range | None = Field(description="likewise")
 
 
 class Settings(Group):
     """All settings of one run."""
 
     task_name: str = Field(description="folder of the runs below paths.log_dir")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
-        description="initial weights, batch order, augmentation, dropout"
-    )
+    seed: Seed = Field(description="initial weights, batch order, augmentation, dropout")
     match: Literal["params", "macs", "latency"] | None = Field(
         description="solve for the width that costs what conv=<to> costs"
     )
@@ -344,8 +334,6 @@ class Settings(Group):
                     f"hparams_search.{key}=null searches around recipe.{key}, which is {own!r}; "
                     f"set hparams_search.{key}=[lowest, highest]"
                 )
-            if ends and ends[0] > ends[1]:
-                raise UserError(f"hparams_search.{key} must be [lowest, highest]; got {list(ends)}")
 
 
 def parse_settings(config: object) -> Settings:
