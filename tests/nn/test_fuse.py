@@ -35,6 +35,7 @@ def test_a_fused_network_computes_the_same_without_norms(name, conv):
         before = model(x)
         assert model.train().fuse() is model
         after = model(x)
+        rounded = copy.deepcopy(model).double()(x.double())
         exactly_fused = trained(name, conv, x).double().fuse()(x.double())
     assert not model.training
     assert not any(isinstance(module, _BatchNorm) for module in model.modules())
@@ -42,8 +43,10 @@ def test_a_fused_network_computes_the_same_without_norms(name, conv):
     largest = exact.abs().max()
     assert largest > 0.01
     assert (exactly_fused - exact).abs().max() < 1e-10 * largest
-    # in float32 as near to the truth as the network was
-    assert (after - exact).abs().max() <= 1e-5 * largest + (before - exact).abs().max()
+    # The rounding of the fused weights to float32 moves the outputs little; that of the kernels,
+    # which differs between processors, is no larger than in the network before.
+    assert (rounded - exact).abs().max() <= 1e-5 * largest
+    assert (after - rounded).abs().max() <= 4 * (before - exact).abs().max()
 
 
 def test_a_second_time_there_is_nothing_to_fold():
