@@ -77,9 +77,14 @@ class Sweep:
             say(error)
         if not recorded:  # so that no failure is missing from the report
             text = " ".join(str(error).split()) or type(error).__name__
-            names = {key: str(config[key]["name"]) for key in ("model", "conv")}
-            RecordFile(folder).update(
-                **names, name=folder.name, config=config, status="failed", error=text
+            RecordFile(
+                folder,
+                model=str(config["model"]["name"]),
+                conv=str(config["conv"]["name"]),
+                name=folder.name,
+                config=config,
+                status="failed",
+                error=text,
             )
 
     def _twin(self, settings: Settings, folder: Path) -> Path | None:

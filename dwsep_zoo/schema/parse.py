@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -17,7 +17,8 @@ G = TypeVar("G", bound="Group")
 # How a message goes on after "must be", by pydantic's type of error.
 _PHRASES = {
     "bool_type": "true or false",
-    "dict_type": "a group of keys",
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "a group of keys"),
+    "model_attributes_type": "a group of keys",
     "finite_number": "a finite number",
     "float_type": "a number",
     "greater_than": "greater than {gt}",
@@ -59,7 +60,7 @@ def parse(kind: type[M], values: object, where: str = "") -> M:
     try:
         return kind.model_validate(as_tuples(values))
     except ValidationError as error:
-        raise UserError(describe(error, kind, values, where)) from None
+        refuse(error, kind, values, where)
 
 
 def as_tuples(values: object) -> object:
@@ -71,44 +72,41 @@ def as_tuples(values: object) -> object:
     return values
 
 
-def describe(error: ValidationError, kind: type[BaseModel], values: object, where: str = "") -> str:
-    """The first fault of an error in one line."""
+def refuse(
+    error: ValidationError, kind: type[BaseModel], values: object, where: str = ""
+) -> NoReturn:
+    """Raise the first fault of an error as a UserError in one line."""
     details = error.errors(include_url=False)
-    path, model = _field(kind, details[0]["loc"])
-    key = ".".join([*([where] if where else []), *path])
-    same = [one for one in details if _field(kind, one["loc"])[0] == path]
-    first = same[0]
+    path, value, in_list = _locate(details[0], values)
+    same = [one for one in details if _locate(one, values)[0] == path]
+    first, prefix = same[0], [where] if where else []
+    key, group = ".".join([*prefix, *path]), ".".join([*prefix, *path[:-1]])
     if first["type"] == "extra_forbidden":
-        return _unknown(key, model.model_fields)
-    if first["type"] == "missing" and len(first["loc"]) == len(path):
-        return f"{key} is missing"
-    if first["type"] in ("model_type", "model_attributes_type"):
-        return f"{key} must be a group of keys; got {_at(values, path)!r}"
+        for name in path[:-1]:
+            kind = nested_model(kind.model_fields[name].annotation) or kind
+        choose(path[-1], kind.model_fields, f"key of {group}" if group else "key")
+    if first["type"] == "missing" and not in_list:
+        raise UserError(f"{key} is missing") from None
     if first["type"] == "value_error" and not str(first["ctx"]["error"]).startswith("must "):
-        return str(first["ctx"]["error"])
-    if len(same) == 1 and first["type"] == "literal_error" and isinstance(first["input"], str):
-        try:
-            choose(first["input"], _choices(first), key)
-        except UserError as unknown:
-            return str(unknown)
-    phrases = dict.fromkeys(_phrase(one, of_part=_in_list(one)) for one in same)
-    return f"{key} must be {' or '.join(phrases)}; got {_shown(_at(values, path))}"
+        raise UserError(str(first["ctx"]["error"])) from None
+    if len(same) == 1 and first["type"] == "literal_error" and isinstance(value, str):
+        choose(value, _choices(first), key)
+    phrases = dict.fromkeys(_phrase(one, of_part=_locate(one, values)[2]) for one in same)
+    raise UserError(f"{key} must be {' or '.join(phrases)}; got {_shown(value)}") from None
 
 
-def _field(
-    kind: type[BaseModel], loc: Iterable[int | str]
-) -> tuple[tuple[str, ...], type[BaseModel]]:
-    """The path of the field that an error is about, and the model that has or lacks it."""
-    path: list[str] = []
-    model: type[BaseModel] = kind
-    for part in loc:
-        path.append(str(part))
-        field = model.model_fields.get(str(part))
-        inner = nested_model(field.annotation) if field else None
-        if inner is None:
-            break
-        model = inner
-    return tuple(path), model
+def _locate(detail: ErrorDetails, values: object) -> tuple[list[str], object, bool]:
+    """The path and value that an error is about, and whether that is an element of a plain list."""
+    path, in_list = [], False
+    for part in detail["loc"]:  # pydantic's names of types stand between the keys
+        inside = dict(enumerate(values)) if isinstance(values, (list, tuple)) else values
+        items: Mapping[int | str, object] = inside if isinstance(inside, Mapping) else {}
+        if isinstance(part, int) and not isinstance(items.get(part), Mapping):
+            in_list = True
+        elif part in items or detail["type"] == "missing":
+            path.append(str(part))
+            values = items.get(part)
+    return path, values, in_list
 
 
 def nested_model(annotation: object) -> type[BaseModel] | None:
@@ -117,20 +115,6 @@ def nested_model(annotation: object) -> type[BaseModel] | None:
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part
     return None
-
-
-def _unknown(key: str, names: Iterable[str]) -> str:
-    group, _, last = key.rpartition(".")
-    try:
-        choose(last, names, f"key of {group}" if group else "key")
-    except UserError as error:
-        return str(error)
-    raise AssertionError(key)
-
-
-def _in_list(detail: ErrorDetails) -> bool:
-    """Whether an error is about an element of a list."""
-    return any(isinstance(part, int) for part in detail["loc"])
 
 
 def _phrase(detail: ErrorDetails, *, of_part: bool = False) -> str:
@@ -153,12 +137,6 @@ def _phrase(detail: ErrorDetails, *, of_part: bool = False) -> str:
 def _choices(detail: ErrorDetails) -> list[str]:
     """The values of a Literal."""
     return [text.strip("'") for text in re.findall(r"'[^']*'|-?\d+", detail["ctx"]["expected"])]
-
-
-def _at(values: object, path: Iterable[str]) -> object:
-    for part in path:
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
 
 
 def _shown(value: object) -> str:

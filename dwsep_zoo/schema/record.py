@@ -14,34 +14,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PlainValidator,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, ValidationError
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
+from dwsep_zoo.schema.parse import refuse
 from dwsep_zoo.schema.settings import upgrade_config
 
 FILE_NAME = "result.json"
 SCHEMA = 2
-
-_KINDS = {  # pydantic names Python's types, a file has JSON's
-    **dict.fromkeys(("dict_type", "model_type", "mapping_type"), "should be an object"),
-    "tuple_type": "should be a list",
-}
 
 Json: TypeAlias = dict[str, JsonValue]
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError("should be a finite number")
+        raise ValueError("must be a finite number")
     return value  # an integer stays one, also in CSV
 
 
@@ -51,14 +39,10 @@ def _measured(value: object) -> float | None:
     return _number(value)
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 Number = Annotated[float, PlainValidator(_number)]
 Measured = Annotated[float | None, PlainValidator(_measured)]
 """A number, or ``None`` if it was not measured; NaN and infinity count as not measured."""
-FROM_LIST = BeforeValidator(_tuple)
+FROM_LIST = Field(strict=False)
 Texts = Annotated[tuple[str, ...], FROM_LIST]
 Numbers = Annotated[tuple[Number, ...], FROM_LIST]
 
@@ -326,12 +310,7 @@ def parse_record(values: object) -> RunRecord:
     try:
         return RunRecord.model_validate({**values, "schema": SCHEMA})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "missing":
-            raise UserError(f"{key} is missing") from None
-        message = _KINDS.get(first["type"]) or first.get("ctx", {}).get("error") or first["msg"]
-        raise UserError(f"{key}: {message}; got {repr(first['input'])[:100]}") from None
+        refuse(error, RunRecord, values)
 
 
 def read_record(path: Path) -> RunRecord:
@@ -364,31 +343,21 @@ class RecordFile:
     Args:
         folder: of the run.
         enabled: whether to write; false in all but one process of a run.
+        values: to begin with; ``model`` and ``conv`` are required.
     """
 
-    def __init__(self, folder: Path, *, enabled: bool = True):
-        self.path = folder / FILE_NAME
-        self.enabled = enabled
-        self._record: RunRecord | None = None
+    def __init__(self, folder: Path, *, enabled: bool = True, **values: object):
+        self.path, self.enabled = folder / FILE_NAME, enabled
+        self._set({"schema": SCHEMA, "status": "running", "error": None, **values})
 
-    @property
-    def record(self) -> RunRecord:
-        """The values so far.
+    def update(self, **values: object) -> None:
+        """Set keys of the record."""
+        self._set({**self.record.plain(), **values})
 
-        Raises:
-            RuntimeError: before the first update.
-        """
-        if self._record is None:
-            raise RuntimeError("nothing has been recorded")
-        return self._record
-
-    def update(self, **values: object) -> RunRecord:
-        """Set keys of the record; the first update has to name ``model`` and ``conv``."""
-        earlier = self._record.plain() if self._record else {"status": "running", "error": None}
-        self._record = parse_record({"schema": SCHEMA, **earlier, **values})
+    def _set(self, values: Mapping[str, object]) -> None:
+        self.record = parse_record(values)
         if self.enabled:
-            write_record(self.path, self._record)
-        return self._record
+            write_record(self.path, self.record)
 
 
 def now() -> str:

@@ -32,8 +32,9 @@ def recording(plan: Plan) -> Iterator[RecordFile]:
     folder.mkdir(parents=True, exist_ok=True)
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
     with _logging_to(folder / "train.log", enabled=first):
-        record = RecordFile(folder, enabled=first)
-        record.update(
+        record = RecordFile(
+            folder,
+            enabled=first,
             name=folder.name,
             model=settings.model.name,
             conv=settings.conv.name,
