@@ -42,7 +42,7 @@ class Start:
     path: Path
     step: int
     epochs: int
-    network: dict[str, Any]
+    network: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
         UserError: for a folder without a record, or an unknown key; :func:`check` refuses a change
             that would make another run.
     """
-    config: dict[str, Any] = dict(_recorded(run).config)
+    config: Mapping[str, object] = _recorded(run).config
     for key, value in {
         **(changes or {}),
         "paths.output_dir": str(run),
@@ -108,7 +108,9 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
     return parse_settings(config)
 
 
-def _with(config: dict[str, Any], path: list[str], key: str, value: object) -> dict[str, Any]:
+def _with(
+    config: Mapping[str, object], path: list[str], key: str, value: object
+) -> dict[str, object]:
     first, *rest = path
     choose(first, config, f"key in {key!r}" if len(path) > 1 else f"key {key!r}:")
     if rest:
@@ -149,7 +151,7 @@ def _check_resume(settings: Settings) -> RunRecord:
     return earlier
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, object, object]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             path = f"{key}.{name}" if key else name

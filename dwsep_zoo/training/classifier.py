@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -146,7 +146,7 @@ def total_steps(trainer: L.Trainer) -> int:
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
-def check_network_of(saved: dict[str, Any], here: dict[str, Any]) -> None:
+def check_network_of(saved: Mapping[str, object], here: Mapping[str, object]) -> None:
     """Raises UserError if a checkpoint's network is another one than the run's.
 
     Args:

@@ -6,7 +6,6 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -212,10 +211,10 @@ def _fit(training: Training, start: Start | None) -> Path | None:
     return Path(best) if best else None
 
 
-def _test(training: Training, checkpoint: Path | None) -> dict[str, Any]:
+def _test(training: Training, checkpoint: Path | None) -> dict[str, object]:
     """Load the checkpoint and test it: ``metrics`` of its epoch and of the test, ``best_epoch``."""
     metrics: dict[str, float] = {}
-    results: dict[str, Any] = {"metrics": metrics}
+    results: dict[str, object] = {"metrics": metrics}
     if checkpoint:
         saved = load_checkpoint(checkpoint)
         training.module.load_state_dict(saved["state_dict"])
@@ -233,7 +232,7 @@ def _test(training: Training, checkpoint: Path | None) -> dict[str, Any]:
     return results
 
 
-def _measure(training: Training, name: str) -> dict[str, Any]:
+def _measure(training: Training, name: str) -> dict[str, object]:
     """Latency, memory and roofline of the network, and facts about its training."""
     prepared, device = training.prepared, training.device
     memory = {"peak_mb": training.peak.megabytes()}
