@@ -1,16 +1,19 @@
-"""Whether a change of the code changes numbers: trainings, counts and reports of two commits.
+"""Compare the numbers of two commits bit for bit: trainings, counts and reports.
 
     python benchmarks/same_numbers.py --against 3d39815
     python benchmarks/same_numbers.py --against 3d39815 --only 'pictures*' --keep golden
 
-The other commit gets a temporary worktree. The same command lines run there and in this checkout,
-uncommitted changes included, each in a process with one thread and no GPU. Compared bit for bit are
-the weights of the last checkpoint, ``metrics.csv`` but for speed and time, the metrics of the test,
-parameters and multiply-adds, and what stands at the head of each column of a report. There is one
-line a case; the exit code is 1 where one differs. With ``--keep`` what the other commit computed is
-kept in a folder and not computed again, as long as the case, processor and PyTorch are the same.
+The same command lines run in a worktree of the other commit and in this checkout, including its
+uncommitted changes. Each run is a process with one thread and no GPU. The comparison covers the
+weights in the last checkpoint, ``metrics.csv`` except speed and time, the test metrics, parameters,
+multiply-adds, and the column heads of each report format. Each case prints one line; the exit code
+is 1 if any case differs.
 
-Only command lines and names from ``dwsep_zoo`` itself are used, so that any two commits compare.
+``--keep`` stores the results of the other commit in a folder. They are reused while the case, the
+processor and PyTorch stay the same. ``--tree`` names an existing checkout of the other commit.
+
+The script uses only command lines and names from ``dwsep_zoo`` itself, so it can compare any two
+commits.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from html.parser import HTMLParser
@@ -42,7 +45,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "runs"
-"""Runs of an earlier version, that both commits report on and go on from."""
+"""Runs of an earlier version; both commits report on them and resume or fine-tune them."""
 DIFFERS_CODE = 1
 VARYING = ("images_per_second", "seconds")
 """Columns of ``metrics.csv`` that differ between two runs of the same code."""
@@ -51,21 +54,21 @@ ATTEMPTS = 6  # to interrupt it within an epoch
 TIMEOUT_S = 3600
 
 Observed = dict[str, Any]
-"""What a case gave in one tree, as JSON."""
+"""Result of a case in one tree, as JSON values."""
 Observe = Callable[[Path, Path, tuple[str, ...]], Observed]
-"""Does a case with the code of a tree, in a folder of its own."""
+"""Runs a case with the code of a tree, in its own folder: (tree, folder, arguments)."""
 
 
 class Failed(Exception):
-    """A process that should have worked did not, or a promise within one commit is broken."""
+    """A process failed, or one commit contradicts itself."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is done in each of the two trees.
+    """One comparison, run in each of the two trees.
 
     Attributes:
-        arguments: what it depends on, besides the tree.
+        arguments: passed to ``observe``; results are kept for the same arguments only.
     """
 
     name: str
@@ -74,14 +77,14 @@ class Case:
 
 
 def environment(tree: Path) -> dict[str, str]:
-    """Of a process that takes the package from ``tree``, with one thread and no GPU."""
+    """Return the environment of a process with the package of ``tree``, one thread and no GPU."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     own = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     return {**os.environ, **threads, **own}
 
 
 def python(tree: Path, folder: Path, *arguments: str) -> str:
-    """What Python prints, run in a folder with the code of a tree."""
+    """Run Python in a folder with the code of a tree and return its output."""
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -98,19 +101,29 @@ def python(tree: Path, folder: Path, *arguments: str) -> str:
 
 
 def train(tree: Path, folder: Path, overrides: Sequence[str]) -> Observed:
-    """One run of ``train.py``."""
+    """Run ``train.py`` once and return its numbers."""
     python(tree, folder, str(tree / "train.py"), *overrides)
     return trained(folder)
 
 
 def trained(folder: Path) -> Observed:
-    """The numbers of the one run below a folder."""
+    """Return the numbers of the one run below a folder."""
+    return numbers(run_below(folder))
+
+
+def run_below(folder: Path) -> Path:
+    """Return the folder of the one run below ``logs``."""
     (file,) = folder.glob("logs/**/result.json")
-    record = json.loads(file.read_text(encoding="utf-8"))
-    with (file.parent / "metrics.csv").open(encoding="utf-8", newline="") as lines:
+    return file.parent
+
+
+def numbers(run: Path) -> Observed:
+    """Read the numbers of a run that must not change."""
+    record = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
         rows = [{k: v for k, v in r.items() if k not in VARYING} for r in csv.DictReader(lines)]
     return {
-        "weights": weights(file.parent),
+        "weights": weights(run),
         "metrics.csv": {row["epoch"]: row for row in rows},
         "test": {k: v for k, v in record["metrics"].items() if k.startswith("test/")},
         "params": record["params"],
@@ -125,7 +138,7 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 
 def weights(run: Path) -> dict[str, str]:
-    """A digest of each tensor of the network with which a run ended."""
+    """Return a digest of each tensor in the last checkpoint's state dict."""
     return {name: digest(tensor) for name, tensor in checkpoint(run)["state_dict"].items()}
 
 
@@ -136,25 +149,32 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def interrupted(tree: Path, folder: Path, overrides: Sequence[str]) -> Observed:
-    """A run that was stopped within an epoch and went on; it has to end as one that was not."""
+    """Stop a run within an epoch, resume it, and require the result of an uninterrupted run.
+
+    The training loss and accuracy of the resumed epoch cover only the steps after the resume, so
+    these columns are left out.
+    """
     whole = train(tree, folder / "whole", overrides)
     stopped = stop_within_epoch(tree, folder, overrides)
     resumed = train(tree, stopped, ["resume=last"])
+    for observed in (whole, resumed):
+        for row in observed["metrics.csv"].values():
+            del row["train/loss"], row["train/acc"]
     if found := differences(whole, resumed):
-        raise Failed(f"the interrupted run ends otherwise than the whole one: {in_short(found)}")
+        raise Failed(f"resumed and uninterrupted runs differ: {in_short(found)}")
     return resumed
 
 
 def stop_within_epoch(tree: Path, folder: Path, overrides: Sequence[str]) -> Path:
-    """Interrupt a run after its first epoch, later each time until it is not between two epochs."""
+    """Interrupt a run after its first epoch; try later moments until one is within an epoch."""
     for attempt in range(ATTEMPTS):
         stopped = folder / f"stopped-{attempt}"
         stop_after_epoch(tree, stopped, overrides, delay=0.1 * 2**attempt)
-        (file,) = stopped.glob("logs/**/result.json")
-        status = json.loads(file.read_text(encoding="utf-8"))["status"]
-        if status == "interrupted" and checkpoint(file.parent)["global_step"] % STEPS:
+        run = run_below(stopped)
+        status = json.loads((run / "result.json").read_text(encoding="utf-8"))["status"]
+        if status == "interrupted" and checkpoint(run)["global_step"] % STEPS:
             return stopped
-    raise Failed(f"no signal of {ATTEMPTS} came within an epoch")
+    raise Failed(f"none of {ATTEMPTS} signals arrived within an epoch")
 
 
 def stop_after_epoch(tree: Path, folder: Path, overrides: Sequence[str], delay: float) -> None:
@@ -174,13 +194,21 @@ def stop_after_epoch(tree: Path, folder: Path, overrides: Sequence[str], delay: 
 
 
 def begun(folder: Path) -> bool:
-    """Whether the first epoch of the run below a folder is over, and saved."""
+    """Return whether the run below a folder has finished and saved its first epoch."""
     runs = [file.parent for file in folder.glob("logs/**/metrics.csv")]
     return any(
         "\n1," in (run / "metrics.csv").read_text(encoding="utf-8")
         and (run / "checkpoints" / "last.ckpt").exists()
         for run in runs
     )
+
+
+def resumed_fixture(tree: Path, folder: Path, arguments: Sequence[str]) -> Observed:
+    """Resume a run of an earlier version."""
+    run = folder / "run"
+    shutil.copytree(FIXTURES / arguments[0], run)
+    python(tree, folder, str(tree / "train.py"), "resume=run")
+    return numbers(run)
 
 
 STRUCTURE = """
@@ -205,13 +233,13 @@ json.dump(found, sys.stdout)
 
 
 def structure(tree: Path, folder: Path, arguments: Sequence[str]) -> Observed:
-    """Names and shapes of the weights, parameters and multiply-adds of networks by name."""
+    """Return a digest of the state dict's keys and shapes, and the counts, of every network."""
     found: Observed = json.loads(python(tree, folder, "-c", *arguments))
     return found
 
 
 def report(tree: Path, folder: Path, arguments: Sequence[str]) -> Observed:
-    """The heads of the columns in each format of a report on runs, and the rows of its CSV."""
+    """Return the column heads of each report format, and the rows of the CSV."""
     fixtures, *options = arguments
     shutil.copytree(FIXTURES / fixtures, folder / "runs")
     python(tree, folder, "-c", dwsep(tree), "compare", "runs", "out=report", *options)
@@ -238,7 +266,7 @@ def report(tree: Path, folder: Path, arguments: Sequence[str]) -> Observed:
 
 
 def dwsep(tree: Path) -> str:
-    """Python code that is the command ``dwsep``, as the tree declares it."""
+    """Return Python code that runs the command ``dwsep`` as the tree declares it."""
     text = (tree / "pyproject.toml").read_text(encoding="utf-8")
     entry = re.search(r'^dwsep = "([\w.]+):(\w+)"$', text, re.MULTILINE)
     if entry is None:
@@ -247,7 +275,7 @@ def dwsep(tree: Path) -> str:
 
 
 class HeadTexts(HTMLParser):
-    """Collects the texts of a page's ``<th>``."""
+    """Collect the texts of a page's ``<th>`` elements."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -297,20 +325,21 @@ def cases() -> Iterator[Case]:
     yield trains("interrupted and resumed", f"{network} {length}", interrupted)
     earlier = "model=mobilenet_v1_shallow model.pretrained=../../runs/finished recipe=finetune"
     yield trains("weights of an earlier run", f"{earlier} trainer.max_epochs=2", width=0.125)
+    yield Case("resume of an earlier run", ("interrupted",), resumed_fixture)
     yield Case("structure", (STRUCTURE,), structure)
     yield Case("report on a sweep", ("sweep",), report)
     yield Case("report on all runs", (".", "by=conv"), report)
 
 
 def trains(name: str, overrides: str, observe: Observe = train, width: float = 0.25) -> Case:
-    """A case of small trainings. Compiling is off: that is decided by measuring."""
+    """Make a case of small trainings, without ``compile``, whose default depends on timings."""
     quick = "trainer=cpu trainer.compile=false profile.roofline=false logger.tensorboard=false"
     arguments = f"{quick} model.width_mult={width} {overrides}"
     return Case(name, tuple(arguments.split()), observe)
 
 
 def make_pictures(folder: Path) -> None:
-    """120 pictures of three classes, stripes of a direction and tint in noise: JPEG and PNG."""
+    """Write 120 noisy pictures, half JPEG and half PNG; stripes and tint show one of 3 classes."""
     generator = np.random.default_rng(0)
     rows, columns = np.mgrid[0:72, 0:64]
     for label, name in enumerate(("across", "along", "aslant")):
@@ -326,7 +355,7 @@ def make_pictures(folder: Path) -> None:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Dotted names of the places at which two JSON values are not the same."""
+    """Return the paths at which two JSON values differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         both: Any = [(key, one.get(key), other.get(key)) for key in {**one, **other}]
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
@@ -342,7 +371,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def in_short(names: Sequence[str]) -> str:
-    """The first of the names of each kind, and how many others there are."""
+    """Join the first name of each kind, with the number of others."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.partition(": ")[0], []).append(name)
@@ -352,7 +381,7 @@ def in_short(names: Sequence[str]) -> str:
 
 
 def conditions() -> list[str]:
-    """What bits may depend on, besides the code."""
+    """Return the processor and library versions, on which bits may depend."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.M) if info.exists() else []
     capability = torch.backends.cpu.get_cpu_capability()
@@ -361,7 +390,7 @@ def conditions() -> list[str]:
 
 @contextmanager
 def worktree(commit: str, folder: Path) -> Iterator[Path]:
-    """A commit's files, for as long as the context lasts."""
+    """Make a temporary worktree of a commit."""
     tree = folder / "tree"
     git("worktree", "add", "--detach", str(tree), commit)
     try:
@@ -380,7 +409,7 @@ def slug(case: Case) -> str:
 
 
 def attempt(case: Case, tree: Path, folder: Path) -> Observed | str:
-    """What a case gives, or why it gives nothing."""
+    """Run a case and return its result, or the error as text."""
     place = folder / slug(case)
     place.mkdir(parents=True)
     try:
@@ -392,7 +421,7 @@ def attempt(case: Case, tree: Path, folder: Path) -> Observed | str:
 
 
 def golden(case: Case, tree: Path, folder: Path, keep: Path) -> Observed | str:
-    """What a case gives in the other commit's tree, taken from ``keep`` if it is there."""
+    """Return the result of a case with the other commit's tree, from ``keep`` if stored there."""
     file = keep / f"{slug(case)}.json"
     key = [list(case.arguments), conditions()]
     if file.exists():
@@ -408,7 +437,7 @@ def golden(case: Case, tree: Path, folder: Path, keep: Path) -> Observed | str:
 
 
 def verdict(before: Observed | str, now: Observed | str) -> str:
-    """In one line; ``equal`` if nothing differs."""
+    """Describe the first differences in one line; ``equal`` if there are none."""
     if isinstance(before, str):
         return f"DIFFERENT: the other commit: {before}"
     if isinstance(now, str):
@@ -420,10 +449,11 @@ def verdict(before: Observed | str, now: Observed | str) -> str:
 def parse() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     made.add_argument("--against", default="3d39815", metavar="COMMIT")
-    made.add_argument("--only", default="*", metavar="PATTERN", help="of names of cases: 'digits*'")
-    made.add_argument("--keep", type=Path, metavar="DIR", help="of what the other commit computed")
+    made.add_argument("--only", default="*", metavar="PATTERN", help="cases to run: 'digits*'")
+    made.add_argument("--keep", type=Path, metavar="DIR", help="store results of the commit")
+    made.add_argument("--tree", type=Path, metavar="DIR", help="an existing checkout of the commit")
     made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time")
-    made.add_argument("--check", action="store_true", help="as every script here: with a record")
+    made.add_argument("--check", action="store_true", help="an error: nothing is recorded")
     options = made.parse_args()
     if options.check:
         sys.exit("same_numbers: nothing is recorded yet; run it without --check")
@@ -444,13 +474,14 @@ def main() -> None:
             before = golden(case, tree, folder / "before", keep)
             return verdict(before, attempt(case, ROOT, folder / "now"))
 
-        with worktree(commit, folder) as tree, ThreadPoolExecutor(options.jobs) as pool:
+        place = nullcontext(options.tree.resolve()) if options.tree else worktree(commit, folder)
+        with place as tree, ThreadPoolExecutor(options.jobs) as pool:
             verdicts = []
             for case, found in zip(chosen, pool.map(compared, chosen), strict=True):
                 print(f"{case.name}: {found}", flush=True)
                 verdicts.append(found)
     if not verdicts:
-        sys.exit(f"no case is called {options.only!r}")
+        sys.exit(f"no case matches {options.only!r}; cases: {', '.join(c.name for c in cases())}")
     equal = verdicts.count("equal")
     print(f"{equal} of {len(verdicts)} cases are equal to {commit[:7]}")
     if equal < len(verdicts):
