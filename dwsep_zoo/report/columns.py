@@ -17,11 +17,16 @@ QUANTITIES = {"params": "params", "macs": "MACs", "latency": "latency"}
 
 @dataclass(frozen=True)
 class Column:
-    """A column of texts; words are aligned left, numbers right."""
+    """A column of texts; words are aligned left, numbers right.
+
+    Attributes:
+        best: indices of the best cells, where one value is better than another.
+    """
 
     heading: str
     cells: tuple[str, ...]
     is_number: bool = True
+    best: tuple[int, ...] = ()
 
 
 def columns(table: Table, *, dense: bool = False) -> list[Column]:
@@ -45,7 +50,9 @@ def columns(table: Table, *, dense: bool = False) -> list[Column]:
     if "tags" in table.options.by:
         tags = tuple(" ".join(row.first.tags) or MISSING for row in rows)
         result.append(Column("tags", tags, is_number=False))
-    result.append(Column("test acc %", tuple(_accuracy(row) for row in rows)))
+    means = [-row.accuracy.mean if row.accuracy else None for row in rows]
+    accuracies = tuple(_accuracy(row) for row in rows)
+    result.append(Column("test acc %", accuracies, best=_lowest(means)))
     if len(seed_numbers(table)) > 1:
         result.append(Column("n", tuple(str(number_of_seeds(row)) for row in rows)))
     result.append(Column("diff", tuple(_difference(row, interval=not dense) for row in rows)))
@@ -61,7 +68,15 @@ def measure_column(table: Table, measure: Measure) -> Column:
     """The values of a measure in its unit."""
     values = [row.value(measure) for row in table.rows]
     texts = decimals([None if value is None else value / measure.scale for value in values])
-    return Column(measure.heading, texts)
+    return Column(measure.heading, texts, best=_lowest(values))
+
+
+def _lowest(values: Sequence[float | None]) -> tuple[int, ...]:
+    """Indices of the lowest value; none if all are equal."""
+    found = [value for value in values if value is not None]
+    if not found or min(found) == max(found):
+        return ()
+    return tuple(index for index, value in enumerate(values) if value == min(found))
 
 
 def size_columns(table: Table) -> list[Column]:
@@ -83,7 +98,7 @@ def latency_columns(table: Table) -> list[Column]:
         return tuple(of(*line) for line in lines)
 
     def percentile(name: str) -> tuple[str, ...]:
-        return decimals([row.percentile(conditions, name) for conditions, row in lines])
+        return decimals([row.latency(conditions, name) for conditions, row in lines])
 
     def steady(conditions: Conditions, row: Row) -> str:
         return {True: "yes", False: "no", None: MISSING}[row.stable(conditions)]

@@ -12,9 +12,9 @@ from dwsep_zoo.report import words
 from dwsep_zoo.report.columns import number_of_seeds, row_label
 from dwsep_zoo.report.comparison import Comparison
 from dwsep_zoo.report.results import Run
-from dwsep_zoo.report.statistics import Paired, Sample
+from dwsep_zoo.report.statistics import Interval, Paired, Sample
 from dwsep_zoo.report.table import Row, Table
-from dwsep_zoo.schema.measures import measures
+from dwsep_zoo.schema.measures import Place, measures
 from dwsep_zoo.schema.record import Conditions
 
 SCHEMA = 1
@@ -45,15 +45,10 @@ def csv_text(tables: Sequence[Table]) -> str:
 
 def json_text(comparison: Comparison) -> str:
     """Rows, statistics, all latencies, runs, settings and failures, in raw units."""
-    options = comparison.options
     content = {
         "schema": SCHEMA,
         "made": comparison.made,
-        "options": {
-            "by": options.by,
-            "reference": options.reference,
-            "where": dict(options.where),
-        },
+        "options": asdict(comparison.options),
         "tables": [_table(table) for table in comparison.tables],
         "unfinished": [
             {"run": r.name, "folder": str(r.folder), "status": r.record.status, "error": r.error}
@@ -80,14 +75,11 @@ def _table(table: Table) -> dict[str, object]:
 
 def _row(table: Table, row: Row, numbers: Mapping[int, int]) -> dict[str, object]:
     run, record = row.first, row.record
-    measured: dict[str, object] = {}
+    measured = _measured(row, "json")
     for measure in measures(place="json"):
-        many = measure.over_seeds == "mean"
-        values = row.values(measure)
-        sample = asdict(Sample.of(values)) if values else None
-        measured[measure.name] = sample if many else row.value(measure)
-        if measure.ratio:
-            measured[measure.ratio] = row.ratio(measure)
+        if measure.over_seeds == "mean":
+            values = row.values(measure)
+            measured[measure.name] = asdict(Sample.of(values)) if values else None
     match = row.match.plain() | {"width_mult": run.width_given} if row.match else None
     return {
         "label": row_label(table, row),
@@ -139,22 +131,15 @@ def _paired(paired: Paired) -> dict[str, object]:
 def _latency(row: Row, conditions: Conditions) -> dict[str, object]:
     return {
         **conditions.model_dump(),
-        **{f"{name}_ms": row.percentile(conditions, name) for name in ("p50", "p10", "p90")},
+        **{f"{name}_ms": row.latency(conditions, name) for name in ("p50", "p10", "p90")},
         "stable": row.stable(conditions),
         "ratio": row.latency_ratio(conditions),
     }
 
 
 def _record(number: int, table: Table, row: Row) -> dict[str, object]:
-    run, accuracy, setting, pair, match = (
-        row.record,
-        row.accuracy,
-        table.setting,
-        row.paired,
-        row.match,
-    )
-    spread = accuracy.interval if accuracy else None
-    t, bootstrap = (pair.t, pair.bootstrap) if pair else (None, None)
+    run, accuracy, setting, pair = row.record, row.accuracy, table.setting, row.paired
+    match: Mapping[str, object] = row.match.plain() if row.match else {}
     record: dict[str, object] = {
         "table": number,
         "model": run.model,
@@ -162,9 +147,9 @@ def _record(number: int, table: Table, row: Row) -> dict[str, object]:
         "conv_options": json.dumps(run.conv_options),
         "width_mult": run.width_mult,
         "output_stride": run.output_stride,
-        "match": match.quantity if match else None,
-        "match_to": match.to if match else None,
-        "match_residual": match.residual if match else None,
+        "match": match.get("quantity"),
+        "match_to": match.get("to"),
+        "match_residual": match.get("residual"),
         "data": setting.get("data.name"),
         "data_fingerprint": setting.get("data.fingerprint"),
         "input_size": words.size_text(run.input_size),
@@ -177,24 +162,33 @@ def _record(number: int, table: Table, row: Row) -> dict[str, object]:
         "seeds": " ".join(str(run.record.seed) for run in row.runs),
         "test_acc_mean": accuracy.mean if accuracy else None,
         "test_acc_std": accuracy.std if accuracy else None,
-        "test_acc_low": spread.low if spread else None,
-        "test_acc_high": spread.high if spread else None,
+        **_ends("test_acc", accuracy.interval if accuracy else None),
         "reference": row_label(table, row.reference) if row.reference else None,
         "test_acc_difference": row.accuracy_difference,
-        "difference_low": t.low if t else None,
-        "difference_high": t.high if t else None,
-        "difference_bootstrap_low": bootstrap.low if bootstrap else None,
-        "difference_bootstrap_high": bootstrap.high if bootstrap else None,
+        **_ends("difference", pair.t if pair else None),
+        **_ends("difference_bootstrap", pair.bootstrap if pair else None),
         "verdict": pair.verdict if pair else None,
         "mcnemar_p": " ".join(f"{test.p_value:.6g}" for test in pair.mcnemar) if pair else None,
+        **_measured(row, "csv"),
+        "machine": row.machine,
     }
-    for measure in measures(place="csv"):
-        record[measure.name] = row.value(measure)
-        if measure.ratio:
-            record[measure.ratio] = row.ratio(measure)
-    record["machine"] = row.machine
     for index, conditions in enumerate(table.conditions, 1):
         prefix = f"latency{index}" if index > 1 else "latency"
         record |= {f"{prefix}_{key}": value for key, value in _latency(row, conditions).items()}
     record["runs"] = " ".join(run.name for run in row.runs)
     return record
+
+
+def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _measured(row: Row, place: Place) -> dict[str, object]:
+    """The measures of a format by name, and their ratios to the reference."""
+    measured: dict[str, object] = {}
+    for measure in measures(place=place):
+        measured[measure.name] = row.value(measure)
+        if measure.ratio:
+            measured[measure.ratio] = row.ratio(measure)
+    return measured

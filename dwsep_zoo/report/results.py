@@ -155,10 +155,8 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
         if record is None:
             continue
         epochs = attempt(_read_epochs, file.with_name("metrics.csv"))
-        accuracy, predictions = TEST_ACC.value(record), None
-        if accuracy is not None:
-            read = partial(_read_predictions, accuracy)
-            predictions = attempt(read, file.with_name("predictions.npz"))
+        read = partial(_read_predictions, TEST_ACC.value(record))
+        predictions = attempt(read, file.with_name("predictions.npz"))
         runs.append(Run(file.parent, record, epochs or (), predictions))
     if not runs and not problems:
         where = ", ".join(str(path) for path in folders)
@@ -189,8 +187,8 @@ def _read_epochs(file: Path) -> tuple[Mapping[str, float], ...]:
     return tuple({key: float(text) for key, text in row.items() if text} for row in rows)
 
 
-def _read_predictions(accuracy: float, file: Path) -> Predictions | None:
-    if not file.exists():
+def _read_predictions(accuracy: float | None, file: Path) -> Predictions | None:
+    if accuracy is None or not file.exists():
         return None
     import numpy as np
 
@@ -198,9 +196,6 @@ def _read_predictions(accuracy: float, file: Path) -> Predictions | None:
         arrays = np.load(stream, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it is no .npz")
-        missing = {"label", "predicted"} - set(arrays)
-        if missing:
-            raise ValueError(f"it holds no {' and no '.join(sorted(missing))}")
         label, predicted = arrays["label"], arrays["predicted"]
     if label.ndim != 1 or label.shape != predicted.shape or not label.size:
         raise ValueError(f"label is {label.shape} and predicted {predicted.shape}, not (N,) both")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -103,10 +103,6 @@ class Row:
         return max(matches, key=lambda match: abs(match.residual)) if matches else None
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(run.record.seed for run in self.runs if run.record.seed is not None)
-
-    @property
     def machine(self) -> str | None:
         """The machine that trained all of the runs; ``None`` if they differ."""
         machines = {run.machine for run in self.runs}
@@ -142,18 +138,14 @@ class Row:
         own, other = self.value(measure), self.reference.value(measure)
         return own / other if own is not None and other else None
 
-    def latency(self, conditions: Conditions) -> float | None:
-        """Milliseconds: the median over the runs of their medians."""
-        return self.value(LATENCY.under(conditions))
+    def latency(self, conditions: Conditions, percentile: str = "p50") -> float | None:
+        """Milliseconds: the median over the runs of their ``p10``, ``p50`` or ``p90``."""
+        found = (getattr(entry, f"{percentile}_ms") for entry in self._latencies(conditions))
+        values = [value for value in found if value is not None]
+        return statistics.median(values) if values else None
 
     def latency_ratio(self, conditions: Conditions) -> float | None:
         return self.ratio(LATENCY.under(conditions))
-
-    def percentile(self, conditions: Conditions, name: str) -> float | None:
-        """The median over the runs of ``p10``, ``p50`` or ``p90``, in milliseconds."""
-        found = (getattr(entry, f"{name}_ms") for entry in self._latencies(conditions))
-        values = [value for value in found if value is not None]
-        return statistics.median(values) if values else None
 
     def stable(self, conditions: Conditions) -> bool | None:
         """True if the times of all runs were steady; ``None`` if that was not recorded."""
@@ -218,12 +210,12 @@ class Table:
     @cached_property
     def conditions(self) -> tuple[Conditions, ...]:
         """All conditions of latencies, those that most rows share first."""
-        number: dict[Conditions, int] = defaultdict(int)
+        number: Counter[Conditions] = Counter()
         for row in self.rows:
             entries = (entry for run in row.runs for entry in run.record.latency)
-            for own in dict.fromkeys(e.conditions for e in entries if e.p50_ms is not None):
-                number[own] += 1
-        return tuple(sorted(number, key=lambda c: -number[c]))
+            found = (entry.conditions for entry in entries if entry.p50_ms is not None)
+            number.update(dict.fromkeys(found, 1))
+        return tuple(conditions for conditions, _ in number.most_common())
 
     def key(self, name: str, row: Row) -> tuple[str, ...]:
         """The values of a row in one of ``FIELDS``."""
@@ -248,13 +240,16 @@ def make_tables(
     """
     options = options or Options()
     runs = sorted(runs, key=lambda run: str(run.folder))
-    _check_reference(runs, options.reference)
+    if runs and options.reference != REFERENCE:  # a missing "standard" is said below the table
+        names = {name for run in runs for name in (run.conv, f"{run.model}/{run.conv}")}
+        choose(options.reference, names, "reference")
     settings = _group(runs, lambda run: run.setting)
     distinctions = _distinctions(list(settings))
-    tables, repeated = [], []
-    for (_, members), distinction in zip(settings.items(), distinctions, strict=True):
-        latest, older = _latest(members, options)
-        repeated += older
+    tables = []
+    repeated: list[Run] = []
+    for members, distinction in zip(settings.values(), distinctions, strict=True):
+        latest = _latest(members, options)
+        repeated += (run for run in members if run not in latest)
         tables.append(Table(_rows(latest, options), distinction, options))
     return tables, repeated
 
@@ -300,11 +295,10 @@ def _identity(run: Run, options: Options) -> tuple[object, ...]:
     return *network, run.conv, run.conv_options, run.record.params, run.record.macs, grouped
 
 
-def _latest(runs: Sequence[Run], options: Options) -> tuple[list[Run], list[Run]]:
-    """The last run of each network and seed, and the others; a repetition is no second sample."""
+def _latest(runs: Sequence[Run], options: Options) -> list[Run]:
+    """The last run of each network and seed; a repetition is no second sample."""
     groups = _group(runs, lambda run: (*_identity(run, options), run.record.seed))
-    latest = [max(group, key=lambda run: run.record.finished or "") for group in groups.values()]
-    return latest, [run for run in runs if run not in latest]
+    return [max(group, key=lambda run: run.record.finished or "") for group in groups.values()]
 
 
 def _rows(runs: Sequence[Run], options: Options) -> tuple[Row, ...]:
@@ -316,13 +310,6 @@ def _rows(runs: Sequence[Run], options: Options) -> tuple[Row, ...]:
         for row, own in zip(rows, found, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: _order(row, options)))
-
-
-def _check_reference(runs: Sequence[Run], reference: str) -> None:
-    if reference == REFERENCE or not runs:  # that there is none is said below the table
-        return
-    convs = {run.conv for run in runs}
-    choose(reference, convs | {f"{run.model}/{run.conv}" for run in runs}, "reference")
 
 
 def _references(row: Row, rows: Sequence[Row], options: Options) -> tuple[Row, ...]:

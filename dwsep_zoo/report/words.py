@@ -108,7 +108,8 @@ def warnings(table: Table) -> list[str]:
             if row.paired is None:
                 lines.append(f"{label}: no seed in common with its reference: not compared")
             else:
-                left_out = set(row.seeds) ^ set(row.reference.seeds)
+                own, other = ({r.record.seed for r in one.runs} for one in (row, row.reference))
+                left_out = [seed for seed in own ^ other if seed is not None]
                 if left_out:
                     seeds = _listed(sorted(left_out))
                     lines.append(f"{label}: diff is without seed {seeds}, which only one has")

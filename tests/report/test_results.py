@@ -156,7 +156,7 @@ LABEL = np.arange(50) % 10
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"label": LABEL}, "no predicted"),
+        ({"label": LABEL}, "predicted is not a file in the archive"),
         ({"label": LABEL, "predicted": LABEL[:9]}, "not (N,) both"),
         ({"label": LABEL[:0], "predicted": LABEL[:0]}, "not (N,) both"),
         ({"label": LABEL, "predicted": LABEL / 2}, "not integers"),

@@ -408,7 +408,7 @@ def test_percentiles_and_steadiness_are_those_of_all_runs(write_run, tmp_path, l
         write_run(f"r{seed}", seed=seed, latency=[latency | {"p10_ms": p10, "stable": stable}])
     table = only_table(tmp_path)
     (row,), (conditions,) = table.rows, table.conditions
-    assert row.percentile(conditions, "p10") == 2.0
+    assert row.latency(conditions, "p10") == 2.0
     assert row.stable(conditions) is False
 
 
