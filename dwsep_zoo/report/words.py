@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dwsep_zoo.report.columns import (
@@ -24,24 +25,25 @@ from dwsep_zoo.report.verdict import RULE
 
 NO_RUN = "no run has finished"
 RESIDUAL = 0.02  # of a budget; beyond it budgets are not equal
+_RECIPE = {"lr": "learning rate", "weight_decay": "weight decay"}
 COARSE = 10  # fewer seeds give the bootstrap too few resamples
 
 
 def heading(table: Table) -> str:
     """The common terms of all rows, such as ``digits, input 1x32x32, 20 epochs, batch 64``."""
-    setting = table.setting
-    size = table.rows[0].record.input_size
-    epochs = setting.get("trainer.max_epochs")
-    batch = setting.get("data.batch_size")
+    setting, record = table.setting, table.rows[0].record
     factors, steps, numbers = widths(table), strides(table), seed_numbers(table)
+    epochs, batch = setting.get("trainer.max_epochs"), setting.get("data.batch_size")
     parts = [
         data_name(table.rows[0].first),
-        f"input {size_text(size)}" if size else None,
-        f"{epochs} epochs" if epochs else None,
-        f"batch {batch}" if batch else None,
-        f"width {general(factors[0])}" if len(factors) == 1 and factors[0] not in (1, None) else "",
-        f"output stride {steps[0]}" if len(steps) == 1 and steps[0] else None,
-        _seeds(numbers[0]) if len(numbers) == 1 else None,
+        record.input_size and f"input {size_text(record.input_size)}",
+        epochs and f"{epochs} epochs",
+        batch and f"batch {batch}",
+        len(factors) == 1 and factors[0] not in (1, None) and f"width {general(factors[0])}",
+        len(steps) == 1 and steps[0] and f"output stride {steps[0]}",
+        len(numbers) == 1
+        and numbers[0]
+        and (f"n={numbers[0]} seeds" if numbers[0] > 1 else "1 seed"),
     ]
     return ", ".join(part for part in parts if part)
 
@@ -91,33 +93,17 @@ def verdicts(table: Table) -> list[str]:
 def warnings(table: Table) -> list[str]:
     """Threats to a fair comparison."""
     lines: list[str] = []
-    untested: dict[str, dict[str, list[int]]] = {}  # seeds by reason and row
+    untested: dict[str, list[str]] = {}  # rows with their seeds, by reason
     for row in table.rows:
         label = row_label(table, row)
-        if row.match and abs(row.match.residual) > RESIDUAL:
-            lines.append(
-                f"{label}: the budgets are not equal: {match_text(row.match)} of "
-                f"{row.match.to}'s; widths are rounded to 8 channels"
-            )
-        if row.ambiguous:
-            names = "; ".join(row_label(table, other) for other in row.ambiguous)
-            lines.append(
-                f"{label}: several rows could be its reference, so that it has none: {names}"
-            )
-        if row.reference and not row.is_reference and row.accuracy and row.reference.accuracy:
-            if row.paired is None:
-                lines.append(f"{label}: no seed in common with its reference: not compared")
-            else:
-                own, other = ({r.record.seed for r in one.runs} for one in (row, row.reference))
-                left_out = [seed for seed in own ^ other if seed is not None]
-                if left_out:
-                    seeds = _listed(sorted(left_out))
-                    lines.append(f"{label}: diff is without seed {seeds}, which only one has")
+        lines += (f"{label}: {threat}" for threat in _threats(table, row))
+        seeds: dict[str, list[int]] = {}
         for seed, reason in row.paired.no_mcnemar if row.paired else ():
-            untested.setdefault(reason, {}).setdefault(label, []).append(seed)
+            seeds.setdefault(reason, []).append(seed)
+        for reason, numbers in seeds.items():
+            untested.setdefault(reason, []).append(f"{label}, seed {_listed(numbers)}")
     for reason, labels in untested.items():
-        which = "; ".join(f"{name}, seed {_listed(seeds)}" for name, seeds in labels.items())
-        lines.append(f"no McNemar test ({reason}): {which}")
+        lines.append(f"no McNemar test ({reason}): {'; '.join(labels)}")
     apart = [
         row_label(table, row)
         for row in table.rows
@@ -137,10 +123,29 @@ def warnings(table: Table) -> list[str]:
     return lines
 
 
+def _threats(table: Table, row: Row) -> Iterator[str]:
+    """Threats to a fair comparison of one row."""
+    reference = row.reference
+    if row.match and abs(row.match.residual) > RESIDUAL:
+        yield (
+            f"the budgets are not equal: {match_text(row.match)} of {row.match.to}'s; widths are "
+            "rounded to 8 channels"
+        )
+    if row.ambiguous:
+        names = "; ".join(row_label(table, other) for other in row.ambiguous)
+        yield f"several rows could be its reference, so that it has none: {names}"
+    if reference and not row.is_reference and row.accuracy and reference.accuracy:
+        own, other = ({run.record.seed for run in one.runs} for one in (row, reference))
+        left_out = [seed for seed in own ^ other if seed is not None]
+        if row.paired is None:
+            yield "no seed in common with its reference: not compared"
+        elif left_out:
+            yield f"diff is without seed {_listed(sorted(left_out))}, which only one has"
+
+
 def legend(table: Table) -> list[str]:
     """Sentences without which the numbers can be misread."""
     size = size_text(table.rows[0].record.input_size)
-    convs = table.values(lambda row: row.first.conv)
     lines = _data_legend(table)
     if any(row.paired for row in table.rows):
         lines.append(RULE)
@@ -151,7 +156,7 @@ def legend(table: Table) -> list[str]:
             "steps of 8 channels allow; the rest in per cent of that cost"
         )
     lines += _recipe_legend(table) + _kept_apart(table)
-    if REFERENCE in convs:
+    if any(row.first.conv == REFERENCE for row in table.rows):
         lines.append(
             f"{REFERENCE}: one dense k x k convolution replaces depthwise + pointwise; the norm "
             "and activation between the two disappear; a squeeze-and-excite gate acts on its input"
@@ -203,21 +208,17 @@ def statistics_legend(table: Table) -> list[str]:
 
 def remarks(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Titles and lines about everything that was found but is in no table."""
-    groups = [
-        (
-            "Runs without a result",
-            [
-                f"{run.name}: {run.record.status}" + (f": {run.error}" if run.error else "")
-                for run in comparison.unfinished
-            ],
-        ),
-        (
-            "Runs that were repeated later with the same seed (the later one is in the table)",
-            [str(run.folder) for run in comparison.repeated],
-        ),
-        ("Files that could not be read", [f"{p.path}: {p.reason}" for p in comparison.problems]),
+    unfinished = [
+        ": ".join(filter(None, (run.name, run.record.status, run.error)))
+        for run in comparison.unfinished
     ]
-    return [(title, lines) for title, lines in groups if lines]
+    repeated = "Runs that were repeated later with the same seed (the later one is in the table)"
+    groups = {
+        "Runs without a result": unfinished,
+        repeated: [str(run.folder) for run in comparison.repeated],
+        "Files that could not be read": [f"{p.path}: {p.reason}" for p in comparison.problems],
+    }
+    return [(title, lines) for title, lines in groups.items() if lines]
 
 
 def size_text(size: Sequence[int]) -> str:
@@ -322,17 +323,13 @@ def _recipe_legend(table: Table) -> list[str]:
             "one recipe for all" + (f" ({values})" if values else "") + ", tuned for no variant; a "
             "recipe can favour one of them by points (hparams_search=optuna)"
         ]
-    names = " and ".join(_recipe_word(key) for key, _ in run.searched)
+    names = " and ".join(_RECIPE.get(key, key) for key, _ in run.searched)
     trials = table.setting.get("hparams_search.trials", "an unknown number of")
     lines = [f"{names} searched per variant: {trials} trials each, on validation"]
     for row in table.rows:
-        best = ", ".join(f"{_recipe_word(key)} {value:g}" for key, value in row.first.searched)
+        best = ", ".join(f"{_RECIPE.get(key, key)} {v:g}" for key, v in row.first.searched)
         lines.append(f"found for {row_label(table, row)}: {best}")
     return lines
-
-
-def _recipe_word(key: str) -> str:
-    return {"lr": "learning rate", "weight_decay": "weight decay"}.get(key, key)
 
 
 def _kept_apart(table: Table) -> list[str]:
@@ -340,10 +337,8 @@ def _kept_apart(table: Table) -> list[str]:
     by = table.options.by
     if by == Options().by:
         return []
-    groups: dict[tuple[tuple[str, ...], ...], list[Row]] = {}
-    for row in table.rows:
-        groups.setdefault(tuple(table.key(name, row) for name in by), []).append(row)
-    number = sum(len(rows) for rows in groups.values() if len(rows) > 1)
+    groups = Counter(tuple(table.key(name, row) for name in by) for row in table.rows)
+    number = sum(rows for rows in groups.values() if rows > 1)
     if not number:
         return []
     return [
@@ -369,7 +364,3 @@ def _latency_legend(table: Table) -> list[str]:
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
-
-
-def _seeds(number: int) -> str | None:
-    return None if number == 0 else "1 seed" if number == 1 else f"n={number} seeds"
