@@ -8,6 +8,7 @@ from dwsep_zoo.report.columns import row_label
 from dwsep_zoo.report.statistics import SAME, Interval, interval_text
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.schema.measures import LATENCY, measures
+from dwsep_zoo.schema.record import Conditions
 
 MOST = 3  # pairs that are shown large
 EQUAL = 0.03  # of a cost: a smaller difference is none
@@ -45,7 +46,8 @@ class Answer:
             spread.
         outcome: ``better``, ``worse`` or ``not distinguishable`` by ``RULE``; ``None``: undecided.
         seeds: number of common seeds.
-        accuracy: such as ``0.40 points better [-0.30, +1.10], not distinguishable``.
+        points: such as ``0.40 points better``.
+        verdict: the outcome, or why there is none.
         costs: MACs and latency, where both networks have them.
     """
 
@@ -57,7 +59,8 @@ class Answer:
     interval: Interval | None
     outcome: str | None
     seeds: int
-    accuracy: str
+    points: str
+    verdict: str
     costs: tuple[Cost, ...]
 
     @property
@@ -65,6 +68,12 @@ class Answer:
         """Everything in one sentence."""
         costs = [cost.words + (" (unsteady)" if cost.unsteady else "") for cost in self.costs]
         return "; ".join([f"{self.label} is {self.accuracy}", *costs])
+
+    @property
+    def accuracy(self) -> str:
+        """Such as ``0.40 points better [-0.30, +1.10], not distinguishable``."""
+        text = f"{self.points} {interval_text(self.interval)}" if self.interval else self.points
+        return text if self.points.endswith(self.verdict) else f"{text}, {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,6 @@ def _answer(table: Table, row: Row) -> Answer:
     assert paired is not None
     same = reference.first.model == row.first.model
     side = "better" if paired.mean > 0 else "worse"
-    text = f"{100 * abs(paired.mean):.2f} points {side}"
-    if paired.t:
-        text += f" {interval_text(paired.t)}"
     return Answer(
         row=row,
         reference=reference,
@@ -107,7 +113,8 @@ def _answer(table: Table, row: Row) -> Answer:
         interval=paired.t,
         outcome=paired.outcome,
         seeds=paired.n,
-        accuracy=text if paired.verdict == side else f"{text}, {paired.verdict}",
+        points=f"{100 * abs(paired.mean):.2f} points {side}",
+        verdict=paired.verdict,
         costs=tuple(_costs(table, row)),
     )
 
@@ -122,13 +129,13 @@ def _costs(table: Table, row: Row) -> list[Cost]:
         factor = max(ratio, 1 / ratio)
         digits = 1 if factor >= 1.95 else 2
         text = f"{factor:.{digits}f}x {less if ratio < 1 else more}"
-        unsteady = measure.name == LATENCY.name and _is_unsteady(table, row)
+        unsteady = measure.name == LATENCY.name and is_unsteady(row, table.conditions[0])
         words = text if factor - 1 >= EQUAL else f"about {equal}"
         found.append(Cost(measure.name, ratio, unsteady, words))
     return found
 
 
-def _is_unsteady(table: Table, row: Row) -> bool:
-    rows = (row, row.reference or row)
-    steady = [one.stable(table.conditions[0]) for one in rows]
+def is_unsteady(row: Row, conditions: Conditions) -> bool:
+    """True if the ratio of the latencies includes other load of the machine."""
+    steady = [one.stable(conditions) for one in (row, row.reference or row)]
     return False in steady or not row.measured_in_turns
