@@ -76,7 +76,7 @@ class Line:
         return [o for o in self.overrides if o.is_sweep_override()]
 
     def further(self) -> Iterator[list[str]]:
-        """As ``first``, once for each of the other values of a sweep."""
+        """Yield ``first`` again for each further value of a sweep, with that value."""
         first = self.first
         for number, override in enumerate(self.overrides):
             for value in _values(override)[1:]:

@@ -1,4 +1,4 @@
-"""What a user did wrong, in one line."""
+"""Errors of the user, in one line each."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def check_number(key: str, value: object, *, optional: bool = False) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says: its type and the first line of its message."""
+    """The type of another library's error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

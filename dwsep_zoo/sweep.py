@@ -36,11 +36,11 @@ class Sweep:
     def __init__(self, folder: Path, arguments: list[str]):
         self.folder = folder
         self.arguments = arguments
-        self.made: dict[str, Path] = {}  # runs by all that they depend on
+        self.made: dict[str, Path] = {}  # folders by everything that determines a run
         self.failed = 0
 
     def run_job(self, cfg: DictConfig) -> None:
-        """Train one run; whatever becomes of it, the others go on."""
+        """Train one run; if it fails, the sweep continues."""
         sys.argv[1:] = self.arguments
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         folder = Path(config["paths"]["output_dir"])

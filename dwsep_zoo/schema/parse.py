@@ -1,4 +1,4 @@
-"""From plain data to a typed, frozen group of settings, with one line for what is wrong."""
+"""Parse plain data into frozen, typed groups, and report a fault in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens around the training steps."""
+"""Callbacks: the table of epochs, the predictions of the test, and interruption."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EpochTable(Callback):
         self.begin, self.images, self.validation = 0.0, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the epoch in progress, which may be resumed in its middle."""
+        """Images and seconds of the epoch in progress, which may be resumed in its middle."""
         return {"images": self.images, "seconds": time.perf_counter() - self.begin}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class EpochTable(Callback):
         return sum(row["seconds"] for row in self.rows())
 
     def images_per_second(self) -> float | None:
-        """Of the median epoch."""
+        """Training speed of the median epoch."""
         speeds = [row["images_per_second"] for row in self.rows()]
         return statistics.median(speeds) if speeds else None
 
@@ -111,10 +111,10 @@ class EpochTable(Callback):
 
 
 class Predictions(Callback):
-    """Keeps what the network says of each test image, for tests on pairs of runs (McNemar's).
+    """Keeps the prediction for each test image, for tests on pairs of runs (McNemar's).
 
     Writes ``label`` and ``predicted``, both (N,) int64 in the order of the test set, as numpy's
-    .npz file. A test step returns both of its batch, by name.
+    .npz file. A test step returns both for its batch, by name.
     """
 
     def __init__(self, path: Path):
@@ -166,7 +166,7 @@ class SaveOnInterrupt(Callback):
 
     Args:
         checkpoint: ``last.ckpt``.
-        every_n_epochs: at whose ends it is written anyway.
+        every_n_epochs: interval at which it is written anyway.
     """
 
     def __init__(self, checkpoint: Path, every_n_epochs: int):

@@ -1,8 +1,8 @@
-"""Compiled training steps: what lies between two convolutions becomes one pass over memory.
+"""Compiled training steps: the operations between two convolutions become one pass over memory.
 
-Compilation takes about a minute, so by default a run has to be long enough to repay it, and its own
-steps are timed: eager ones have kernels of ours, so that they may be no faster compiled. On a GPU
-eager ones are CUDA graphs.
+Compilation takes about a minute, so by default a run has to be long enough to repay it, and its steps
+are timed both ways: this project's kernels can make eager steps the faster ones. On a GPU eager
+steps are CUDA graphs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TimedStep = Callable[[], float]
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the steps of a training are compiled, and why."""
+    """The decision to compile the steps of a training or not, with its reason."""
 
     compiled: bool
     why: str
@@ -186,7 +186,7 @@ class Compile(Callback):
         if choice.compiled:
             assert isinstance(module, LitClassifier)
             module.train_forward = self.compiled or compiled_forward(module.model, module.device)
-        self.eager = self.compiled = None  # what is not used gives its memory back
+        self.eager = self.compiled = None  # the unused one returns its memory
 
 
 def can_be_graphs(trainer: L.Trainer, device: torch.device) -> bool:
@@ -201,7 +201,7 @@ def can_be_graphs(trainer: L.Trainer, device: torch.device) -> bool:
 def compiled_forward(model: nn.Module, device: torch.device) -> Forward:
     """The network's forward pass, compiled at its first call and again for every size of images.
 
-    On a GPU forward and backward are recorded as CUDA graphs, which spares the launches.
+    On a GPU forward and backward are recorded as CUDA graphs, which saves the launches.
     """
     mode = "reduce-overhead" if device.type == "cuda" else None
     # All networks share the code of one forward, of which PyTorch keeps 8 compilations by default.

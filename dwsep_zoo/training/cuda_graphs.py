@@ -26,7 +26,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class _Network(nn.Module):
-    """PyTorch replaces the forward of what it makes a graph of."""
+    """A wrapper, because PyTorch replaces the forward of the module it captures."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -82,7 +82,7 @@ def _capture_or_not(network: nn.Module, x: Tensor) -> Forward:
 
 
 def _state(network: nn.Module) -> Iterator[bool]:
-    """What decides which kernels are called."""
+    """The flags that select kernels: training mode and requires_grad."""
     yield from (module.training for module in network.modules())
     yield from (parameter.requires_grad for parameter in network.parameters())
 

@@ -73,8 +73,8 @@ class FineTune(Callback):
             frozen |= {name for name, _ in model.named_parameters() if part_of(name) != CLASSIFIER}
         trained = {p for name, p in model.named_parameters() if name not in frozen}
         if isinstance(trainer.strategy, SingleDeviceStrategy):
-            # No backward pass through what is frozen. DDP waits for the gradients that it counted
-            # at its beginning, so there they are computed, and dropped before the step.
+            # No backward pass through frozen parts. DDP waits for all gradients it counted at the
+            # start, so there they are computed, and dropped before the step.
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter in trained)
         model.train()

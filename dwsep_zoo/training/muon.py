@@ -1,4 +1,4 @@
-"""Muon: steps for matrices that are as long in every direction."""
+"""Muon: steps of equal length in every direction of a matrix."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Muon(Optimizer):
     """Muon for groups of matrices, SGD with Nesterov's momentum for all others.
 
-    The gradient of a matrix is mostly made of few directions. Muon gives all of them the same
-    length (:func:`orthogonalise`), so that the rare ones are learned as fast: Jordan et al. 2024,
+    A few directions dominate the gradient of a matrix. Muon gives all of them the same length
+    (:func:`orthogonalise`), so rare directions are learned as fast: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon. A norm behind a convolution makes the length of
     its weight meaningless; it is set to what an orthogonal one has before each step,
     as in Jordan's CIFAR-10 speed runs (arXiv:2404.00498), and takes the place of weight decay.

@@ -40,7 +40,7 @@ def out_of_memory(
     half = max(2, batch_size // 2)
     each = (need(2 * half) - need(half)) / half
     fits = half + int((USABLE * _memory(device) - need(half)) / each)
-    fits = min(max(1, fits), batch_size // 2)  # whatever the estimate says
+    fits = min(max(1, fits), batch_size // 2)  # the estimate may be too large
     if not fits:
         return UserError(
             f"out of memory with data.batch_size=1 on this {device.type}: smaller images "

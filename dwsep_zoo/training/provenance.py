@@ -1,4 +1,4 @@
-"""Where a run comes from: command, versions, commit and machine."""
+"""The origin of a run: command, versions, commit and machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log and the record around a run, whatever becomes of it."""
+"""The log and the record of a run, also if it fails or is stopped."""
 
 from __future__ import annotations
 

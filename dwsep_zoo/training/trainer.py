@@ -198,6 +198,6 @@ def _quiet() -> None:
         ".*isn't in the list of.*weights_only.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # lightning 2.6 with torch 2.15
         ".*GPU available but not used.*",
-        ".*AccumulateGrad node's stream does not match.*",  # of what is a CUDA graph
+        ".*AccumulateGrad node's stream does not match.*",  # CUDA graphs
     ):
         warnings.filterwarnings("ignore", message=message)
