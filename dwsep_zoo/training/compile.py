@@ -1,8 +1,8 @@
 """Compiled training steps: the operations between two convolutions become one pass over memory.
 
-Compilation takes about a minute, so by default a run has to be long enough to repay it, and its steps
-are timed both ways: this project's kernels can make eager steps the faster ones. On a GPU eager
-steps are CUDA graphs.
+Compilation takes about a minute, so by default a run has to be long enough to repay it, and its
+steps are timed both ways: this project's kernels can make eager steps the faster ones. On a GPU
+eager steps are CUDA graphs.
 """
 
 from __future__ import annotations
