@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from dwsep_zoo.report.statistics import Paired, interval_text, points
+from dwsep_zoo.report.statistics import Interval, McNemar, Paired, interval_text, points
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.schema.measures import Measure, measures
 from dwsep_zoo.schema.record import Conditions, Match
@@ -41,9 +42,9 @@ def columns(table: Table, *, dense: bool = False) -> list[Column]:
         Column("model", tuple(row.first.model for row in rows), is_number=False),
         Column("conv", tuple(conv_label(table, row) for row in rows), is_number=False),
     ]
-    if len(widths(table)) > 1:
+    if len(table.values(lambda row: row.record.width_mult)) > 1:
         result.append(Column("width", tuple(general(row.record.width_mult) for row in rows)))
-    if len(strides(table)) > 1:
+    if len(table.values(lambda row: row.record.output_stride)) > 1:
         result.append(Column("stride", tuple(general(row.record.output_stride) for row in rows)))
     if any(row.match for row in rows):
         result.append(Column("matched", tuple(match_text(row.match) for row in rows)))
@@ -53,7 +54,7 @@ def columns(table: Table, *, dense: bool = False) -> list[Column]:
     means = [-row.accuracy.mean if row.accuracy else None for row in rows]
     accuracies = tuple(_accuracy(row) for row in rows)
     result.append(Column("test acc %", accuracies, best=_lowest(means)))
-    if len(seed_numbers(table)) > 1:
+    if len(table.values(number_of_seeds)) > 1:
         result.append(Column("n", tuple(str(number_of_seeds(row)) for row in rows)))
     result.append(Column("diff", tuple(_difference(row, interval=not dense) for row in rows)))
     # The other conditions of latency have a table of their own.
@@ -92,29 +93,25 @@ def latency_columns(table: Table) -> list[Column]:
     lines = [(c, row) for c in table.conditions for row in table.rows if row.latency(c) is not None]
     if not lines:
         return []
-    varying = _varying(table)
 
-    def texts(of: Callable[[Conditions, Row], str]) -> tuple[str, ...]:
-        return tuple(of(*line) for line in lines)
+    def texts(of: Callable[[Conditions, Row], object]) -> tuple[str, ...]:
+        return tuple(str(of(*line)) for line in lines)
 
     def percentile(name: str) -> tuple[str, ...]:
         return decimals([row.latency(conditions, name) for conditions, row in lines])
 
-    def steady(conditions: Conditions, row: Row) -> str:
-        return {True: "yes", False: "no", None: MISSING}[row.stable(conditions)]
-
-    names = [
-        Column(name.replace("_", " "), tuple(str(getattr(c, name)) for c, _ in lines), False)
-        for name in varying
-    ]
+    steady = {True: "yes", False: "no", None: MISSING}
     return [
-        *names,
+        *(
+            Column(name.replace("_", " "), tuple(str(getattr(c, name)) for c, _ in lines), False)
+            for name in _varying(table)
+        ),
         Column("network", texts(lambda _, row: row_label(table, row)), is_number=False),
         Column("p50 ms", percentile("p50")),
         Column("p10", percentile("p10")),
         Column("p90", percentile("p90")),
         Column("ratio", texts(lambda c, row: ratio_text(row.latency_ratio(c)))),
-        Column("steady", texts(steady), is_number=False),
+        Column("steady", texts(lambda c, row: steady[row.stable(c)]), is_number=False),
     ]
 
 
@@ -131,20 +128,20 @@ def statistics_columns(table: Table) -> list[Column]:
         Column("seeds", tuple(" ".join(map(str, p.seeds)) for p in found)),
         Column("diff by seed", tuple(" ".join(map(points, p.differences)) for p in found)),
         Column("mean", tuple(points(p.mean) for p in found)),
-        Column("95 % t", tuple(interval_text(p.t) if p.t else MISSING for p in found)),
+        Column("95 % t", tuple(_interval(p.t) for p in found)),
+        Column("95 % bootstrap", tuple(_interval(p.bootstrap) for p in found)),
         Column(
-            "95 % bootstrap",
-            tuple(interval_text(p.bootstrap) if p.bootstrap else MISSING for p in found),
+            "only ref : only this",
+            tuple(_tests(p, lambda t: f"{t.only_reference}:{t.only_other}") for p in found),
         ),
-        Column("only ref : only this", tuple(_disagreements(p) for p in found)),
-        Column("McNemar p", tuple(_p_values(p) for p in found)),
+        Column("McNemar p", tuple(_tests(p, lambda t: p_text(t.p_value)) for p in found)),
     ]
 
 
 def group_ends(table: Table) -> list[bool]:
     """True for each row that ends a group of the first field of ``by``."""
     groups = [table.key(table.options.by[0], row) for row in table.rows]
-    return [own != other for own, other in zip(groups, [*groups[1:], groups[-1]], strict=True)]
+    return [*(own != after for own, after in pairwise(groups)), False]
 
 
 def conv_label(table: Table, row: Row) -> str:
@@ -181,13 +178,10 @@ def row_label(table: Table, row: Row, *, model: bool = True) -> str:
     if "tags" in table.options.by:
         parts += run.tags
     # Built by versions of the code that count differently
-    if len({(r.record.params, r.record.macs) for r in alike if _like(r, row)}) > 1:
+    twins = [r for r in alike if (r.network, not r.match) == (row.network, not row.match)]
+    if len({(r.record.params, r.record.macs) for r in twins}) > 1:
         parts.append(f"of {run.record.params} parameters and {run.record.macs} MACs")
     return " ".join(parts)
-
-
-def _like(a: Row, b: Row) -> bool:
-    return a.network == b.network and (a.match is None) == (b.match is None)
 
 
 def conditions_name(table: Table, conditions: Conditions) -> str:
@@ -213,21 +207,8 @@ def ratio_text(ratio: float | None) -> str:
     return "1x" if ratio == 1 else f"{ratio:.{_places(ratio)}f}x"
 
 
-def seed_numbers(table: Table) -> list[int]:
-    """The distinct numbers of runs behind the accuracies."""
-    return table.values(number_of_seeds)
-
-
 def number_of_seeds(row: Row) -> int:
     return row.accuracy.n if row.accuracy else 0
-
-
-def widths(table: Table) -> list[float | None]:
-    return table.values(lambda row: row.record.width_mult)
-
-
-def strides(table: Table) -> list[int | None]:
-    return table.values(lambda row: row.record.output_stride)
 
 
 def general(value: float | None) -> str:
@@ -247,10 +228,9 @@ def _accuracy(row: Row) -> str:
     text = f"{100 * mean:.2f}"
     if interval is None:
         return text
-    below, above = mean - interval.low, interval.high - mean
-    if abs(below - above) > 1e-9:  # cut off at 0 or 100
+    if abs(mean - interval.low - (interval.high - mean)) > 1e-9:  # cut off at 0 or 100
         return f"{text} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
-    return f"{text} {PLUS_MINUS}{100 * above:.2f}"
+    return f"{text} {PLUS_MINUS}{100 * (interval.high - mean):.2f}"
 
 
 def _difference(row: Row, *, interval: bool) -> str:
@@ -262,13 +242,12 @@ def _difference(row: Row, *, interval: bool) -> str:
     return f"{text} {interval_text(row.paired.t)}" if interval and row.paired.t else text
 
 
-def _disagreements(paired: Paired) -> str:
-    counts = (f"{test.only_reference}:{test.only_other}" for test in paired.mcnemar)
-    return " ".join(counts) or MISSING
+def _interval(interval: Interval | None) -> str:
+    return interval_text(interval) if interval else MISSING
 
 
-def _p_values(paired: Paired) -> str:
-    return " ".join(p_text(test.p_value) for test in paired.mcnemar) or MISSING
+def _tests(paired: Paired, text: Callable[[McNemar], str]) -> str:
+    return " ".join(map(text, paired.mcnemar)) or MISSING
 
 
 def p_text(p_value: float) -> str:

@@ -12,10 +12,8 @@ from dwsep_zoo.report.columns import (
     conditions_name,
     general,
     match_text,
+    number_of_seeds,
     row_label,
-    seed_numbers,
-    strides,
-    widths,
 )
 from dwsep_zoo.report.comparison import Comparison
 from dwsep_zoo.report.results import Run
@@ -32,7 +30,9 @@ COARSE = 10  # fewer seeds give the bootstrap too few resamples
 def heading(table: Table) -> str:
     """The common terms of all rows, such as ``digits, input 1x32x32, 20 epochs, batch 64``."""
     setting, record = table.setting, table.rows[0].record
-    factors, steps, numbers = widths(table), strides(table), seed_numbers(table)
+    factors = table.values(lambda row: row.record.width_mult)
+    steps = table.values(lambda row: row.record.output_stride)
+    numbers = table.values(number_of_seeds)
     epochs, batch = setting.get("trainer.max_epochs"), setting.get("data.batch_size")
     parts = [
         data_name(table.rows[0].first),
@@ -245,7 +245,7 @@ def _mcnemar_words(paired: Paired) -> str:
 
 
 def _accuracy_legend(table: Table) -> str:
-    numbers = seed_numbers(table)
+    numbers = table.values(number_of_seeds)
     if max(numbers) == 0:
         return "no test accuracy was measured"
     if max(numbers) == 1:
