@@ -82,12 +82,11 @@ def _figure(options: ProfileArguments) -> Path:
 def _show_roofline(plan: Variants, costs: Sequence[Cost], figure: Path) -> None:
     from dataclasses import replace
 
-    import matplotlib
-
     from dwsep_zoo.analysis.bottleneck import sentence
     from dwsep_zoo.analysis.latency import compare_turns
     from dwsep_zoo.commands.roofline import roofline_tables
-    from dwsep_zoo.report.roofline import roofline_figure
+    from dwsep_zoo.report.figures import roofline_figure
+    from dwsep_zoo.report.figures.svg import document
     from dwsep_zoo.terminal import stdout_console
 
     alone = [cost.roofline for cost in costs if cost.roofline]
@@ -107,6 +106,5 @@ def _show_roofline(plan: Variants, costs: Sequence[Cost], figure: Path) -> None:
                 turns = (measured[n].timings[eager[0]].turns for n in (plan.reference, name))
                 speed = 1 / compare_turns(*turns).ratio
             console.print(sentence(layers, plan.reference, name, speed))
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
-        roofline_figure(layers).savefig(figure)
+    figure.write_text(document(roofline_figure(layers)), encoding="utf-8")
     console.print(f"wrote {figure}")

@@ -19,8 +19,9 @@ from dwsep_zoo.report.tex import tex_text
 from dwsep_zoo.terminal import stdout_console
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.console import Console
+
+    from dwsep_zoo.report.figures.panel import Drawing
 
 LOGS = Path("logs")
 
@@ -72,9 +73,9 @@ def _default_folder(paths: Sequence[Path]) -> Path:
 def _write(comparison: Comparison) -> list[Path]:
     from PIL import Image
 
-    from dwsep_zoo.report.figure import figure, pixels
+    from dwsep_zoo.report.figures import comparison_figure, roofline_figure
+    from dwsep_zoo.report.figures.svg import document
     from dwsep_zoo.report.html import html_report
-    from dwsep_zoo.report.roofline import roofline_figure
     from dwsep_zoo.report.tensorboard import write_comparison
 
     text = render.markdown(comparison)
@@ -85,9 +86,9 @@ def _write(comparison: Comparison) -> list[Path]:
         "comparison.tex": tex_text(comparison.tables),
         "comparison.html": html_report(comparison),
     }
-    pictures: dict[str, Figure] = {}
+    pictures: dict[str, Drawing] = {}
     for number, table in enumerate(comparison.tables, 1):
-        pictures[_numbered("comparison", number)] = figure(table)
+        pictures[_numbered("comparison", number)] = comparison_figure(table)
     for number, profile in enumerate(chain.from_iterable(comparison.profiles), 1):
         pictures[_numbered("roofline", number)] = roofline_figure(profile.roofline)
     folder = comparison.folder
@@ -95,26 +96,17 @@ def _write(comparison: Comparison) -> list[Path]:
     files = [folder / name for name in texts]
     for file, content in zip(files, texts.values(), strict=True):
         file.write_text(content, encoding="utf-8")
-    images = {name: pixels(picture) for name, picture in pictures.items()}
+    images = {name: picture.pixels() for name, picture in pictures.items()}
     for name, picture in pictures.items():
         files += [folder / f"{name}.png", folder / f"{name}.svg"]
         Image.fromarray(images[name]).save(files[-2])
-        _save_svg(picture, files[-1])
+        files[-1].write_text(document(picture), encoding="utf-8")
     write_comparison(folder, text, images)
     return files
 
 
 def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}{number}"
-
-
-def _save_svg(picture: Figure, file: Path) -> None:
-    import matplotlib
-
-    picture.set_layout_engine("none")  # laid out when it was drawn
-    # Words stay words, and the same comparison gives the same file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dwsep_zoo"}):
-        picture.savefig(file, metadata={"Date": None})
 
 
 def _short(path: Path) -> Path:

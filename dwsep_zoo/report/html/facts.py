@@ -134,6 +134,23 @@ def origins(runs: Sequence[Run]) -> dict[str, list[Origin]]:
     return {name: values or [Origin("not recorded", len(runs))] for name, values in found.items()}
 
 
+def run_columns(runs: Sequence[Run]) -> list[Column]:
+    """A line for each run."""
+    texts: dict[str, Callable[[Run], str]] = {
+        "run": lambda run: run.name,
+        "model": lambda run: run.model,
+        "conv": lambda run: run.conv,
+        "width": lambda run: general(run.record.width_mult),
+        "seed": lambda run: general(run.record.seed),
+        "status": lambda run: run.record.status,
+        "test acc %": lambda run: MISSING if run.accuracy is None else f"{100 * run.accuracy:.2f}",
+        "finished": lambda run: run.record.finished or MISSING,
+        "folder": lambda run: str(run.folder),
+    }
+    numbers = ("width", "seed", "test acc %")
+    return [Column(name, tuple(map(of, runs)), name in numbers) for name, of in texts.items()]
+
+
 def _counted(runs: Iterable[Run], of: Callable[[Run], Any]) -> list[Origin]:
     numbers: dict[str, int] = {}
     for run in runs:

@@ -70,10 +70,12 @@ function hide(part) {
   mark(part.dataset.row, false);
 }
 
-for (const part of document.querySelectorAll("svg.plot [data-tip]")) {
-  const title = part.querySelector("title");
-  part.setAttribute("aria-label", title.textContent);
+for (const title of document.querySelectorAll("svg.plot title")) {
+  title.parentNode.setAttribute("aria-label", title.textContent);
   title.remove(); // else the browser shows it as well
+}
+
+for (const part of document.querySelectorAll("svg.plot [data-tip]")) {
   part.addEventListener("pointerenter", () => show(part));
   part.addEventListener("pointerleave", () => hide(part));
   part.addEventListener("focus", () => show(part));
@@ -87,7 +89,7 @@ for (const row of document.querySelectorAll("tr[data-row]")) {
 
 // One stop of the tab key for each plot; the arrow keys walk from mark to mark.
 for (const plot of document.querySelectorAll("svg.plot")) {
-  const marks = [...plot.querySelectorAll("[data-tip][role=img]")];
+  const marks = [...plot.querySelectorAll("[data-tip]")];
   marks.forEach((part, place) => {
     part.setAttribute("tabindex", place ? "-1" : "0");
     part.addEventListener("keydown", (event) => {

@@ -1,0 +1,89 @@
+"""Accuracy and loss by epoch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from functools import partial
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from dwsep_zoo.report.columns import row_label
+from dwsep_zoo.report.figures.panel import Mark, Panel, log_ticks
+from dwsep_zoo.report.figures.style import COLOURS, row_style
+from dwsep_zoo.report.table import Row, Table
+
+CURVES = {
+    "val/acc": "validation accuracy, %",
+    "train/acc": "training accuracy, %",
+    "val/loss": "validation loss",
+    "train/loss": "training loss",
+}
+LOG_LOSS = 20  # a larger ratio of losses needs a logarithmic axis
+Rows = Sequence[tuple[int, Row]]
+
+
+def curve_panels(table: Table) -> list[tuple[str, list[Panel], list[Artist]]]:
+    """Title, panels and legend for each network; a colour is one of its variants."""
+    networks: dict[tuple[str, float | None, int | None], list[tuple[int, Row]]] = {}
+    for index, row in enumerate(table.rows):
+        if any(run.epochs for run in row.runs):
+            networks.setdefault(row.network, []).append((index, row))
+    found = []
+    for (model, width, stride), rows in networks.items():
+        parts = (model, width and f"width {width:g}", stride and f"output stride {stride}")
+        panels = [
+            Panel(label.removesuffix(", %").capitalize(), partial(_draw, table, rows, name))
+            for name, label in CURVES.items()
+            if any(name in epoch for _, row in rows for run in row.runs for epoch in run.epochs)
+        ]
+        legend: list[Artist] = [
+            Line2D([], [], **row_style(table, row, _colour(place)), label=row_label(table, row))
+            for place, (_, row) in enumerate(rows)
+        ]
+        if panels:
+            found.append((", ".join(str(part) for part in parts if part), panels, legend))
+    return found
+
+
+def _draw(table: Table, rows: Rows, name: str, axes: Axes) -> list[Mark]:
+    scale = 100.0 if name.endswith("acc") else 1.0
+    axes.set(xlabel="epoch", ylabel=CURVES[name])
+    marks: list[Mark] = []
+    for place, (index, row) in enumerate(rows):
+        curves = {
+            run.record.seed: {e["epoch"]: scale * e[name] for e in run.epochs if name in e}
+            for run in row.runs
+        }
+        curves = {seed: curve for seed, curve in curves.items() if curve}
+        # The mean is of the epochs that all seeds have: one that stopped early would make a step.
+        common = sorted(set.intersection(*map(set, curves.values()))) if curves else []
+        if not common:
+            continue
+        colour, who = _colour(place), row_label(table, row)
+        if len(curves) > 1:
+            for seed, curve in curves.items():
+                epochs = sorted(curve)
+                values = [curve[epoch] for epoch in epochs]
+                (line,) = axes.plot(epochs, values, color=colour, lw=0.9, alpha=0.45)
+                marks.append(Mark(line, f"{who}, seed {seed}", index))
+        means = [statistics.fmean(curve[epoch] for curve in curves.values()) for epoch in common]
+        axes.plot(common, means, color=colour, lw=2)
+        style = row_style(table, row, colour)
+        (artist,) = axes.plot(common[-1], means[-1], **style, zorder=3)
+        what = f"mean of {len(curves)} seeds" if len(curves) > 1 else "one seed"
+        text = f"{who}, {what}: {CURVES[name]} {means[-1]:.4g} after epoch {common[-1]:g}"
+        marks.append(Mark(artist, text, index))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    values = [e[name] for _, row in rows for run in row.runs for e in run.epochs if name in e]
+    if scale == 1 and values and 0 < LOG_LOSS * min(values) < max(values):
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis)
+    return marks
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
