@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -41,8 +41,8 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
     together: dict[str, dict[int, Roofline]] = {}
     problems = []
     for index, row in enumerate(table.rows):
-        run = next((run for run in row.runs if run.record.roofline), None)
-        if run is None or run.record.roofline is None:
+        run = next((run for run in row.runs if run.record.roofline), row.first)
+        if not run.record.roofline:
             continue
         try:
             found = Roofline.from_dict(run.record.roofline)
@@ -53,32 +53,27 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
             continue
         # The ceilings are measured once for all networks that take turns.
         members = together.setdefault(repr(replace(found, networks=())), {})
-        named = replace(network, name=row_label(table, row))
-        members[index] = replace(found, networks=(named,))
+        members[index] = replace(found, networks=(replace(network, name=row_label(table, row)),))
     result = []
     for members in together.values():
-        joined = replace(
-            next(iter(members.values())),
-            networks=tuple(one for found in members.values() for one in found.networks),
+        networks = tuple(found.networks[0] for found in members.values())
+        joined = replace(next(iter(members.values())), networks=networks)
+        rows = {id(table.rows[i].first): n.name for i, n in zip(members, networks, strict=True)}
+        sentences = tuple(_sentences(table, joined, rows))
+        result.append(
+            Profile(conditions(joined), joined, tuple(members), sentences, tuple(gaps(joined)))
         )
-        sentences = tuple(_sentences(table, joined, tuple(members)))
-        warnings = tuple(gaps(joined))
-        result.append(Profile(conditions(joined), joined, tuple(members), sentences, warnings))
     return result, problems
 
 
-def _sentences(table: Table, roofline: Roofline, indices: Sequence[int]) -> Iterator[str]:
+def _sentences(table: Table, roofline: Roofline, names: Mapping[int, str]) -> Iterator[str]:
+    """The layers that separate each network from its reference; ``names`` by first run."""
     from dwsep_zoo.analysis.bottleneck import sentence
 
     measured_under = Conditions(**{n: getattr(roofline, n) for n in Conditions.model_fields})
-    names = {
-        id(table.rows[i].first): n.name for i, n in zip(indices, roofline.networks, strict=True)
-    }
-    for index in indices:
-        row = table.rows[index]
-        reference = names.get(id(row.reference.first)) if row.reference else None
-        if reference and not row.is_reference:
-            own = names[id(row.first)]
+    for row in table.rows:
+        own, reference = (names.get(id(r.first)) if r else None for r in (row, row.reference))
+        if own and reference and not row.is_reference:
             ratio = row.latency_ratio(measured_under)  # else the passes of the roofline say it
             speed = 1 / ratio if ratio else None
             yield f"{own} against {reference}: {sentence(roofline, reference, own, speed)}"

@@ -52,16 +52,7 @@ class Measure:
 
     def under(self, conditions: Conditions) -> Measure:
         """The latency under these conditions only."""
-
-        def value(record: RunRecord) -> float | None:
-            entry = record.latency_under(conditions)
-            return entry.p50_ms if entry else None
-
-        return replace(self, value=value)
-
-
-def _first_latency(record: RunRecord) -> float | None:
-    return record.latency[0].p50_ms if record.latency else None
+        return replace(self, value=lambda r: getattr(r.latency_under(conditions), "p50_ms", None))
 
 
 def _size_mb(record: RunRecord) -> float | None:
@@ -80,7 +71,7 @@ LATENCY = Measure(
     "latency",
     "p50",
     "ms",
-    _first_latency,
+    lambda r: r.latency[0].p50_ms if r.latency else None,
     places=("table",),  # CSV and JSON have all percentiles under all conditions
     over_seeds="median",
     ratio="latency_ratio",
