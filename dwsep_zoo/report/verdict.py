@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dwsep_zoo.report.columns import row_label
-from dwsep_zoo.report.statistics import SAME, Interval, interval_text
+from dwsep_zoo.report.statistics import SAME, Paired
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.schema.measures import LATENCY, measures
 from dwsep_zoo.schema.record import Conditions
@@ -41,39 +42,18 @@ class Answer:
     """A network against its reference.
 
     Attributes:
-        difference: of test accuracy, 0-1, the mean over the common seeds.
-        interval: of that mean by Student's t, within -1 and 1; ``None`` with one seed or without
-            spread.
-        outcome: ``better``, ``worse`` or ``not distinguishable`` by ``RULE``; ``None``: undecided.
-        seeds: number of common seeds.
-        points: such as ``0.40 points better``.
-        verdict: the outcome, or why there is none.
+        label, reference_label: names of the two.
+        paired: their accuracies, with the outcome by ``RULE``.
+        points: the difference in words, such as ``0.40 points better``.
         costs: MACs and latency, where both networks have them.
     """
 
     row: Row
-    reference: Row
     label: str
     reference_label: str
-    difference: float
-    interval: Interval | None
-    outcome: str | None
-    seeds: int
+    paired: Paired
     points: str
-    verdict: str
     costs: tuple[Cost, ...]
-
-    @property
-    def text(self) -> str:
-        """Everything in one sentence."""
-        costs = [cost.words + (" (unsteady)" if cost.unsteady else "") for cost in self.costs]
-        return "; ".join([f"{self.label} is {self.accuracy}", *costs])
-
-    @property
-    def accuracy(self) -> str:
-        """Such as ``0.40 points better [-0.30, +1.10], not distinguishable``."""
-        text = f"{self.points} {interval_text(self.interval)}" if self.interval else self.points
-        return text if self.points.endswith(self.verdict) else f"{text}, {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -90,37 +70,23 @@ def headline(table: Table) -> Headline:
     For each model that is the first row with ``conv=depthwise_separable`` that was not matched to a
     budget, or else the first row that has a reference.
     """
-    pairs = [row for row in table.rows if row.reference and row.paired]
+    pairs = [row for row in table.rows if row.paired]
     best: dict[str, Row] = {}
     for row in sorted(pairs, key=lambda r: (r.first.conv != "depthwise_separable", bool(r.match))):
         best.setdefault(row.first.model, row)
-    answers = [_answer(table, row) for row in pairs if best[row.first.model] is row][:MOST]
+    answers = []
+    for row in [row for row in pairs if best[row.first.model] is row][:MOST]:
+        reference, paired = row.reference, row.paired
+        if reference and paired:
+            other = reference.first.model != row.first.model
+            names = row_label(table, row), row_label(table, reference, model=other)
+            side = "better" if paired.mean > 0 else "worse"
+            points = f"{100 * abs(paired.mean):.2f} points {side}"
+            answers.append(Answer(row, *names, paired, points, tuple(_costs(table, row))))
     return Headline(tuple(answers), len(pairs) - len(answers))
 
 
-def _answer(table: Table, row: Row) -> Answer:
-    reference, paired = row.reference, row.paired
-    assert reference is not None
-    assert paired is not None
-    same = reference.first.model == row.first.model
-    side = "better" if paired.mean > 0 else "worse"
-    return Answer(
-        row=row,
-        reference=reference,
-        label=row_label(table, row),
-        reference_label=row_label(table, reference, model=not same),
-        difference=paired.mean,
-        interval=paired.t,
-        outcome=paired.outcome,
-        seeds=paired.n,
-        points=f"{100 * abs(paired.mean):.2f} points {side}",
-        verdict=paired.verdict,
-        costs=tuple(_costs(table, row)),
-    )
-
-
-def _costs(table: Table, row: Row) -> list[Cost]:
-    found = []
+def _costs(table: Table, row: Row) -> Iterator[Cost]:
     for measure in measures(table.conditions[:1]):
         ratio = row.ratio(measure)
         if measure.words is None or not ratio:
@@ -128,11 +94,11 @@ def _costs(table: Table, row: Row) -> list[Cost]:
         less, equal, more = measure.words
         factor = max(ratio, 1 / ratio)
         digits = 1 if factor >= 1.95 else 2
-        text = f"{factor:.{digits}f}x {less if ratio < 1 else more}"
+        words = f"{factor:.{digits}f}x {less if ratio < 1 else more}"
         unsteady = measure.name == LATENCY.name and is_unsteady(row, table.conditions[0])
-        words = text if factor - 1 >= EQUAL else f"about {equal}"
-        found.append(Cost(measure.name, ratio, unsteady, words))
-    return found
+        yield Cost(
+            measure.name, ratio, unsteady, words if factor - 1 >= EQUAL else f"about {equal}"
+        )
 
 
 def is_unsteady(row: Row, conditions: Conditions) -> bool:
