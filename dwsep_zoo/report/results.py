@@ -103,7 +103,19 @@ class Run:
     @cached_property
     def setting(self) -> tuple[tuple[str, str], ...]:
         """Terms of a fair comparison (data, input size, recipe, epochs, ...) as names and texts."""
-        return tuple(sorted(_setting(self.record).items()))
+        record, data = self.record, self.record.data.plain()
+        parts: dict[str, JsonValue] = {key: record.configured(key) for key in _BINDING}
+        parts |= {f"data.{key}": data.get(key) for key in _DATA}
+        parts["trainer.precision"] = record.precision  # the resolved value of `auto`
+        parts["input_size"] = "x".join(map(str, record.input_size)) or None
+        if search := record.search:  # for each variant, in the same space with the same effort
+            for key, ends in search.space.items():
+                parts[f"recipe.{key}"] = f"searched in {json.dumps(ends)}"
+            parts["hparams_search.trials"] = search.trials or None
+            parts["hparams_search.epochs"] = search.epochs or None
+        pairs = (pair for key, value in parts.items() for pair in _flatten(value, key))
+        texts = {name: text for name, text in pairs if name not in _FREE and text != "null"}
+        return tuple(sorted(texts.items()))
 
     @property
     def machine(self) -> str:
@@ -208,29 +220,6 @@ def _read_predictions(accuracy: float | None, file: Path) -> Predictions | None:
             "it belongs to another test"
         )
     return found
-
-
-def _setting(record: RunRecord) -> dict[str, str]:
-    data = record.data.plain()
-    parts = {key: record.configured(key) for key in _BINDING}
-    parts |= {f"data.{key}": data.get(key) for key in _DATA}
-    setting = {
-        name: text
-        for key, value in parts.items()
-        for name, text in _flatten(value, key)
-        if name not in _FREE and text != "null"
-    }
-    if record.precision:  # the resolved value of `auto`
-        setting["trainer.precision"] = record.precision
-    if search := record.search:  # for each variant, in the same space with the same effort
-        for key, ends in search.space.items():
-            setting[f"recipe.{key}"] = "searched in " + json.dumps(ends)
-        for key, number in (("trials", search.trials), ("epochs", search.epochs)):
-            if number:
-                setting[f"hparams_search.{key}"] = str(number)
-    if record.input_size:
-        setting["input_size"] = "x".join(map(str, record.input_size))
-    return setting
 
 
 def _flatten(value: JsonValue, name: str = "") -> Iterator[tuple[str, str]]:
