@@ -329,7 +329,7 @@ for (const head of table().tHead.rows[0].cells) {
   out[head.textContent] = [click(), head.ariaSort, click(), head.ariaSort];
 }
 const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key }));
-const plot = document.querySelector("svg.plot:has(.mark + .mark)");
+const plot = document.querySelectorAll("section")[NUMBER].querySelector("svg.plot");
 plot.querySelector("[tabindex='0']").focus();
 out.tips = [document.querySelector("#tip").textContent];
 press("ArrowRight");
