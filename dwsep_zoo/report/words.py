@@ -145,37 +145,39 @@ def _threats(table: Table, row: Row) -> Iterator[str]:
 
 def legend(table: Table) -> list[str]:
     """Sentences without which the numbers can be misread."""
+    return list(_legend(table))
+
+
+def _legend(table: Table) -> Iterator[str]:
     size = size_text(table.rows[0].record.input_size)
-    lines = _data_legend(table)
+    yield from _data_legend(table)
     if any(row.paired for row in table.rows):
-        lines.append(RULE)
-    lines += [_accuracy_legend(table), *_checkpoint_legend(table), *_reference_legend(table)]
+        yield RULE
+    yield _accuracy_legend(table)
+    yield from _checkpoint_legend(table)
+    yield from _reference_legend(table)
     if any(row.match for row in table.rows):
-        lines.append(
+        yield (
             "matched: the width was solved for, to come as close to the cost of the reference as "
             "steps of 8 channels allow; the rest in per cent of that cost"
         )
-    lines += _recipe_legend(table) + _kept_apart(table)
+    yield from _recipe_legend(table)
+    yield from _kept_apart(table)
     if any(row.first.conv == REFERENCE for row in table.rows):
-        lines.append(
+        yield (
             f"{REFERENCE}: one dense k x k convolution replaces depthwise + pointwise; the norm "
             "and activation between the two disappear; a squeeze-and-excite gate acts on its input"
         )
-    lines.append(
-        "1 MAC = one multiply-add = 2 FLOPs; convolutions and linear layers are counted"
-        + (f", for one {size} image" if size else "")
-    )
-    lines += _latency_legend(table)
+    macs = "1 MAC = one multiply-add = 2 FLOPs; convolutions and linear layers are counted"
+    yield f"{macs}, for one {size} image" if size else macs
+    yield from _latency_legend(table)
     machines = sorted({run.machine for row in table.rows for run in row.runs})
     if len(machines) > 1:
         names = "; ".join(name or "not recorded" for name in machines)
-        lines.append(f"train s: no mean and no ratio across different machines: {names}")
+        yield f"train s: no mean and no ratio across different machines: {names}"
     elif machines[0]:
-        lines.append(f"train s: training with validation; {machines[0]}")
-    lines.append(
-        "units: per cent and points here, fractions of 1 in comparison.csv and comparison.json"
-    )
-    return lines
+        yield f"train s: training with validation; {machines[0]}"
+    yield "units: per cent and points here, fractions of 1 in comparison.csv and comparison.json"
 
 
 def statistics_legend(table: Table) -> list[str]:
@@ -186,12 +188,12 @@ def statistics_legend(table: Table) -> list[str]:
         for row in table.rows
         if row.paired and row.paired.n > 1 and row.paired.mcnemar
     ]
-    numbers = [pair.n for pair in pairs if pair.bootstrap]
-    if numbers:
-        line = "bootstrap: BCa over the seeds"
-        if min(numbers) < COARSE:
-            line += f"; with n={min(numbers)} there are few resamples: coarse and too narrow"
-        lines.append(line + "; the verdict is by Student's t")
+    if fewest := min((pair.n for pair in pairs if pair.bootstrap), default=0):
+        few = f"with n={fewest} there are few resamples: coarse and too narrow; "
+        lines.append(
+            f"bootstrap: BCa over the seeds; {few if fewest < COARSE else ''}"
+            "the verdict is by Student's t"
+        )
     if len([pair for pair in pairs if pair.t]) > 1:
         lines.append(
             f"each of the {len(pairs)} intervals is a 95 % interval by itself; of many, one in "
@@ -258,52 +260,46 @@ def _accuracy_legend(table: Table) -> str:
     return line + ("; n=1 gives no interval" if min(numbers) < 2 else "")
 
 
-def _data_legend(table: Table) -> list[str]:
-    run = table.rows[0].first
-    data = run.record.data
-    if not data.splits:
-        return []
-    images = ", ".join(f"{number:,} {name}" for name, number in data.splits.items())
-    subset = " of a subset" if data.subset else ""
-    return [f"data: {data_name(run)}, {images} images{subset}"]
+def _data_legend(table: Table) -> Iterator[str]:
+    data = table.rows[0].record.data
+    if data.splits:
+        images = ", ".join(f"{number:,} {name}" for name, number in data.splits.items())
+        subset = " of a subset" if data.subset else ""
+        yield f"data: {data_name(table.rows[0].first)}, {images} images{subset}"
 
 
-def _checkpoint_legend(table: Table) -> list[str]:
+def _checkpoint_legend(table: Table) -> Iterator[str]:
     """The epochs that were tested, and whether the networks were still learning at the end."""
-    runs = [run for row in table.rows for run in row.runs if run.accuracy is not None]
-    found = [(run.record.best_epoch, run.record.epochs) for run in runs if run.record.epochs]
-    ends = [(epoch, last) for epoch, last in found if epoch]
-    if not found:
-        return []
-    if not ends:
-        return ["tested: the state after the last epoch; there was no validation"]
-    best = sorted({epoch for epoch, _ in ends})
-    epochs = f"epoch {best[0]}" if len(best) == 1 else f"epochs {best[0]} to {best[-1]}"
-    line = f"tested: the checkpoint with the best validation, from {epochs}"
-    if late := sum(epoch == last for epoch, last in ends):
-        line += (
-            f"; it was the last epoch in {late} of {len(ends)} runs: accuracy may still have been "
+    tested = [run.record for row in table.rows for run in row.runs if run.accuracy is not None]
+    ends = [(record.best_epoch, record.epochs) for record in tested if record.epochs]
+    best = sorted({epoch for epoch, _ in ends if epoch})
+    if best:
+        late = sum(epoch == last for epoch, last in ends)
+        number = sum(bool(epoch) for epoch, _ in ends)
+        epochs = f"epoch {best[0]}" if len(best) == 1 else f"epochs {best[0]} to {best[-1]}"
+        rising = (
+            f"; it was the last epoch in {late} of {number} runs: accuracy may still have been "
             "rising, and more epochs may change the order"
         )
-    return [line]
+        yield f"tested: the checkpoint with the best validation, from {epochs}{rising if late else ''}"
+    elif ends:
+        yield "tested: the state after the last epoch; there was no validation"
 
 
-def _reference_legend(table: Table) -> list[str]:
+def _reference_legend(table: Table) -> Iterator[str]:
     alone = [row for row in table.rows if row.reference is None and not row.ambiguous]
     reference = table.options.reference
     whose = "" if "/" in reference else " of the same model, width and output stride"
-    lines = []
     if any(row.reference and not row.match for row in table.rows):
-        lines.append(
+        yield (
             f"diff (points of accuracy, mean over the common seeds, 95 % interval) and ratio: "
             f"against conv={reference}{whose}"
         )
     if any(row.reference and row.match for row in table.rows):
-        lines.append("diff and ratio of a matched row: against the network that set its budget")
+        yield "diff and ratio of a matched row: against the network that set its budget"
     if alone:
         names = ", ".join(dict.fromkeys(_needs(row, reference) for row in alone))
-        lines.append(f"no diff and no ratio for {names}: no such run has finished with this recipe")
-    return lines
+        yield f"no diff and no ratio for {names}: no such run has finished with this recipe"
 
 
 def _needs(row: Row, reference: str) -> str:
@@ -314,52 +310,46 @@ def _needs(row: Row, reference: str) -> str:
     return f"{model} (needs conv={conv}, width {general(width)}, output stride {general(stride)})"
 
 
-def _recipe_legend(table: Table) -> list[str]:
+def _recipe_legend(table: Table) -> Iterator[str]:
     run = table.rows[0].first
     if not run.searched:
-        known = {key: table.setting.get(f"recipe.{key}") for key in ("lr", "weight_decay")}
+        known = {key: table.setting.get(f"recipe.{key}") for key in _RECIPE}
         values = ", ".join(f"{key} {value}" for key, value in known.items() if value)
-        return [
-            "one recipe for all" + (f" ({values})" if values else "") + ", tuned for no variant; a "
-            "recipe can favour one of them by points (hparams_search=optuna)"
-        ]
+        yield (
+            f"one recipe for all{f' ({values})' if values else ''}, tuned for no variant; a recipe "
+            "can favour one of them by points (hparams_search=optuna)"
+        )
+        return
     names = " and ".join(_RECIPE.get(key, key) for key, _ in run.searched)
     trials = table.setting.get("hparams_search.trials", "an unknown number of")
-    lines = [f"{names} searched per variant: {trials} trials each, on validation"]
+    yield f"{names} searched per variant: {trials} trials each, on validation"
     for row in table.rows:
         best = ", ".join(f"{_RECIPE.get(key, key)} {v:g}" for key, v in row.first.searched)
-        lines.append(f"found for {row_label(table, row)}: {best}")
-    return lines
+        yield f"found for {row_label(table, row)}: {best}"
 
 
-def _kept_apart(table: Table) -> list[str]:
+def _kept_apart(table: Table) -> Iterator[str]:
     """A line about rows that a user's ``by`` does not tell apart."""
     by = table.options.by
-    if by == Options().by:
-        return []
     groups = Counter(tuple(table.key(name, row) for name in by) for row in table.rows)
     number = sum(rows for rows in groups.values() if rows > 1)
-    if not number:
-        return []
-    return [
-        f"{number} rows are equal in {', '.join(by)} but differ in something else: kept apart, "
-        "not averaged"
-    ]
+    if number and by != Options().by:
+        yield (
+            f"{number} rows are equal in {', '.join(by)} but differ in something else: kept apart, "
+            "not averaged"
+        )
 
 
-def _latency_legend(table: Table) -> list[str]:
-    if not table.conditions:
-        return []
-    lines = [f"p50: median time of one batch; {table.conditions[0]}"]
+def _latency_legend(table: Table) -> Iterator[str]:
+    if table.conditions:
+        yield f"p50: median time of one batch; {table.conditions[0]}"
     if len(table.conditions) > 1:
-        lines.append("latencies under different conditions have no ratio to each other")
-    steady = [row.stable(c) for row in table.rows for c in table.conditions]
-    if any(entry is not None for entry in steady):
-        lines.append(
+        yield "latencies under different conditions have no ratio to each other"
+    if any(row.stable(c) is not None for row in table.rows for c in table.conditions):
+        yield (
             "steady: the median moved by less than 5 % while measuring, and p10 and p90 are less "
             "than 30 % apart"
         )
-    return lines
 
 
 def _listed(seeds: Sequence[int]) -> str:
