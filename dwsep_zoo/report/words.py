@@ -275,13 +275,14 @@ def _checkpoint_legend(table: Table) -> Iterator[str]:
     best = sorted({epoch for epoch, _ in ends if epoch})
     if best:
         late = sum(epoch == last for epoch, last in ends)
-        number = sum(bool(epoch) for epoch, _ in ends)
         epochs = f"epoch {best[0]}" if len(best) == 1 else f"epochs {best[0]} to {best[-1]}"
-        rising = (
-            f"; it was the last epoch in {late} of {number} runs: accuracy may still have been "
-            "rising, and more epochs may change the order"
-        )
-        yield f"tested: the checkpoint with the best validation, from {epochs}{rising if late else ''}"
+        line = f"tested: the checkpoint with the best validation, from {epochs}"
+        if late:
+            line += (
+                f"; it was the last epoch in {late} of {sum(bool(epoch) for epoch, _ in ends)} "
+                "runs: accuracy may still have been rising, and more epochs may change the order"
+            )
+        yield line
     elif ends:
         yield "tested: the state after the last epoch; there was no validation"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_json
 
 from dwsep_zoo.errors import UserError, choose
 
@@ -58,21 +58,13 @@ def parse(kind: type[M], values: object, where: str = "") -> M:
         UserError: in one line, with the key, its value and what it may be.
     """
     try:
-        return kind.model_validate(as_tuples(values))
+        # As JSON, in which a strict tuple is a list.
+        return kind.model_validate_json(to_json(values, inf_nan_mode="constants"))
     except ValidationError as error:
-        refuse(error, kind, values, where)
+        _refuse(error, kind, values, where)
 
 
-def as_tuples(values: object) -> object:
-    """The same data with tuples in place of lists, at every depth."""
-    if isinstance(values, Mapping):
-        return {key: as_tuples(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return tuple(as_tuples(value) for value in values)
-    return values
-
-
-def refuse(
+def _refuse(
     error: ValidationError, kind: type[BaseModel], values: object, where: str = ""
 ) -> NoReturn:
     """Raise the first fault of an error as a UserError in one line."""

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
-from dwsep_zoo.schema.parse import refuse
+from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.settings import upgrade_config
 
 FILE_NAME = "result.json"
@@ -42,9 +42,6 @@ def _measured(value: object) -> float | None:
 Number = Annotated[float, PlainValidator(_number)]
 Measured = Annotated[float | None, PlainValidator(_measured)]
 """A number, or ``None`` if it was not measured; NaN and infinity count as not measured."""
-FROM_LIST = Field(strict=False)
-Texts = Annotated[tuple[str, ...], FROM_LIST]
-Numbers = Annotated[tuple[Number, ...], FROM_LIST]
 
 
 class Part(BaseModel):
@@ -152,11 +149,11 @@ class DataRecord(Part):
 
     name: str | None = None
     num_classes: int | None = None
-    class_names: Texts = ()
+    class_names: tuple[str, ...] = ()
     in_chans: int | None = None
     image_size: int | None = None
-    mean: Numbers = ()
-    std: Numbers = ()
+    mean: tuple[Number, ...] = ()
+    std: tuple[Number, ...] = ()
     interpolation: str | None = None
     crop_pct: Measured = None
     splits: Mapping[str, int] = {}
@@ -198,13 +195,13 @@ class Search(Part):
     """
 
     trials: int | None = None
-    space: Mapping[str, Numbers] = {}
+    space: Mapping[str, tuple[Number, ...]] = {}
     best: Mapping[str, Measured] = {}
     best_val_acc: Measured = None
     per: str | None = None
     epochs: int | None = None
     seed: int | None = None
-    all: Annotated[tuple[Mapping[str, Measured], ...], FROM_LIST] = ()
+    all: tuple[Mapping[str, Measured], ...] = ()
 
 
 class RunRecord(Part):
@@ -237,7 +234,7 @@ class RunRecord(Part):
     conv_options: Json = {}
     width_mult: Measured = None
     seed: int | None = None
-    tags: Annotated[tuple[str | int | float | bool, ...], FROM_LIST] = ()
+    tags: tuple[str | int | float | bool, ...] = ()
     config: Json = {}
     started: str | None = None
     command: str | None = None
@@ -248,14 +245,14 @@ class RunRecord(Part):
     network: Json = {}
     match: Match | None = None
     data: DataRecord = DataRecord()
-    input_size: Annotated[tuple[int, ...], FROM_LIST] = ()
+    input_size: tuple[int, ...] = ()
     params: int | None = None
     macs: int | None = None
     size_bytes: int | None = None
     search: Search | None = None
     best_epoch: int | None = None
     metrics: Mapping[str, Measured] = {}
-    latency: Annotated[tuple[LatencyRecord, ...], FROM_LIST] = ()
+    latency: tuple[LatencyRecord, ...] = ()
     memory: Memory = Memory()
     roofline: Json | None = None
     images_per_second: Measured = None
@@ -290,10 +287,6 @@ def _from_1(values: Json) -> Json:
     return {**values, "config": upgrade_config(config)} if isinstance(config, dict) else values
 
 
-UPGRADES: Mapping[int, Callable[[Json], Json]] = {1: _from_1}
-"""The step from each older version to the next one."""
-
-
 def parse_record(values: object) -> RunRecord:
     """Read the content of a ``result.json`` of this or an older version.
 
@@ -303,14 +296,10 @@ def parse_record(values: object) -> RunRecord:
     if not isinstance(values, dict):
         raise UserError("it does not hold a JSON object")
     version = values.get("schema", 1)
-    if not isinstance(version, int) or (version != SCHEMA and version not in UPGRADES):
+    if version not in (1, SCHEMA):
         raise UserError(f"its schema is {version!r}; this version reads up to {SCHEMA}")
-    while version < SCHEMA:
-        values, version = UPGRADES[version](values), version + 1
-    try:
-        return RunRecord.model_validate({**values, "schema": SCHEMA})
-    except ValidationError as error:
-        refuse(error, RunRecord, values)
+    values = _from_1(values) if version == 1 else values
+    return parse(RunRecord, {**values, "schema": SCHEMA})
 
 
 def read_record(path: Path) -> RunRecord:

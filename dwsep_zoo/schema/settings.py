@@ -21,7 +21,7 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.parse import Group, parse
 
 Scalar = bool | int | float | str
-Option = Scalar | tuple[Scalar, ...] | None
+Option = Scalar | Annotated[tuple[Scalar, ...], Field(strict=False)] | None
 
 Whole = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
