@@ -26,6 +26,7 @@ RC: dict[str, Any] = {
     "svg.fonttype": "none",  # words stay words
     "svg.hashsalt": "dwsep_zoo",  # the same comparison gives the same file
     "font.size": 10,
+    "text.parse_math": False,
     "text.color": INK,
     "axes.labelcolor": SOFT,
     "axes.edgecolor": SOFT,

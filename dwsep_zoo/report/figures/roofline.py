@@ -120,13 +120,9 @@ def _draw_layers(roofline: Roofline, axes: Axes) -> list[Mark]:
 def _ceilings(axes: Axes, roofline: Roofline) -> list[Mark]:
     """The roofs of the smallest and of the largest traffic that was measured."""
     low, high = axes.get_xlim()
-    peak = roofline.peaks.gflop_s
+    peak, bandwidths = roofline.peaks.gflop_s, roofline.peaks.bandwidths
     marks, lines = [], []
-    for measured, style in zip(
-        roofline.peaks.bandwidths[:: len(roofline.peaks.bandwidths) - 1 or 1],
-        ("--", "-"),
-        strict=False,
-    ):
+    for measured, style in ((bandwidths[0], "--"), (bandwidths[-1], "-")):
         ridge = min(max(peak / measured.gb_s, low), high)
         ends = [low, ridge, high]
         (line,) = axes.plot(

@@ -50,7 +50,7 @@ def inline(drawing: Drawing, prefix: str, rows: Sequence[str]) -> str:
         "class": "plot",
         "viewBox": root.attrib["viewBox"],
         "role": "group",
-        "stroke-linejoin": "round",
+        "stroke-linejoin": root.attrib["stroke-linejoin"],
     }
     for tag, text in (("desc", drawing.note), ("title", drawing.title)):
         part = ET.Element(tag)
@@ -110,7 +110,10 @@ def _tree(drawing: Drawing, *, transparent: bool = False) -> ET.Element:
         for name in {"d", "x", "y", "transform"} & element.attrib.keys():
             short = re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", element.attrib[name])
             element.set(name, " ".join(short.split()))
-    root.remove(next(child for child in root if child.tag.endswith("metadata")))
+    for child in list(root):
+        if child.tag.endswith("metadata") or child.find("style") is not None:
+            root.remove(child)  # the page's policy forbids a style sheet within
+    root.set("stroke-linejoin", "round")
     groups = {element.get("id"): element for element in root.iter("g")}
     for number, mark in enumerate(drawing.marks):
         if (group := groups.get(f"mark{number}")) is not None:
@@ -124,9 +127,7 @@ def _cleaned(root: ET.Element, prefix: str) -> str:
     """The text of a tree whose styles are classes and attributes, and whose ids are its own."""
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag == "defs" and child.find("style") is not None:
-                parent.remove(child)
-            elif parent.tag == "defs":  # a marker has the style of its use
+            if parent.tag == "defs":  # a marker has the style of its use
                 child.attrib.pop("style", None)
             else:
                 _restyle(child)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from dwsep_zoo.report.columns import (
     MISSING,
@@ -23,14 +23,6 @@ from dwsep_zoo.schema.measures import measures
 
 if TYPE_CHECKING:
     from dwsep_zoo.analysis.roofline import Roofline
-
-
-@dataclass(frozen=True)
-class Origin:
-    """One of the places, versions or commands that runs come from, and how many do."""
-
-    value: str
-    runs: int
 
 
 def cost_words(table: Table, row: Row) -> str:
@@ -122,16 +114,17 @@ def kind_columns(roofline: Roofline) -> list[Column]:
     ]
 
 
-def origins(runs: Sequence[Run]) -> dict[str, list[Origin]]:
-    """Versions, commits, commands, machines and data of ``runs``, each once."""
-    found = {
-        "command": _counted(runs, lambda run: run.record.command),
-        "git commit": _counted(runs, lambda run: run.record.git_commit),
-        "versions": _counted(runs, lambda run: _pairs(run.record.versions)),
-        "machine": _counted(runs, lambda run: _pairs(run.record.machine.plain())),
-        "data": _counted(runs, _data),
+def origins(runs: Sequence[Run]) -> dict[str, dict[str, int]]:
+    """Versions, commits, commands, machines and data, each with its number of runs."""
+    readers: dict[str, Callable[[Run], str | None]] = {
+        "command": lambda run: run.record.command,
+        "git commit": lambda run: run.record.git_commit,
+        "versions": lambda run: _pairs(run.record.versions),
+        "machine": lambda run: _pairs(run.record.machine.plain()),
+        "data": _data,
     }
-    return {name: values or [Origin("not recorded", len(runs))] for name, values in found.items()}
+    found = {name: Counter(filter(None, map(read, runs))) for name, read in readers.items()}
+    return {name: values or {"not recorded": len(runs)} for name, values in found.items()}
 
 
 def run_columns(runs: Sequence[Run]) -> list[Column]:
@@ -149,14 +142,6 @@ def run_columns(runs: Sequence[Run]) -> list[Column]:
     }
     numbers = ("width", "seed", "test acc %")
     return [Column(name, tuple(map(of, runs)), name in numbers) for name, of in texts.items()]
-
-
-def _counted(runs: Iterable[Run], of: Callable[[Run], Any]) -> list[Origin]:
-    numbers: dict[str, int] = {}
-    for run in runs:
-        if value := of(run):
-            numbers[str(value)] = numbers.get(str(value), 0) + 1
-    return [Origin(value, number) for value, number in numbers.items()]
 
 
 def _pairs(values: Mapping[str, object]) -> str:
