@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dwsep_zoo.report import words
@@ -14,7 +15,6 @@ from dwsep_zoo.report.columns import (
     statistics_columns,
 )
 from dwsep_zoo.report.comparison import Comparison
-from dwsep_zoo.report.profiles import Profile
 from dwsep_zoo.report.table import Table
 
 if TYPE_CHECKING:
@@ -75,9 +75,8 @@ def rich_latencies(table: Table) -> RichTable | None:
         return None
     parts = latency_columns(table)
     conditions = [c.cells for c in parts[: [c.heading for c in parts].index("network")]]
-    lines = list(zip(*conditions, strict=True))
-    ends = [a != b for a, b in zip(lines, [*lines[1:], lines[-1]], strict=True)]
-    return _rich(parts, ends, gap=1)
+    lines = zip(*conditions, strict=True)
+    return _rich(parts, [*(a != b for a, b in pairwise(lines)), False], gap=1)
 
 
 def _rich(parts: Sequence[Column], ends: Sequence[bool], gap: int) -> RichTable:
@@ -108,7 +107,11 @@ def markdown(comparison: Comparison) -> str:
             blocks += ["**Warnings**", _list(warnings)]
         if latencies := latency_columns(table):
             blocks += ["### Latency of one batch", markdown_table(latencies)]
-        if lines := [line for profile in measured for line in _time_lines(profile)]:
+        lines = []
+        for profile in measured:
+            if own := [*profile.sentences, *profile.warnings]:
+                lines += [*own, f"layer by layer, one batch, on {profile.conditions}"]
+        if lines:
             blocks += ["### Where the time goes", _list(lines)]
         if statistics := statistics_columns(table):
             blocks += ["### Statistics of the accuracy, in points", markdown_table(statistics)]
@@ -117,11 +120,6 @@ def markdown(comparison: Comparison) -> str:
     for title, lines in words.remarks(comparison):
         blocks += [f"## {title}", _list(lines)]
     return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def _time_lines(profile: Profile) -> list[str]:
-    lines = [*profile.sentences, *profile.warnings]
-    return [*lines, f"layer by layer, one batch, on {profile.conditions}"] if lines else []
 
 
 def markdown_table(parts: Sequence[Column]) -> str:

@@ -215,10 +215,7 @@ def _read_predictions(accuracy: float | None, file: Path) -> Predictions | None:
         raise ValueError(f"label is {label.dtype} and predicted {predicted.dtype}, not integers")
     found = Predictions(label, predicted)
     if abs(found.accuracy - accuracy) > 1e-4:
-        raise ValueError(
-            f"its accuracy is {found.accuracy:.4f}, that of result.json {accuracy:.4f}: "
-            "it belongs to another test"
-        )
+        raise ValueError(f"its accuracy is {found.accuracy:.4f}, that of the record {accuracy:.4f}")
     return found
 
 

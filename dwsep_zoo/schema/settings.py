@@ -191,16 +191,12 @@ class Recipe(Group):
     label_smoothing: Share = Field(description="probability given to all other classes")
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
     initial_size: Natural | None = Field(description="first side of training images, which grows")
-    full_size_from: Portion = Field(
-        description="part of the training after which images have their full size"
-    )
+    full_size_from: Portion = Field(description="part of the training before the full size")
     eval_flip: bool = Field(description="average the outputs of each image and its mirror image")
     eval_shift: bool = Field(description="average those of the image moved by a pixel as well")
     freeze: tuple[str, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
     freeze_epochs: Whole | None = Field(description="epochs that train the classifier alone")
-    layer_decay: Portion | None = Field(
-        description="learning rate of each part / that of the part after it; null: equal"
-    )
+    layer_decay: Portion | None = Field(description="rate of a part / that of the next; null: 1")
 
 
 class TrainerSettings(Group):
@@ -322,18 +318,14 @@ class Settings(Group):
                 raise UserError(
                     "hparams_search cannot run with trainer=ddp; search on one device first"
                 )
-        if self.hparams_search:
-            self._check_search(self.hparams_search)
-        return self
-
-    def _check_search(self, search: SearchSettings) -> None:
-        for key in ("lr", "weight_decay"):
-            ends, own = getattr(search, key), getattr(self.recipe, key)
-            if ends is None and not own > 0:
+        for key in ("lr", "weight_decay") if self.hparams_search else ():
+            own = getattr(self.recipe, key)
+            if getattr(self.hparams_search, key) is None and not own > 0:
                 raise UserError(
                     f"hparams_search.{key}=null searches around recipe.{key}, which is {own!r}; "
                     f"set hparams_search.{key}=[lowest, highest]"
                 )
+        return self
 
 
 def parse_settings(config: object) -> Settings:

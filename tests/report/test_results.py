@@ -162,7 +162,7 @@ LABEL = np.arange(50) % 10
         ({"label": LABEL, "predicted": LABEL / 2}, "not integers"),
         (
             {"label": LABEL, "predicted": LABEL},
-            "its accuracy is 1.0000, that of result.json 0.9800",
+            "its accuracy is 1.0000, that of the record 0.9800",
         ),
         ({"label": LABEL, "predicted": np.array([{}] * 50)}, "allow_pickle"),
         (LABEL, "no .npz"),
