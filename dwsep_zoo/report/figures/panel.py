@@ -21,7 +21,7 @@ from dwsep_zoo.report.figures.style import INK, LINE, SOFT
 
 POINTS = 72  # an inch
 RIGHT, TOP, BOTTOM = 8, 8, 38  # margins of a panel alone, in points
-WIDE = 420  # points
+WIDE = 360  # points
 RC: dict[str, Any] = {
     "svg.fonttype": "none",  # words stay words
     "svg.hashsalt": "dwsep_zoo",  # the same comparison gives the same file
