@@ -30,9 +30,10 @@ def choose(value: str, choices: Iterable[str], what: str) -> str:
 
 
 def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.5) -> str | None:
-    """The name most like a word, if any is like it at all."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)
-    return near[0] if near else None
+    """The name most like a word, if any is like it at all; upper and lower case are alike."""
+    folded = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=cutoff)
+    return folded[near[0]] if near else None
 
 
 def say(error: Exception, where: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 import dwsep_zoo.ops
 from dwsep_zoo import list_convs, list_models
+from dwsep_zoo.config import compose_settings
+from dwsep_zoo.schema.settings import Recipe, Settings
 
 REPRESENTATIVES = (
     "mobilenet_v1",
@@ -28,6 +31,17 @@ REPRESENTATIVES = (
 """One model a family."""
 KERNELS = ("triton_common", "triton_depthwise", "triton_norm", "triton_expand")
 """Modules with Triton kernels."""
+
+
+@cache
+def composed(*overrides: str) -> Settings:
+    """The settings of a run that is never made."""
+    return compose_settings([*overrides, "paths.output_dir=unused"])
+
+
+def recipe(**changes: object) -> Recipe:
+    """The default recipe with other values."""
+    return composed().recipe.replace(**changes)
 
 
 def load_kernels_again(patch: pytest.MonkeyPatch) -> SimpleNamespace:

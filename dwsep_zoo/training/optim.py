@@ -16,6 +16,7 @@ from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.muon import Muon
 
 OWN = ("sgd", "adamw", "muon")
+UNREPEATABLE = ("kron", "kronc", "kronw")  # their state lacks the random numbers they drew
 CLASSIFIER = "classifier"
 ParamGroup = dict[str, Any]
 """A parameter group as torch.optim has it."""
@@ -130,6 +131,11 @@ def _from_timm(recipe: Recipe, groups: list[ParamGroup]) -> Optimizer:
 
     name = recipe.optimizer
     choose(name, {*OWN, *map(str, list_optimizers())}, "recipe.optimizer")
+    if name in UNREPEATABLE:
+        raise UserError(
+            f"recipe.optimizer={name} draws random numbers that no checkpoint holds, so a resumed "
+            "run would end elsewhere"
+        )
     info = get_optimizer_info(name)
     if info.second_order:
         raise UserError(f"recipe.optimizer={name} needs second derivatives, which no step computes")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from dwsep_zoo.analysis.cost import measure_cost
-from dwsep_zoo.config import compose_config
-from dwsep_zoo.training import train
+from dwsep_zoo.config import compose_settings, read_line
+from dwsep_zoo.training import resume_settings, train
 from dwsep_zoo.training.classifier import LitClassifier
 
 SMALL = (
@@ -22,7 +22,7 @@ SMALL = (
     "model.width_mult=0.125",
     "trainer.max_epochs=2",
     "trainer.precision=32-true",
-    "+trainer.limit_train_batches=4",
+    "trainer.limit_train_batches=4",
     "data.batch_size=32",
     "profile.roofline=false",  # takes longer than the training
 )
@@ -30,15 +30,21 @@ SMALL = (
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """``run("folder", "conv=standard")`` trains into tmp_path/folder and returns the result."""
+    """``run("folder", "conv=standard")`` trains into tmp_path/folder and returns the record.
+
+    ``run("folder", "resume=...")`` goes on with a run; the other overrides are changes to it.
+    """
     quick = partial(measure_cost, min_run_time=0.02)
     monkeypatch.setattr("dwsep_zoo.training.profile.measure_cost", quick)
 
     def run(folder: str, *overrides: str) -> dict[str, Any]:
+        line = read_line(overrides)
+        if resumed := line.value("resume"):
+            changes = {key: line.value(key) for key in line.keys if key != "resume"}
+            return train(resume_settings(Path(str(resumed)), changes)).plain()
         paths = [f"paths.output_dir={tmp_path / folder}", f"paths.data_dir={tmp_path / 'data'}"]
-        changed = {o.lstrip("+").split("=", 1)[0] for o in overrides}
-        small = [o for o in SMALL if o.lstrip("+").split("=", 1)[0] not in changed]
-        return train(compose_config([*small, *paths, *overrides]))
+        small = [o for o in SMALL if o.split("=", 1)[0] not in line.keys]
+        return train(compose_settings([*small, *paths, *overrides])).plain()
 
     return run
 

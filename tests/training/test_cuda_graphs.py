@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dwsep_zoo import create_model
-from dwsep_zoo.training import graph
-from dwsep_zoo.training.graph import graphed_forward, unchanged
+from dwsep_zoo.training import cuda_graphs
+from dwsep_zoo.training.cuda_graphs import graphed_forward, unchanged
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def captured(monkeypatch):
     """The shapes that a graph would be recorded for; nothing is."""
     shapes = []
     monkeypatch.setattr(
-        graph, "capture", lambda network, x: shapes.append(tuple(x.shape)) or network
+        cuda_graphs, "capture", lambda network, x: shapes.append(tuple(x.shape)) or network
     )
     return shapes
 
@@ -42,7 +42,7 @@ def test_only_the_last_size_is_kept(monkeypatch):
         alive.add(copied := copy.deepcopy(network))
         return copied
 
-    monkeypatch.setattr(graph, "capture", capture)
+    monkeypatch.setattr(cuda_graphs, "capture", capture)
     forward = graphed_forward(nn.Conv2d(3, 4, 1))
     for side in (8, 16, 24):
         forward(torch.randn(2, 3, side, side))
@@ -85,7 +85,7 @@ def test_where_it_is_impossible_the_log_says_so_once(monkeypatch, caplog):
     def broken(network, x):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(graph, "capture", broken)
+    monkeypatch.setattr(cuda_graphs, "capture", broken)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     network, x = nn.Conv2d(3, 4, 1), torch.randn(2, 3, 8, 8)
     forward = graphed_forward(network)
@@ -102,7 +102,7 @@ def test_no_memory_is_no_reason_to_go_on(monkeypatch):
     def hungry(network, x):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(graph, "capture", hungry)
+    monkeypatch.setattr(cuda_graphs, "capture", hungry)
     with pytest.raises(torch.OutOfMemoryError):
         graphed_forward(nn.Conv2d(3, 4, 1))(torch.randn(2, 3, 8, 8))
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from helpers import recipe
 
-from dwsep_zoo.training.views import average, in_words, views
+from dwsep_zoo.training.eval_views import average, describe_views, views
 
 NAMES = [
     ({"flip": False, "shift": False}, 1, ""),
@@ -32,4 +33,4 @@ def test_the_mean_of_their_outputs(which, count, words):
     got = average(lambda x: model(x.bfloat16()), images, **which)
     assert got.dtype is torch.float32
     torch.testing.assert_close(got, sum(model(v.bfloat16()).float() for v in shown) / count)
-    assert in_words({f"eval_{key}": value for key, value in which.items()}).endswith(words)
+    assert describe_views(recipe(**{f"eval_{k}": v for k, v in which.items()})).endswith(words)

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.analysis.memory import training_memory
-from dwsep_zoo.training import failures
 from dwsep_zoo.training.classifier import LitClassifier
-from dwsep_zoo.training.failures import is_out_of_memory, out_of_memory
+from dwsep_zoo.training.out_of_memory import USABLE, is_out_of_memory, out_of_memory
 
 SIZE = (3, 32, 32)
 
@@ -77,7 +76,7 @@ def test_out_of_memory_names_a_batch_size(run, tmp_path, monkeypatch):
 def test_the_batch_size_that_fits_does(monkeypatch, fits):
     model = create_model("mobilenet_v1", width_mult=0.25, num_classes=10)
     budget = training_memory(model, SIZE, batch_size=fits)
-    monkeypatch.setattr(failures, "_memory", lambda device: budget / failures.USABLE)
+    monkeypatch.setattr("dwsep_zoo.training.out_of_memory._memory", lambda device: budget / USABLE)
     error = out_of_memory(model, SIZE, 1000, torch.device("cpu"))
     (named,) = map(int, re.findall("about ([0-9]+) would fit", str(error)))
     assert named == pytest.approx(fits, abs=2)

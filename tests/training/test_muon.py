@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import recipe
 from torch import nn
 
 from dwsep_zoo import create_model
@@ -126,9 +127,8 @@ def test_which_weights_are_matrices(name, conv):
 def test_the_rates_of_both_kinds():
     model = create_model("mobilenet_v1", width_mult=0.25)
     groups = parameter_groups(model, 0.5, layer_decay=0.5, orthogonal=True)
-    optimizer = create_optimizer(
-        "muon", groups, lr=2.0, momentum=0.9, betas=(0, 0), muon_lr=0.1, muon_momentum=0.6
-    )
+    rates = {"lr": 2.0, "momentum": 0.9, "muon_lr": 0.1, "muon_momentum": 0.6}
+    optimizer = create_optimizer(recipe(optimizer="muon", **rates), groups)
     assert isinstance(optimizer, Muon)
     for group in optimizer.param_groups:
         rate, momentum = (0.1, 0.6) if group["orthogonal"] else (2.0, 0.9)

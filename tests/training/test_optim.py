@@ -1,17 +1,22 @@
-"""Who decays, and the schedule against its closed form."""
+"""Groups of parameters, every optimizer's steps, and the schedule against its closed form."""
 
+import copy
+import io
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
+import torch.nn.functional as F
+from helpers import different, recipe
+from timm.optim import list_optimizers
 from torch import nn
 
 from dwsep_zoo import UserError, create_model
-from dwsep_zoo.config import compose_config
 from dwsep_zoo.nn import DepthwiseConv2d
 from dwsep_zoo.training.optim import (
-    OPTIMIZERS,
-    check_recipe,
+    OWN,
+    check_optimizer,
     create_optimizer,
     create_schedule,
     parameter_groups,
@@ -56,21 +61,21 @@ def test_the_two_switches():
     assert set(members) == {"decay"}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OWN)
 def test_the_classifier_may_have_a_rate_of_its_own(optimizer):
     model = create_model("mobilenet_v2", width_mult=0.25)
     muon = optimizer == "muon"
     plain = parameter_groups(model, 0.5, orthogonal=muon)
     groups = parameter_groups(model, 0.5, orthogonal=muon, classifier_scale=0.1)
-    options = {"momentum": 0.9, "betas": (0.9, 0.99), "muon_lr": 3.0}
+    own = recipe(optimizer=optimizer, lr=2.0, muon_lr=3.0)
     rates = {
         id(p): group["lr"]
-        for group in create_optimizer(optimizer, groups, lr=2.0, **options).param_groups
+        for group in create_optimizer(own, groups).param_groups
         for p in group["params"]
     }
     before = {
         id(p): (group["lr"], group["weight_decay"])
-        for group in create_optimizer(optimizer, plain, lr=2.0, **options).param_groups
+        for group in create_optimizer(own, plain).param_groups
         for p in group["params"]
     }
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -96,53 +101,107 @@ def test_the_classifiers_rate_and_those_of_the_layers_multiply():
         assert other["lr_scale"] == pytest.approx(times * one["lr_scale"])
 
 
-def test_warm_up_then_half_a_cosine():
-    weight = nn.Parameter(torch.zeros(1))
-    optimizer = create_optimizer("sgd", [{"params": [weight]}], lr=2.0, momentum=0.9, betas=(0, 0))
-    schedule = create_schedule(optimizer, "cosine", steps=12, warmup_steps=4, lr=2.0, min_lr=0.5)
-    rates = []
-    for _ in range(12):
-        rates.append(optimizer.param_groups[0]["lr"])
+@pytest.fixture(scope="module")
+def tiny():
+    """The first layers of a network and a classifier: few parameters, but of all kinds."""
+    network = create_model("mobilenet_v1", width_mult=0.125, in_chans=1, num_classes=4)
+    body = {"stem": network.stem, "stages": network.stages[:1]}
+    tail = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": nn.Linear(8, 4)}
+    return nn.Sequential(OrderedDict({**body, **tail}))
+
+
+def begin(model, own):
+    model = copy.deepcopy(model)
+    groups = parameter_groups(model, own.weight_decay, orthogonal=own.optimizer == "muon")
+    return model, create_optimizer(own, groups)
+
+
+def step(model, optimizer):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 1, 8, 8, generator=generator)
+
+    def closure():  # as Lightning calls it
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), torch.arange(8) % 4)
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).isfinite()
+
+
+@pytest.mark.parametrize("name", sorted({*OWN, *list_optimizers()}))
+def test_every_optimizer_trains_and_resumes_or_is_refused(name, tiny):
+    own = recipe(optimizer=name, lr=0.01)
+    try:
+        model, optimizer = begin(tiny, own)
+    except UserError as error:
+        refusal = str(error)
+    else:
+        refusal = None
+    if refusal is not None:
+        assert refusal.startswith(f"recipe.optimizer={name} ")
+        assert "\n" not in refusal
+        assert name not in OWN
+        return
+    step(model, optimizer)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict()], file)
+    file.seek(0)
+    again, resumed = begin(tiny, own)
+    for part, state in zip((again, resumed), torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    for both in ((model, optimizer), (again, resumed)):
+        torch.rand(1)  # other random numbers
+        step(*both)
+    assert different(model.state_dict(), again.state_dict()) == []
+    for old, new in zip(tiny.parameters(), model.parameters(), strict=True):
+        assert new.isfinite().all()
+        assert not torch.equal(old, new)
+
+
+def test_most_optimizers_of_timm_are_not_refused():
+    """Those that are need CUDA, second derivatives, or random numbers of their own."""
+    needs = ("bnb", "fused", "adahessian", "kron")
+    refused = []
+    for name in list_optimizers():
+        try:
+            create_optimizer(recipe(optimizer=name), [{"params": [nn.Parameter(torch.zeros(2))]}])
+        except UserError:
+            refused.append(name)
+    assert not [name for name in refused if not name.startswith(needs)]
+
+
+def test_an_optimizer_of_timm_in_a_run(run):
+    result = run("run", "recipe.optimizer=lion", "recipe.lr=0.001", "recipe.betas=[0.9,0.98]")
+    assert result["config"]["recipe"]["optimizer"] == "lion"
+    assert result["status"] == "finished"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("sdg", "sgd"), ("lyon", "lion"), ("adamW", "adamw")])
+def test_an_unknown_optimizer_names_the_nearest(typed, meant):
+    with pytest.raises(UserError, match=f"unknown recipe.optimizer '{typed}'; .*mean '{meant}'"):
+        check_optimizer(recipe(optimizer=typed))
+
+
+def rates(steps, **changes):
+    own = recipe(**changes)
+    optimizer = create_optimizer(own, [{"params": [nn.Parameter(torch.zeros(1))]}])
+    schedule = create_schedule(optimizer, own, steps=steps)
+    found = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
         optimizer.step()
         schedule.step()
-    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
-    expected = [0.5 + 0.75 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
-    assert rates[4:] == pytest.approx(expected)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_warm_up_then_half_a_cosine():
+    found = rates(12, warmup_fraction=1 / 3, lr=2.0, min_lr=0.5)
+    assert found[:4] == [0.5, 1.0, 1.5, 2.0]
+    expected = [0.5 + 0.75 * (1 + math.cos(math.pi * i / 8)) for i in range(9)]
+    assert found[4:] == pytest.approx(expected)
 
 
 def test_constant():
-    weight = nn.Parameter(torch.zeros(1))
-    optimizer = create_optimizer(
-        "adamw", [{"params": [weight]}], lr=0.1, momentum=0, betas=(0.9, 0.9)
-    )
-    schedule = create_schedule(optimizer, "constant", steps=5, warmup_steps=0, lr=0.1, min_lr=0)
-    for _ in range(3):
-        optimizer.step()
-        schedule.step()
-    assert optimizer.param_groups[0]["lr"] == 0.1
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("recipe.lr=0", "recipe.lr must be greater than 0; got 0"),
-        ("recipe.momentum=1", r"recipe.momentum must be in \[0, 1\); got 1"),
-        ("recipe.muon_lr=0", "recipe.muon_lr must be greater than 0; got 0"),
-        ("recipe.classifier_lr=0", "recipe.classifier_lr must be greater than 0; got 0"),
-        ("recipe.muon_momentum=1", r"recipe.muon_momentum must be in \[0, 1\); got 1"),
-        ("recipe.weight_decay=-1", "recipe.weight_decay must not be negative; got -1"),
-        ("recipe.lr=fast", "recipe.lr must be a number; got 'fast'"),
-        ("recipe.momentum=null", "recipe.momentum must be a number; got None"),
-        ("recipe.full_size_from=null", "recipe.full_size_from must be a number; got None"),
-        ("recipe.eval_flip=maybe", "recipe.eval_flip must be true or false; got 'maybe'"),
-        ("recipe.eval_shift=1", "recipe.eval_shift must be true or false; got 1"),
-        ("recipe.betas=[0.9]", r"recipe.betas must be two numbers.*got \[0.9\]"),
-        ("recipe.optimizer=sdg", "unknown recipe.optimizer 'sdg'; did you mean 'sgd'"),
-        ("recipe.schedule=cos", "unknown recipe.schedule 'cos'; did you mean 'cosine'"),
-    ],
-)
-def test_messages(override, message):
-    recipe = compose_config([override, "paths.output_dir=unused"])["recipe"]
-    with pytest.raises(UserError, match=message):
-        check_recipe(recipe)
+    changes = {"optimizer": "adamw", "schedule": "constant", "warmup_fraction": 0.0}
+    assert rates(5, lr=0.1, **changes) == [0.1] * 6

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from dwsep_zoo.training import peak
-from dwsep_zoo.training.malloc import keep_memory
-from dwsep_zoo.training.peak import PeakMemory
+from dwsep_zoo.training import process_memory
+from dwsep_zoo.training.process_memory import PeakMemory, keep_memory
 
 LARGE = 50_000_000  # float32 numbers, 200 MB
 
@@ -26,5 +25,5 @@ def test_what_was_freed_before_does_not_count(device):
 
 
 def test_where_a_peak_cannot_be_reset_there_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(peak, "_CLEAR", tmp_path / "absent" / "clear_refs")
+    monkeypatch.setattr(process_memory, "_CLEAR", tmp_path / "absent" / "clear_refs")
     assert PeakMemory(torch.device("cpu")).megabytes() is None

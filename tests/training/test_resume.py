@@ -32,7 +32,7 @@ def epochs(folder):
         (0, 1, ("recipe.model_ema_decay=0.9",)),
         (0, 1, ("recipe.optimizer=muon",)),
         (1, 3, ()),  # the last batch of an epoch
-        (2, 0, ("recipe=adamw", "+trainer.limit_val_batches=0")),
+        (2, 0, ("recipe=adamw", "trainer.limit_val_batches=0")),
         # the classifier alone is trained in the first epoch
         (0, 1, ("recipe=finetune",)),
         (0, 3, ("recipe=finetune", "recipe.model_ema_decay=0.9")),

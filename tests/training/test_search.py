@@ -98,7 +98,7 @@ def test_what_is_searched_lies_around_the_recipes_own_values(name):
         ("hparams_search.lr=0.1", "hparams_search.lr must be .lowest, highest."),
         ("recipe.weight_decay=0", "searches around recipe.weight_decay, which is 0; set hparams_"),
         ("trainer.strategy=ddp", "one device"),
-        ("+hparams_search.trails=3", "did you mean 'trials'"),
+        ("hparams_search.trails=3", "did you mean 'trials'"),
     ],
 )
 def test_options_that_cannot_work(run, tmp_path, override, message):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import load_data
+from dwsep_zoo.training.malloc import keep_memory
+from dwsep_zoo.training.setup import auto_output_stride
 from helpers import last_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -18,8 +20,6 @@ from dwsep_zoo import UserError, count, create_model
 from dwsep_zoo.config import compose_config
 from dwsep_zoo.data.augment import normalise
 from dwsep_zoo.training.classifier import LitClassifier
-from dwsep_zoo.training.malloc import keep_memory
-from dwsep_zoo.training.setup import auto_output_stride
 from dwsep_zoo.training.trainer import auto_precision
 
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_is_plain_data_that_builds_the_network_again(run, tmp_path,
 
 
 def test_tensorboard_has_the_curves_and_hparams_in_one_run(run, tmp_path):
-    result = run("run", "+trainer.limit_train_batches=10")
+    result = run("run", "trainer.limit_train_batches=10")
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     scalars = set(events.Tags()["scalars"])
     assert scalars >= {"train/loss", "train/acc", "train/lr", "val/loss", "val/acc", "test/acc"}
@@ -175,13 +175,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(run, tmp_path):
         ("data.image_size=8", r"images of 8 pixels are smaller than the network's output stride"),
         ("trainer.max_epochs=0", "trainer.max_epochs must be a whole number from 1 up; got 0"),
         (
-            "+trainer.fast_dev_rum=1",
+            "trainer.fast_dev_rum=1",
             "unknown key of trainer 'fast_dev_rum'; did you mean 'fast_dev",
         ),
         ("trainer.precision=17", "trainer: "),
         ("seed=-1", "seed must be a whole number from 0 up; got -1"),
         ("profile.runtimes=[]", r"profile.runtimes must be a list of one or more; got \[\]"),
-        ("+trainer.logger=false", "unknown key of trainer 'logger'"),
+        ("trainer.logger=false", "unknown key of trainer 'logger'"),
         ("conv.depth_multiplier=0", "conv.depth_multiplier must be a whole number from 1 up"),
     ],
 )
