@@ -46,7 +46,9 @@ def accuracy(side: str, seed: int, root: str, epochs: int, width_mult: float) ->
                 *(PLAIN if plain else ()),
             ]
         )
-        return 100 * train(settings).metrics["test/acc"]
+        accuracy = train(settings).metrics["test/acc"]
+        assert accuracy is not None
+        return 100 * accuracy
 
 
 def main() -> None:
