@@ -18,7 +18,7 @@ import torch
 from record import Ratio, Record, finish, machine, parse, parser
 
 from dwsep_zoo import create_model, optimise
-from dwsep_zoo.analysis.latency import take_turns, wall_timer
+from dwsep_zoo.analysis.latency import take_turns, timer_for
 from dwsep_zoo.training.trainer import auto_precision
 
 NETWORKS = {
@@ -42,7 +42,7 @@ def measure(name: str, theirs: str, precision: str, seconds: float) -> tuple[str
     last = x.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         runs = [lambda: rival(x), lambda: model(last), lambda: chosen(x)]
-        turns = take_turns(runs, wall_timer, seconds)
+        turns = take_turns(runs, timer_for(torch.device("cpu")), seconds)
     medians = [1e3 * statistics.median(t for turn in of for t in turn) for of in turns]
     return chosen.runtime, dict(zip(("timm", "eager", "chosen"), medians, strict=True))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.utils.benchmark import Timer
 
-from dwsep_zoo.analysis.latency import device_name
+from dwsep_zoo.analysis.device import device_name
 from dwsep_zoo.training.trainer import auto_precision
 
 RESULTS = Path(__file__).parent / "results"

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, *rest = arguments
     try:
         choose(name, COMMANDS, "command")
+        if name == "bench":
+            name, rest = "profile", ["runtimes=all", "batch_size=1,32", *rest]
         import_module(f"dwsep_zoo.commands.{name.replace('-', '_')}").run(rest)
     except UserError as error:
         say(error)

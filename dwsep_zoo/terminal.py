@@ -1,11 +1,13 @@
-"""Where tables are printed."""
+"""Tables on the terminal."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 PIPE_WIDTH = 160  # where the output is no terminal, so that no name is folded
 
@@ -16,3 +18,42 @@ def stdout_console() -> Console:
 
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def table(
+    title: str | None,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str] | None],
+    *,
+    words: Collection[str] = ("",),
+    **style: Any,
+) -> Table:
+    """A table whose cells may hold rich's markup.
+
+    Args:
+        title: the line above it.
+        headings: one for each column.
+        rows: the cells of each row; ``None`` draws a line.
+        words: headings of the columns of text, which are aligned to the left and fold; the others
+            hold numbers.
+        style: further arguments of rich's ``Table``.
+    """
+    from rich.table import Table
+
+    made = Table(title=title, **style)
+    for heading in headings:
+        text = heading in words
+        made.add_column(
+            heading, justify="left" if text else "right", overflow="fold", no_wrap=not text
+        )
+    for row in rows:
+        if row is None:
+            made.add_section()
+        else:
+            made.add_row(*row)
+    return made
+
+
+def by(size: Iterable[int]) -> str:
+    """A size, such as ``3 x 224 x 224``."""
+    return " x ".join(map(str, size))

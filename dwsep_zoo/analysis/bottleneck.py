@@ -16,7 +16,7 @@ SAME_MACS, SAME_TIME, MOST_OF = 0.01, 0.05, 0.8  # fractions
 def conditions(roofline: Roofline) -> str:
     """The conditions of the measurement in a line."""
     r = roofline
-    threads = f" {r.threads} thread{'s' if r.threads > 1 else ''}" if r.device == "cpu" else ""
+    threads = f" {r.threads} thread{'' if r.threads == 1 else 's'}" if r.device == "cpu" else ""
     size = "x".join(map(str, r.input_size))
     return (
         f"{r.device} ({r.device_name}){threads}, {r.runtime}, {r.precision}, {r.memory_format}, "

@@ -47,48 +47,43 @@ def match_width(
     """
     choose(quantity, QUANTITIES, "match")
     name = to if isinstance(to, str) else str(to["name"])
+    reference = {**network, "conv": to, "width_mult": width_mult}
     if quantity == "latency":
-        return _match_latency(name, {**network, "conv": to}, input_size, width_mult, network)
+        target, width, achieved = _equal_latency(reference, network, input_size)
+    else:
 
-    def counted(width: float, **changes: Any) -> float:
-        with torch.device("meta"):
-            # Stochastic depth costs nothing, but its module comes from timm, slow to import.
-            model = build_model(
-                **{**network, **changes, "width_mult": width, "drop_path_rate": 0.0}
-            )
-        return float(getattr(count(model, input_size), quantity))
+        def counted(width: float, network: Mapping[str, Any] = network) -> float:
+            with torch.device("meta"):
+                # Stochastic depth costs nothing, but its module comes from timm, slow to import.
+                free = {"width_mult": width, "drop_path_rate": 0.0}
+                model = build_model(**{**network, **free})
+            return float(getattr(count(model, input_size), quantity))
 
-    target = counted(width_mult, conv=to)
-    width, achieved = nearest_width(counted, target, width_mult)
+        target = counted(width_mult, reference)
+        width, achieved = nearest_width(counted, target, width_mult)
     return Match.of(quantity, name, target=target, achieved=achieved, width_mult=width)
 
 
-def _match_latency(
-    to: str,
-    target: Mapping[str, Any],
-    input_size: Sequence[int],
-    width_mult: float,
-    network: Mapping[str, Any],
-) -> Match:
-    reference = build_model(**{**target, "width_mult": width_mult})
+def _equal_latency(
+    reference: Mapping[str, Any], network: Mapping[str, Any], input_size: Sequence[int]
+) -> tuple[float, float, float]:
+    """Milliseconds of the reference, and the width and milliseconds of the network."""
+    target = build_model(**reference)
 
     def timed(width: float, seconds: float) -> tuple[float, float]:
         """Milliseconds of the reference and of the network, measured in turns."""
-        models = {
-            "reference": reference,
-            "candidate": build_model(**{**network, "width_mult": width}),
-        }
+        models = {"target": target, "own": build_model(**{**network, "width_mult": width})}
         times = measure_latencies(models, input_size, min_run_time=seconds)
-        return times["reference"].p50_ms, times["candidate"].p50_ms
+        return times["target"].p50_ms, times["own"].p50_ms
 
     def ratio(width: float) -> float:
-        reference_ms, own_ms = timed(width, TRY_S)
-        return own_ms / reference_ms
+        target_ms, own_ms = timed(width, TRY_S)
+        return own_ms / target_ms
 
-    width, _ = nearest_width(ratio, 1.0, width_mult, steps=LATENCY_STEPS)
+    width, _ = nearest_width(ratio, 1.0, reference["width_mult"], steps=LATENCY_STEPS)
     # The nearest of many noisy measurements is near by chance too, so another one is recorded.
-    reference_ms, own_ms = timed(width, CONFIRM_S)
-    return Match.of("latency", to, target=reference_ms, achieved=own_ms, width_mult=width)
+    target_ms, own_ms = timed(width, CONFIRM_S)
+    return target_ms, width, own_ms
 
 
 def nearest_width(

@@ -5,9 +5,8 @@ The end of a run, a sweep and ``dwsep profile`` all measure with :func:`measure_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -37,10 +36,9 @@ class Cost:
     def record(self) -> dict[str, Any]:
         """``latency``, ``memory`` and ``roofline`` as ``result.json`` holds them."""
         return {
-            "latency": [asdict(timing.latency) for timing in self.timings],
+            "latency": [timing.latency.plain() for timing in self.timings],
             "memory": dict(self.memory),
-            # Through JSON, which turns tuples into lists.
-            "roofline": self.roofline and json.loads(json.dumps(asdict(self.roofline))),
+            "roofline": self.roofline and self.roofline.plain(),
         }
 
 
@@ -66,7 +64,7 @@ def measure_cost(
     workloads: Sequence[Workload],
     *,
     train_batch_size: int | None = None,
-    roofline: Mapping[str, Any] | None = None,
+    roofline: Workload | None = None,
     min_run_time: float = 1.0,
     say: Callable[[str], None] = lambda what: None,
 ) -> list[Cost]:
@@ -77,27 +75,26 @@ def measure_cost(
         input_size: ``(C, H, W)`` of an image.
         workloads: the conditions of the latencies.
         train_batch_size: images of a training step; ``None``: do not measure memory.
-        roofline: options of :func:`~dwsep_zoo.analysis.roofline.measure_roofline`; ``None``: do
-            not time single layers.
+        roofline: the conditions of the times of single layers; ``None``: do not measure them.
         min_run_time: seconds for each network and workload.
         say: called with a description of each measurement.
 
     Raises:
         UserError: for conditions that cannot be measured here.
     """
-    timings: list[dict[str, Timing]] = []
+    timings = []
     for workload in workloads:
         say(str(workload))
         timings.append(time_models(models, input_size, workload, min_run_time=min_run_time))
     layers = None
     if roofline is not None:
         say("each layer")
-        layers = measure_roofline(models, input_size, **roofline)
+        layers = measure_roofline(models, input_size, roofline)
     return [
         Cost(
             timings=tuple(timing[name] for timing in timings),
             memory=_memory(model, input_size, train_batch_size) if train_batch_size else {},
-            roofline=layers and replace(layers, networks=(layers.network(name),)),
+            roofline=layers and layers.only(layers.network(name)),
         )
         for name, model in models.items()
     ]

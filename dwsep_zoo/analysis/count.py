@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,35 +55,39 @@ def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
     device would load PyTorch's compiler first: seconds instead of milliseconds.)
     """
     layers: list[LayerCount] = []
-    hooks = [
-        module.register_forward_hook(_recorder(name, layers))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     weightless = {
         name: torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
         for name, tensor in tensors.items()
     }
     channels, height, width = input_size
-    try:
-        with torch.no_grad(), _ShapesOnly():
-            dtype = next(model.parameters()).dtype
-            no_images = torch.empty(0, channels, height, width, device="cpu", dtype=dtype)
-            torch.func.functional_call(model, weightless, (no_images,))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in training.items():
-            module.training = mode
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                stack.enter_context(module.register_forward_hook(_recorder(name, layers)))
+        for context in (in_mode(model, training=False), torch.no_grad(), _ShapesOnly()):
+            stack.enter_context(context)
+        dtype = next(model.parameters()).dtype
+        no_images = torch.empty(0, channels, height, width, device="cpu", dtype=dtype)
+        torch.func.functional_call(model, weightless, (no_images,))
     return Count(
         params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         macs=sum(layer.macs for layer in layers),
         input_size=(channels, height, width),
         layers=tuple(layers),
     )
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Train or eval mode for a while; afterwards each module has its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class _ShapesOnly(TorchFunctionMode):
@@ -101,33 +106,25 @@ class _ShapesOnly(TorchFunctionMode):
         return x.new_empty(len(x), len(weight), *one.shape[2:])
 
 
-def _recorder(
-    name: str, layers: list[LayerCount]
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d | nn.Linear)
-        conv = module if isinstance(module, nn.Conv2d) else None
+def _recorder(name: str, layers: list[LayerCount]) -> Callable[..., None]:
+    def hook(module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        window: dict[str, Any] = {"kernel_size": (1, 1), "stride": (1, 1), "groups": 1}
+        if isinstance(module, nn.Conv2d):
+            window = {key: getattr(module, key) for key in window}
         layers.append(
             LayerCount(
                 name=name,
                 kind=conv_kind(module),
                 in_shape=tuple(inputs[0].shape[1:]),
                 out_shape=tuple(output.shape[1:]),
-                kernel_size=_pair(conv.kernel_size) if conv else (1, 1),
-                stride=_pair(conv.stride) if conv else (1, 1),
-                groups=conv.groups if conv else 1,
                 params=sum(p.numel() for p in module.parameters()),
                 # every weight is used once for each output pixel
                 macs=module.weight.numel() * math.prod(output.shape[2:]),
+                **window,
             )
         )
 
     return hook
-
-
-def _pair(size: tuple[int, ...]) -> tuple[int, int]:
-    height, width = size
-    return height, width
 
 
 def conv_kind(module: nn.Conv2d | nn.Linear) -> str:

@@ -8,21 +8,18 @@ them alike, and a ratio taken within a turn is free of them.
 from __future__ import annotations
 
 import math
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from dwsep_zoo.analysis.device import device_clock, device_name, torch_threads
 from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, Inference, Workload, prepare
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.record import LatencyRecord
 
 BLOCK_S = 0.02  # a network's time before it is another one's turn
 LEAD_IN_S = 0.2  # shorter runs are preceded by one that is not counted and fills the caches
@@ -38,8 +35,7 @@ Timer = Callable[[Inference], float]
 """Runs one inference and returns its seconds."""
 
 
-@dataclass(frozen=True)
-class Latency:
+class Latency(LatencyRecord):
     """Time for one batch, in milliseconds, with the conditions of the measurement.
 
     Attributes:
@@ -56,13 +52,6 @@ class Latency:
     p90_ms: float
     runs: int
     stable: bool
-    device: str
-    device_name: str
-    threads: int
-    batch_size: int
-    precision: str
-    memory_format: str
-    runtime: str
 
 
 @dataclass(frozen=True)
@@ -153,10 +142,9 @@ def time_models(
     workload.check()
     if not min_run_time > 0:
         raise UserError(f"min_run_time must be greater than 0; got {min_run_time!r}")
-    device = torch.device(workload.device)
-    workload = replace(workload, threads=workload.threads or torch.get_num_threads())
-    assert workload.threads is not None
-    with torch_threads(workload.threads):
+    device, threads = torch.device(workload.device), workload.threads or torch.get_num_threads()
+    workload = replace(workload, threads=threads)
+    with torch_threads(threads):
         runs = [prepare(model, input_size, workload) for model in models.values()]
         with torch.inference_mode():
             measured = take_turns(runs, timer_for(device), min_run_time)
@@ -225,7 +213,7 @@ def _warm_up(run: Inference, timer: Timer) -> float:
         while sum(block) < BLOCK_S:
             block.append(timer(run))
         spent += sum(block)
-        current = statistics.median(block)
+        current = float(np.median(block))
         settled = abs(current / previous - 1) < WARM and spent >= WARM_S
         if settled or spent >= WARM_MAX_S:
             return current
@@ -238,10 +226,9 @@ def is_stable(turns: Sequence[Sequence[float]]) -> bool:
     Args:
         turns: times of each turn, in any unit.
     """
-    medians = [statistics.median(turn) for turn in turns]
-    half = len(medians) // 2
-    drift = statistics.median(medians[half:]) / statistics.median(medians[:half]) - 1
-    p10, p50, p90 = np.quantile(np.concatenate(turns), [0.1, 0.5, 0.9]).tolist()
+    first, second = np.array_split([np.median(turn) for turn in turns], [len(turns) // 2])
+    drift = np.median(second) / np.median(first) - 1
+    p10, p50, p90 = np.quantile(np.concatenate(turns), [0.1, 0.5, 0.9])
     return bool(abs(drift) < DRIFT and p90 - p10 < SPREAD * p50)
 
 
@@ -257,14 +244,9 @@ def compare_turns(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) ->
         a: times of each turn, in any unit.
         b: times of the other network in the same turns.
     """
-    logs = [
-        math.log(statistics.median(of_b) / statistics.median(of_a))
-        for of_a, of_b in zip(a, b, strict=True)
-    ]
-    batches = sorted(statistics.median(batch) for batch in np.array_split(logs, BATCHES))
-    ratio, low, high = (
-        math.exp(value) for value in (statistics.median(batches), batches[1], batches[-2])
-    )
+    logs = [np.log(np.median(y) / np.median(x)) for x, y in zip(a, b, strict=True)]
+    batches = np.sort([np.median(batch) for batch in np.array_split(logs, BATCHES)])
+    low, ratio, high = np.exp([batches[1], np.median(batches), batches[-2]]).tolist()
     verdict = "no difference"
     if low > 1 and ratio > 1 + INDIFFERENCE:
         verdict = "slower"
@@ -275,50 +257,8 @@ def compare_turns(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) ->
 
 def timer_for(device: torch.device) -> Timer:
     """The timer for inferences on a device."""
-    return cuda_timer(device) if device.type == "cuda" else wall_timer
+    clock = device_clock(device)
+    return lambda run: clock.time(run) / 1e3
 
 
-def wall_timer(run: Inference) -> float:
-    """Seconds that a call takes on the CPU."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def cuda_timer(device: torch.device) -> Timer:
-    """Times a call on an idle GPU by the GPU's own events."""
-    stream = torch.cuda.current_stream(device)
-
-    def timer(run: Inference) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        stream.synchronize()
-        start.record(stream)
-        run()
-        end.record(stream)
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-    return timer
-
-
-def device_name(device: torch.device) -> str:
-    """The processor's or the accelerator's product name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Have torch compute with so many threads."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)
+wall_timer = timer_for(torch.device("cpu"))

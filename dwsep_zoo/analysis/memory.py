@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # no public module has these
 from torch.utils._pytree import tree_leaves
 
+from dwsep_zoo.analysis.count import in_mode
 from dwsep_zoo.errors import UserError
 
 
@@ -67,26 +68,25 @@ def state_dict_bytes(model: nn.Module) -> int:
 def _peak(model: nn.Module, input_size: Sequence[int], batch_size: int, training: bool) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and not public
 
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        with FakeTensorMode() as fake, _LiveTensors() as live, torch.set_grad_enabled(training):
-            state: dict[str, Tensor] = {
-                name: fake.from_tensor(tensor)
-                for named in (model.named_parameters(), model.named_buffers())
-                for name, tensor in named
-            }
-            live.add(state.values())
-            device = next(iter(state.values())).device
-            x = torch.empty(batch_size, *input_size, device=device)
-            output = torch.func.functional_call(model, state, (x,))
-            if training:
-                labels = torch.empty(batch_size, dtype=torch.int64, device=device)
-                F.cross_entropy(output, labels).backward()
-            return live.peak
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with (
+        in_mode(model, training=training),
+        FakeTensorMode() as fake,
+        _LiveTensors() as live,
+        torch.set_grad_enabled(training),
+    ):
+        state: dict[str, Tensor] = {
+            name: fake.from_tensor(tensor)
+            for named in (model.named_parameters(), model.named_buffers())
+            for name, tensor in named
+        }
+        live.add(state.values())
+        device = next(iter(state.values())).device
+        x = torch.empty(batch_size, *input_size, device=device)
+        output = torch.func.functional_call(model, state, (x,))
+        if training:
+            labels = torch.empty(batch_size, dtype=torch.int64, device=device)
+            F.cross_entropy(output, labels).backward()
+        return live.peak
 
 
 class _LiveTensors(TorchDispatchMode):

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dwsep_zoo.analysis.latency import BATCHES, take_turns, timer_for, torch_threads
-from dwsep_zoo.analysis.runtimes import RUNTIMES, Call, Workload, prepare_for, random_input
+from dwsep_zoo.analysis.device import torch_threads
+from dwsep_zoo.analysis.latency import BATCHES, take_turns, timer_for
+from dwsep_zoo.analysis.runtimes import (
+    RUNTIMES,
+    Call,
+    Workload,
+    as_input,
+    prepare_for,
+    random_input,
+)
 from dwsep_zoo.errors import UserError, choose, first_line
 from dwsep_zoo.models import ConvNet
 
@@ -50,13 +59,12 @@ class Optimised:
     _calls: dict[tuple[int, ...], Call] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = _as_input(x, x.device, self.runtime, self.precision)
+        workload = Workload(self.runtime, self.precision, device=x.device, threads=self.threads)
+        x = _as_input(x, workload)
         with torch_threads(self.threads), torch.inference_mode():
             shape = tuple(x.shape)
             if shape not in self._calls:
-                self._calls[shape] = _prepare(
-                    self.model, x, self.runtime, self.precision, self.threads
-                )
+                self._calls[shape] = _prepare(self.model, x, workload)
             return self._calls[shape](x).float()
 
 
@@ -96,18 +104,19 @@ def optimise(
         input_size = model.default_cfg["input_size"]
     threads = threads or torch.get_num_threads()
     device = next(model.parameters()).device
-    Workload("eager", precision, batch_size, device, threads).check()
+    eager = Workload("eager", precision, batch_size, device, threads)
+    eager.check()
     images = random_input(batch_size, input_size)
     with torch_threads(threads), torch.inference_mode():
-        runs, left_out = _candidates(model, images, device, runtime, precision, threads)
+        runs, left_out = _candidates(model, images, runtime, eager)
         if not runs:
             reasons = (f"{name}: {reason}" for name, reason in left_out.items())
             raise UserError(f"optimise: {'; '.join(reasons)}")
         seconds = max(min_run_time, BATCHES * 1e-3)
-        prepared = [partial(call, x) for call, x in runs.values()]
-        turns = take_turns(prepared, timer_for(device), seconds)
+        calls = [partial(call, x) for call, x in runs.values()]
+        turns = take_turns(calls, timer_for(device), seconds)
     times = {
-        name: 1e3 * float(torch.tensor([t for turn in own for t in turn]).median())
+        name: 1e3 * float(np.median(np.concatenate(own)))
         for name, own in zip(runs, turns, strict=True)
     }
     fastest = min(times, key=lambda name: times[name])
@@ -117,25 +126,25 @@ def optimise(
 
 
 def _candidates(
-    model: nn.Module,
-    images: Tensor,
-    device: torch.device,
-    runtime: str,
-    precision: str,
-    threads: int,
+    model: nn.Module, images: Tensor, runtime: str, eager: Workload
 ) -> tuple[dict[str, tuple[Call, Tensor]], dict[str, str]]:
     """The runtimes whose outputs are right, with their input, and why others are left out."""
-    want = _eager_outputs(model, images.to(device))
+
+    def run(workload: Workload) -> tuple[Call, Tensor, Tensor]:
+        x = _as_input(images, workload)
+        call = _prepare(model, x, workload)
+        return call, x, call(x).float().cpu()
+
+    *_, want = run(replace(eager, precision="fp32"))
     if not want.isfinite().all():
         raise UserError("optimise: the network's own outputs are not finite")
     runs: dict[str, tuple[Call, Tensor]] = {}
     left_out: dict[str, str] = {}
     for name in RUNTIMES if runtime == AUTO else [runtime]:
+        workload = replace(eager, runtime=name)
         try:
-            Workload(name, precision, device=device).check()
-            x = _as_input(images, device, name, precision)
-            call = _prepare(model, x, name, precision, threads)
-            got = call(x).float().cpu()
+            workload.check()
+            call, x, got = run(workload)
         except Exception as error:  # a compiler, exporter or runtime raises any kind
             if runtime != AUTO:
                 raise
@@ -143,34 +152,26 @@ def _candidates(
             if not isinstance(error, UserError):
                 log.warning("optimise: runtime %s failed: %s", name, left_out[name])
             continue
-        if reason := _disagreement(got, want, AGREEMENT[precision]):
+        if reason := _disagreement(got, want, AGREEMENT[eager.precision]):
             left_out[name] = reason
         else:
             runs[name] = call, x
     return runs, left_out
 
 
-def _as_input(x: Tensor, device: torch.device, runtime: str, precision: str) -> Tensor:
+def _as_input(x: Tensor, workload: Workload) -> Tensor:
     """Convert to the type and layout of the runtime, outside of inference mode.
 
     PyTorch's compiler would compile once more for a tensor of the inference mode.
     """
-    dtype, layout = Workload(runtime, precision).tensors()
     with torch.inference_mode(False), torch.no_grad():
-        x = x.clone() if x.is_inference() else x.detach()
-        return x.to(device=device, dtype=dtype, memory_format=layout)
+        return as_input(x.clone() if x.is_inference() else x.detach(), workload)
 
 
-def _prepare(model: nn.Module, x: Tensor, runtime: str, precision: str, threads: int) -> Call:
+def _prepare(model: nn.Module, x: Tensor, workload: Workload) -> Call:
     # A network is exported and compiled with gradients or without, but not in inference mode.
     with torch.inference_mode(False):
-        return prepare_for(model, x, Workload(runtime, precision, threads=threads))
-
-
-def _eager_outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """PyTorch's outputs in float32, the reference."""
-    x = _as_input(x, x.device, "eager", "fp32")
-    return _prepare(model, x, "eager", "fp32", 1)(x).cpu()
+        return prepare_for(model, x, workload)
 
 
 def _disagreement(got: Tensor, want: Tensor, tolerance: float) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -10,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwsep_zoo.analysis.stopwatch import Clock, HookCost, time_units
+from dwsep_zoo.analysis.device import Clock
+from dwsep_zoo.analysis.stopwatch import HookCost, time_units
 from dwsep_zoo.analysis.units import Work, operator, units
 
 TRAFFIC = tuple(2**power for power in range(18, 30, 2))  # bytes: from a cache's size to memory's
@@ -54,15 +55,9 @@ class Peaks:
 
         It never rises with the traffic, as small ones are measured with the cost of a call in them.
         """
-        points = [
-            (math.log(b.traffic), max(c.gb_s for c in self.bandwidths[i:]))
-            for i, b in enumerate(self.bandwidths)
-        ]
-        where = math.log(max(traffic, 1))
-        for (left, high), (right, low) in itertools.pairwise(points):
-            if where < right:
-                return high + (low - high) * max(0.0, where - left) / (right - left)
-        return points[-1][1]
+        logs = np.log([b.traffic for b in self.bandwidths])
+        falling = np.maximum.accumulate([b.gb_s for b in self.bandwidths][::-1])[::-1]
+        return float(np.interp(math.log(max(traffic, 1)), logs, falling))
 
     def limits(self, work: Work, batch_size: int, itemsize: int) -> dict[str, float]:
         """The least milliseconds that arithmetic, memory and the calls alone would take."""
@@ -149,10 +144,5 @@ def _least_ms(run: Callable[[], Any], clock: Clock) -> float:
     times: list[float] = []
     run()
     while len(times) < LEAST_RUNS or (sum(times) < BUDGET_MS and len(times) < 1000):
-        clock.wait()
-        start = clock.now()
-        run()
-        end = clock.now()
-        clock.wait()
-        times.append(clock.ms(start, end))
+        times.append(clock.time(run))
     return min(times)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import fx, nn
 
 from dwsep_zoo.nn import SqueezeExcite
@@ -16,37 +18,22 @@ Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 
 
 @dataclass(frozen=True)
-class Span:
-    """Output pixel ``i`` of ``pixels`` sees the image from ``low + i step`` to ``high + i step``.
+class Field:
+    """The receptive field of a feature map, in rows and columns of the image.
 
-    Both ends are seen; where they lie outside of the image, they are padding.
+    Output pixel ``i`` of ``pixels`` sees the image from ``low + i step`` to ``high + i step``. Both
+    ends are seen; where they lie outside of the image, they are padding. The step is the cumulative
+    stride.
     """
 
-    low: int
-    high: int
-    step: int
-    pixels: int
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    step: NDArray[np.int64]
+    pixels: NDArray[np.int64]
 
     @property
-    def size(self) -> int:
+    def size(self) -> NDArray[np.int64]:
         return self.high - self.low + 1
-
-
-@dataclass(frozen=True)
-class Field:
-    """The receptive field of a feature map, in pixels of the image."""
-
-    rows: Span
-    columns: Span
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.rows.size, self.columns.size
-
-    @property
-    def step(self) -> tuple[int, int]:
-        """The cumulative stride: between the fields of neighbouring pixels."""
-        return self.rows.step, self.columns.step
 
 
 def receptive_fields(model: nn.Module, input_size: Sequence[int]) -> dict[str, Field]:
@@ -61,10 +48,9 @@ def receptive_fields(model: nn.Module, input_size: Sequence[int]) -> dict[str, F
         model: a network of this zoo.
         input_size: ``(C, H, W)``; "same" padding depends on it.
     """
-    _, height, width = input_size
-    image = Field(*(Span(low=0, high=0, step=1, pixels=pixels) for pixels in (height, width)))
+    zero = np.zeros(2, dtype=np.int64)
     walk = _Walk(fx.GraphModule(model, _Tracer().trace(model)))
-    walk.run(image)
+    walk.run(Field(low=zero, high=zero, step=zero + 1, pixels=zero + input_size[1:]))
     return walk.fields
 
 
@@ -87,54 +73,41 @@ class _Walk(fx.Interpreter):
             return None
         if isinstance(module, MixedDepthwise):
             named = [(f"{target}.{name}", conv) for name, conv in module.named_children()]
-            return _join(self._see(name, conv, field) for name, conv in named)
+            return _united(self._see(name, conv, field) for name, conv in named)
         return self._see(target, module, field) if isinstance(module, Window) else field
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         # Pixel by pixel, or behind the pooling: nothing else is in these networks' forwards.
-        return _join(arg for arg in args if isinstance(arg, Field))
+        return _united(arg for arg in args if isinstance(arg, Field))
 
     call_method = call_function
 
     def _see(self, name: str, window: nn.Module, field: Field) -> Field:
         assert isinstance(window, Window)
-        sides = (_side(window, axis, span) for axis, span in enumerate((field.rows, field.columns)))
-        self.fields[name] = Field(*sides)
+        kernel, stride = np.asarray(window.kernel_size), np.asarray(window.stride)
+        if isinstance(window, Conv2dSame | MaxPool2dSame) or getattr(window, "same", False):
+            pixels = -(-field.pixels // stride)
+            padding = np.maximum((pixels - 1) * stride + kernel - field.pixels, 0) // 2
+        else:
+            padding = np.asarray(window.padding, dtype=np.int64)
+            pixels = (field.pixels + 2 * padding - kernel) // stride + 1
+        self.fields[name] = Field(
+            low=field.low - padding * field.step,
+            high=field.high + (kernel - 1 - padding) * field.step,
+            step=field.step * stride,
+            pixels=pixels,
+        )
         return self.fields[name]
 
 
-def _side(window: Window, axis: int, span: Span) -> Span:
-    kernel, stride, padding = (
-        value if isinstance(value, int) else int(value[axis])
-        for value in (window.kernel_size, window.stride, window.padding)
-    )
-    if isinstance(window, Conv2dSame | MaxPool2dSame) or getattr(window, "same", False):
-        pixels = -(-span.pixels // stride)
-        padding = max((pixels - 1) * stride + kernel - span.pixels, 0) // 2
-    else:
-        pixels = (span.pixels + 2 * padding - kernel) // stride + 1
-    return Span(
-        low=span.low - padding * span.step,
-        high=span.high + (kernel - 1 - padding) * span.step,
-        step=span.step * stride,
-        pixels=pixels,
-    )
-
-
-def _join(fields: Iterator[Field]) -> Field | None:
-    """The union of the fields of several branches."""
+def _united(fields: Iterable[Field]) -> Field | None:
+    """The field of several branches together."""
     branches = list(fields)
     if not branches:
         return None
-
-    def union(spans: Sequence[Span]) -> Span:
-        return Span(
-            low=min(span.low for span in spans),
-            high=max(span.high for span in spans),
-            step=spans[0].step,
-            pixels=spans[0].pixels,
-        )
-
     return Field(
-        union([field.rows for field in branches]), union([field.columns for field in branches])
+        low=np.min([field.low for field in branches], axis=0),
+        high=np.max([field.high for field in branches], axis=0),
+        step=branches[0].step,
+        pixels=branches[0].pixels,
     )

@@ -6,33 +6,24 @@ ceiling: the fixed cost of calling an operator, which bounds the small units of 
 
 from __future__ import annotations
 
-import copy
-import itertools
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from dwsep_zoo.analysis.latency import device_name, torch_threads
+from dwsep_zoo.analysis.device import Clock, device_clock, device_name, torch_threads
 from dwsep_zoo.analysis.peaks import Peaks, measure_peaks, traffic_of
-from dwsep_zoo.analysis.stopwatch import (
-    Clock,
-    HookCost,
-    Pass,
-    device_clock,
-    hook_cost,
-    time_plain,
-    time_units,
-)
+from dwsep_zoo.analysis.runtimes import Workload, as_input, copied, random_input
+from dwsep_zoo.analysis.stopwatch import HookCost, Pass, hook_cost, time_units
 from dwsep_zoo.analysis.units import KINDS, REST, Work, units, works
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.schema.record import Conditions
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WARM_UP_RUNS, LEAST_ROUNDS = 3, 10
+WARM_UP_TURNS, LEAST_TURNS = 3, 10
 
 
 @dataclass(frozen=True)
@@ -101,18 +92,12 @@ class NetworkTime:
         return sum(unit.time_ms for unit in self.units)
 
 
-@dataclass(frozen=True)
-class Roofline:
+class Roofline(Conditions):
     """Networks measured in turns on one device, and the device's ceilings."""
 
-    device: str
-    device_name: str
-    threads: int
-    batch_size: int
+    model_config = ConfigDict(strict=False)  # JSON has lists
+
     input_size: tuple[int, int, int]
-    precision: str
-    memory_format: str
-    runtime: str
     runs: int
     peaks: Peaks
     networks: tuple[NetworkTime, ...]
@@ -122,30 +107,16 @@ class Roofline:
         networks = {network.name: network for network in self.networks}
         return networks[choose(name, networks, "network")]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Roofline:
-        """Read what ``dataclasses.asdict`` gave, by way of JSON too.
-
-        Raises:
-            ValueError: in one line, naming the first field that does not fit.
-        """
-        from pydantic import TypeAdapter, ValidationError  # slow to import
-
-        try:
-            return TypeAdapter(cls).validate_python(dict(values))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    def only(self, *networks: NetworkTime) -> Roofline:
+        """The same measurement with these networks."""
+        return self.model_copy(update={"networks": networks})
 
 
 def measure_roofline(
     models: Mapping[str, nn.Module],
     input_size: Sequence[int] = (3, 224, 224),
+    workload: Workload | None = None,
     *,
-    batch_size: int = 1,
-    precision: str = "fp32",
-    device: str | torch.device = "cpu",
-    threads: int | None = None,
     min_run_time: float = 1.0,
     peaks: Peaks | None = None,
     clock: Clock | None = None,
@@ -157,10 +128,7 @@ def measure_roofline(
     Args:
         models: by name; each takes ``(N, C, H, W)``.
         input_size: ``(C, H, W)``.
-        batch_size: images in a batch; all times are for the whole batch.
-        precision: ``fp32``, ``bf16`` or ``fp16``, of weights and activations.
-        device: ``cpu`` or ``cuda``.
-        threads: CPU threads; ``None``: torch's setting.
+        workload: the other conditions; all times are for its whole batch.
         min_run_time: seconds of measuring for each network; at least 10 rounds are made.
         peaks: the device's ceilings, if already measured.
         clock: replaces the device's, for tests.
@@ -168,105 +136,72 @@ def measure_roofline(
     Raises:
         UserError: for a value that is not possible.
     """
-    device = torch.device(device)
-    dtype = _check(len(models), batch_size, precision, device, threads)
+    if not models:
+        raise UserError("no networks to measure")
+    workload = replace(workload or Workload(), runtime="eager", memory_format="channels_last")
+    workload.check()
+    device, threads = torch.device(workload.device), workload.threads or torch.get_num_threads()
+    dtype, _ = workload.tensors()
     channels, height, width = input_size
     work = {name: works(model, input_size) for name, model in models.items()}
     clock = clock or device_clock(device)
-    with torch_threads(threads or torch.get_num_threads()), torch.inference_mode():
+    with torch_threads(threads), torch.inference_mode():
         cost = hook_cost(device, clock)
         peaks = peaks or measure_peaks(device, dtype, clock, cost)
-        x = torch.randn(batch_size, *input_size, device=device)
-        x = x.to(dtype).to(memory_format=torch.channels_last)
-        passes = {name: _Passes(_copy(model, x), clock, cost) for name, model in models.items()}
-        runs = _take_turns(list(passes.values()), x, min_run_time)
+        x = as_input(random_input(workload.batch_size, input_size), workload)
+        networks = [copied(model, workload) for model in models.values()]
+        turns = _take_turns(networks, x, clock, cost, min_run_time)
+    conditions = {**vars(workload), "device": device.type, "threads": threads}
     return Roofline(
-        device=device.type,
+        **conditions,
         device_name=device_name(device),
-        threads=threads or torch.get_num_threads(),
-        batch_size=batch_size,
         input_size=(channels, height, width),
-        precision=precision,
-        memory_format="channels_last",
-        runtime="eager",
-        runs=runs,
+        runs=len(turns),
         peaks=peaks,
         networks=tuple(
-            _network_time(name, work[name], own, peaks, batch_size, dtype.itemsize)
-            for name, own in passes.items()
+            _network_time(name, work[name], passes, peaks, workload.batch_size, dtype.itemsize)
+            for name, passes in zip(models, zip(*turns, strict=True), strict=True)
         ),
     )
 
 
-def _check(
-    models: int, batch_size: int, precision: str, device: torch.device, threads: int | None
-) -> torch.dtype:
-    if not models:
-        raise UserError("no networks to measure")
-    for key, value in {"batch_size": batch_size, "threads": threads}.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key} must be at least 1; got {value}")
-    choose(precision, PRECISIONS, "precision")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={device}: there is no CUDA device; use device=cpu")
-    return PRECISIONS[precision]
+def _take_turns(
+    models: Sequence[nn.Module], x: Tensor, clock: Clock, cost: HookCost, min_run_time: float
+) -> list[list[Pass]]:
+    """The passes of each network, by turn."""
+    parts = [list(units(model)) for model in models]
 
+    def turn() -> list[Pass]:
+        passes = []
+        for model, own in zip(models, parts, strict=True):
+            model(x)  # not timed: the caches are those of the network before
+            passes.append(time_units(model, own, x, clock, cost))
+        return passes
 
-def _take_turns(passes: Sequence[_Passes], x: Tensor, min_run_time: float) -> int:
-    """Run networks in turns; the number of rounds."""
-    for own, _ in itertools.product(passes, range(WARM_UP_RUNS)):
-        own.run(x)
-    for own in passes:
-        own.forget()
-    stop = time.perf_counter() + min_run_time * len(passes)
-    rounds = 0
-    while rounds < LEAST_ROUNDS or time.perf_counter() < stop:
-        for own in passes:
-            own.run(x)
-        rounds += 1
-    return rounds
-
-
-class _Passes:
-    """A network's passes, without hooks and with them."""
-
-    def __init__(self, model: nn.Module, clock: Clock, cost: HookCost):
-        self.model, self.clock, self.cost = model, clock, cost
-        self.parts = list(units(model))
-        self.forget()
-
-    def forget(self) -> None:
-        self.plain: list[float] = []
-        self.hooked: list[Pass] = []
-
-    def run(self, x: Tensor) -> None:
-        self.model(x)  # not timed: the caches are those of the network before
-        self.plain.append(time_plain(self.model, x, self.clock))
-        self.hooked.append(time_units(self.model, self.parts, x, self.clock, self.cost))
-
-
-def _copy(model: nn.Module, x: Tensor) -> nn.Module:
-    twin = copy.deepcopy(model).eval()
-    return twin.to(device=x.device, dtype=x.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for _ in range(WARM_UP_TURNS):
+        turn()
+    stop = time.perf_counter() + min_run_time * len(models)
+    turns: list[list[Pass]] = []
+    while len(turns) < LEAST_TURNS or time.perf_counter() < stop:
+        turns.append(turn())
+    return turns
 
 
 def _network_time(
     name: str,
     work: Sequence[Work],
-    passes: _Passes,
+    passes: Sequence[Pass],
     peaks: Peaks,
     batch_size: int,
     itemsize: int,
 ) -> NetworkTime:
     """Combine the work of a network and its timed passes into medians and bounds."""
-    layers, roofs = [], []
-    for unit, times in zip(
-        work, zip(*(p.units_ms for p in passes.hooked), strict=True), strict=True
-    ):
+    layers = []
+    for unit, *times in zip(work, *(p.units_ms for p in passes), strict=True):
         limits = peaks.limits(unit, batch_size, itemsize)
         traffic = traffic_of(unit, batch_size, itemsize)
         time_ms = statistics.median(times)
-        roofs.append(max(limits["compute"], limits["memory"]))
+        roof = max(limits["compute"], limits["memory"])
         layers.append(
             LayerTime(
                 name=unit.name,
@@ -276,25 +211,24 @@ def _network_time(
                 intensity=2 * unit.macs * batch_size / traffic,
                 time_ms=time_ms,
                 bound=max(limits, key=limits.__getitem__),
-                attained=roofs[-1] / time_ms if time_ms else 0.0,
+                attained=roof / time_ms if time_ms else 0.0,
             )
         )
-    rest_ms = statistics.median(p.rest_ms for p in passes.hooked)
-    kinds = [_kind_time(kind, [la for la in layers if la.kind == kind]) for kind in KINDS]
+    by_kind = {kind: [layer for layer in layers if layer.kind == kind] for kind in KINDS}
+    rest_ms = statistics.median(p.rest_ms for p in passes)
     return NetworkTime(
         name=name,
-        total_ms=statistics.median(passes.plain),
-        hooked_ms=statistics.median(p.total_ms for p in passes.hooked),
+        total_ms=statistics.median(p.plain_ms for p in passes),
+        hooked_ms=statistics.median(p.hooked_ms for p in passes),
         layers=tuple(layers),
         units=(
-            *(kind for kind in kinds if kind.layers),
+            *(_kind_time(kind, own) for kind, own in by_kind.items() if own),
             KindTime(REST, 0, 0, 0, rest_ms, "overhead", 0.0),
         ),
     )
 
 
 def _kind_time(kind: str, layers: Sequence[LayerTime]) -> KindTime:
-    time_ms = sum(layer.time_ms for layer in layers)
     by_bound: dict[str, float] = {}
     for layer in layers:
         by_bound[layer.bound] = by_bound.get(layer.bound, 0.0) + layer.time_ms
@@ -303,8 +237,8 @@ def _kind_time(kind: str, layers: Sequence[LayerTime]) -> KindTime:
         layers=len(layers),
         macs=sum(layer.macs for layer in layers),
         bytes=sum(layer.bytes for layer in layers),
-        time_ms=time_ms,
-        bound=max(by_bound, key=by_bound.__getitem__, default="overhead"),
+        time_ms=sum(by_bound.values()),
+        bound=max(by_bound, key=by_bound.__getitem__),
         attained=attained(layers),
     )
 

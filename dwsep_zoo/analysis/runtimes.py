@@ -120,9 +120,7 @@ def prepare(model: nn.Module, input_size: Sequence[int], workload: Workload) -> 
 
     The call is to be made in torch's inference mode. Torch has its own setting of threads.
     """
-    dtype, layout = workload.tensors()
-    x = random_input(workload.batch_size, input_size).to(device=workload.device, dtype=dtype)
-    x = x.to(memory_format=layout)
+    x = as_input(random_input(workload.batch_size, input_size), workload)
     call = prepare_for(model, x, workload)
     return lambda: call(x)
 
@@ -130,13 +128,24 @@ def prepare(model: nn.Module, input_size: Sequence[int], workload: Workload) -> 
 def prepare_for(model: nn.Module, x: Tensor, workload: Workload) -> Call:
     """A call that runs a copy of ``model`` on tensors like ``x``, in torch's inference mode.
 
-    ``x`` and the call's input have the type and layout of :meth:`Workload.tensors`.
+    ``x`` and the call's input are those of :func:`as_input`.
     """
+    threads = workload.threads or torch.get_num_threads()
+    network = copied(model, workload)
+    return RUNTIMES[workload.runtime].prepare(network, x, workload.precision, threads)
+
+
+def copied(model: nn.Module, workload: Workload) -> nn.Module:
+    """A copy in eval mode, with the device, type and layout of a workload."""
     dtype, layout = workload.tensors()
     network = copy.deepcopy(model).eval()
-    network.to(device=x.device, dtype=dtype).to(memory_format=layout)
-    threads = workload.threads or torch.get_num_threads()
-    return RUNTIMES[workload.runtime].prepare(network, x, workload.precision, threads)
+    return network.to(device=workload.device, dtype=dtype).to(memory_format=layout)
+
+
+def as_input(x: Tensor, workload: Workload) -> Tensor:
+    """Images with the device, type and layout of a workload."""
+    dtype, layout = workload.tensors()
+    return x.to(device=workload.device, dtype=dtype, memory_format=layout)
 
 
 def random_input(batch_size: int, input_size: Sequence[int]) -> Tensor:

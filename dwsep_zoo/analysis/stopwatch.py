@@ -3,76 +3,46 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dwsep_zoo.analysis.units import NORM_ACT, Unit, attach
+from dwsep_zoo.analysis.device import Clock
+from dwsep_zoo.analysis.units import NORM_ACT, Unit, watched
 
 HOOKED, REPEATS = 50, 40  # modules and passes that measure the cost of hooks
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Marks of time, and the milliseconds between two of them, known after ``wait``."""
-
-    now: Callable[[], Any]
-    ms: Callable[[Any, Any], float]
-    wait: Callable[[], None]
-
-
-def device_clock(device: torch.device) -> Clock:
-    """The processor's clock, or events in the accelerator's own stream."""
-    if device.type == "cuda":
-        return Clock(_event, _event_ms, torch.cuda.synchronize)
-    return Clock(time.perf_counter_ns, lambda start, end: (end - start) / 1e6, lambda: None)
-
-
-def _event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _event_ms(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-    return start.elapsed_time(end)
 
 
 @dataclass(frozen=True)
 class HookCost:
     """Milliseconds that the hooks of one unit add, to its own time and between it and the next."""
 
-    inside_ms: float
-    outside_ms: float
+    inside_ms: float = 0.0
+    outside_ms: float = 0.0
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Milliseconds of one forward pass with hooks: total, each unit, and the rest between them."""
+    """Milliseconds of a forward pass without hooks, and of one with them.
 
-    total_ms: float
+    Attributes:
+        units_ms: each unit, less the cost of its hooks.
+        rest_ms: between the units.
+    """
+
+    plain_ms: float
+    hooked_ms: float
     units_ms: tuple[float, ...]
     rest_ms: float
-
-
-def time_plain(model: nn.Module, x: Tensor, clock: Clock) -> float:
-    """Milliseconds of one forward pass without hooks."""
-    clock.wait()
-    start = clock.now()
-    model(x)
-    end = clock.now()
-    clock.wait()
-    return clock.ms(start, end)
 
 
 def time_units(
     model: nn.Module, parts: Sequence[Unit], x: Tensor, clock: Clock, cost: HookCost
 ) -> Pass:
-    """Time one forward pass with hooks, less their cost; units in the order of execution."""
+    """Time a forward pass without hooks and one with them; units in the order of execution."""
     begin: Any = None
     spans: list[tuple[Any, Any]] = []
 
@@ -86,22 +56,15 @@ def time_units(
         spans.append((begin, end))
         begin = end  # the start of a shortcut, which has no hook of its own
 
-    handles = attach(parts, start, stop)
-    try:
-        clock.wait()
-        first = clock.now()
-        model(x)
-        last = clock.now()
-        clock.wait()
-    finally:
-        for handle in handles:
-            handle.remove()
+    plain_ms = clock.time(lambda: model(x))
+    with watched(parts, start, stop):
+        hooked_ms = clock.time(lambda: model(x))
     raw = [clock.ms(*span) for span in spans]
-    total = clock.ms(first, last)
     return Pass(
-        total_ms=total,
+        plain_ms=plain_ms,
+        hooked_ms=hooked_ms,
         units_ms=tuple(max(0.0, ms - cost.inside_ms) for ms in raw),
-        rest_ms=max(0.0, total - sum(raw) - len(raw) * cost.outside_ms),
+        rest_ms=max(0.0, hooked_ms - sum(raw) - len(raw) * cost.outside_ms),
     )
 
 
@@ -110,11 +73,7 @@ def hook_cost(device: torch.device, clock: Clock) -> HookCost:
     model = nn.Sequential(*(nn.Identity() for _ in range(HOOKED)))
     parts = [Unit("", NORM_ACT, module) for module in model]
     x = torch.zeros(1, device=device)
-    inside, added = [], []
-    for _ in range(REPEATS):
-        plain = time_plain(model, x, clock)
-        hooked = time_units(model, parts, x, clock, HookCost(0.0, 0.0))
-        inside.append(statistics.median(hooked.units_ms))
-        added.append((hooked.total_ms - plain) / HOOKED)
-    inside_ms = statistics.median(inside)
-    return HookCost(inside_ms, max(0.0, statistics.median(added) - inside_ms))
+    passes = [time_units(model, parts, x, clock, HookCost()) for _ in range(REPEATS)]
+    inside_ms = statistics.median(statistics.median(p.units_ms) for p in passes)
+    added_ms = statistics.median(p.hooked_ms - p.plain_ms for p in passes) / HOOKED
+    return HookCost(inside_ms, max(0.0, added_ms - inside_ms))

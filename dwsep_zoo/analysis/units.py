@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import activation, batchnorm, normalization, pooling
-from torch.utils.hooks import RemovableHandle
 
 from dwsep_zoo.analysis.count import LayerCount, conv_kind, count
 from dwsep_zoo.models.convnet import ConvNet
 from dwsep_zoo.nn import SqueezeExcite
 from dwsep_zoo.nn.conv import MixedDepthwise
 
-SQUEEZE_EXCITE, DEPTHWISE, NORM_ACT, SHORTCUT, POOLING = (
-    "squeeze-excite",
-    "depthwise",
-    "norm/act",
-    "shortcut",
-    "pooling",
-)
+SQUEEZE_EXCITE, DEPTHWISE, NORM_ACT = "squeeze-excite", "depthwise", "norm/act"
+SHORTCUT, POOLING = "shortcut", "pooling"
 NORM, OTHER = "norm", "other"  # operators besides the kinds of convolution
 REST = "rest"  # Python between the units, and modules that do nothing at inference
 KINDS = (
@@ -99,7 +94,7 @@ def units(model: nn.Module) -> Iterator[Unit]:
 
 def _units(module: nn.Module, name: str, parts: set[str]) -> Iterator[Unit]:
     whole = isinstance(module, SqueezeExcite | MixedDepthwise)
-    children = [] if whole else list(module.named_children())
+    children = () if whole else tuple(module.named_children())
     for child_name, child in children:
         yield from _units(child, f"{name}.{child_name}".lstrip("."), parts)
     kind = _function(module, name, parts)
@@ -138,15 +133,17 @@ def operator(module: nn.Module) -> str:
     return NORM if isinstance(module, _NORMS) else OTHER
 
 
-def attach(parts: Iterable[Unit], start: Start, stop: Stop) -> list[RemovableHandle]:
+@contextmanager
+def watched(parts: Iterable[Unit], start: Start, stop: Stop) -> Iterator[None]:
     """Call ``start`` before and ``stop`` after each unit; a shortcut has no ``start``."""
-
-    def hooks(unit: Unit) -> Iterator[RemovableHandle]:
-        if unit.kind != SHORTCUT:
-            yield unit.module.register_forward_pre_hook(lambda *_: start(unit))
-        yield unit.module.register_forward_hook(lambda _, inputs, out: stop(unit, inputs, out))
-
-    return [handle for unit in parts for handle in hooks(unit)]
+    with ExitStack() as hooks:
+        for unit in parts:
+            if unit.kind != SHORTCUT:
+                before = unit.module.register_forward_pre_hook(lambda *_, u=unit: start(u))
+                hooks.enter_context(before)
+            after = unit.module.register_forward_hook(lambda _, i, out, u=unit: stop(u, i, out))
+            hooks.enter_context(after)
+        yield
 
 
 def works(model: nn.Module, input_size: Sequence[int]) -> list[Work]:
@@ -157,21 +154,13 @@ def works(model: nn.Module, input_size: Sequence[int]) -> list[Work]:
     calls: list[tuple[Unit, int]] = []
 
     def stop(unit: Unit, inputs: tuple[Any, ...], out: Any) -> None:
-        calls.append((unit, _activations(unit, inputs, out)))
+        # A shortcut adds two tensors of the output's shape. The batch is empty here.
+        read: list[Tensor] = [out, out] if unit.kind == SHORTCUT else [inputs[0]]
+        calls.append((unit, sum(math.prod(tensor.shape[1:]) for tensor in (*read, out))))
 
-    handles = attach(list(units(model)), lambda _: None, stop)
-    try:
+    with watched(units(model), lambda _: None, stop):
         layers = list(count(model, input_size).layers)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [_work(unit, activations, layers) for unit, activations in calls]
-
-
-def _activations(unit: Unit, inputs: tuple[Any, ...], out: Any) -> int:
-    # For one image; the batch here is empty. A shortcut adds two tensors of the output's shape.
-    read: list[Tensor] = [out, out] if unit.kind == SHORTCUT else [inputs[0]]
-    return sum(math.prod(tensor.shape[1:]) for tensor in (*read, out))
 
 
 def _work(unit: Unit, activations: int, layers: list[LayerCount]) -> Work:

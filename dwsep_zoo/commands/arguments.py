@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field
-from pydantic.fields import FieldInfo
 
 from dwsep_zoo.errors import UserError, choose, first_line, nearest
 from dwsep_zoo.schema.help import help_lines
 from dwsep_zoo.schema.parse import Group, parse
 from dwsep_zoo.schema.settings import LARGEST_SIDE, Width
 
+if TYPE_CHECKING:
+    from dwsep_zoo.analysis.count import Count
+    from dwsep_zoo.models import ConvNet
+
 LARGEST_NUMBER = 100_000  # of classes, channels or images
+
+
+UNIT = "1 MAC = one multiply-add = 2 FLOPs"
 
 
 class Arguments(Group):
@@ -31,21 +37,18 @@ def _split(value: object) -> object:
     """``a,b`` as a list; YAML's null in the word that stands for it."""
     parts = value.split(",") if isinstance(value, str) else value
     parts = parts if isinstance(parts, tuple | list) else (parts,)
-    return tuple("null" if part is None else _number(str(part).strip()) for part in parts)
+    return tuple("null" if part is None else str(part).strip() for part in parts)
 
 
-def _texts(value: object) -> object:
-    split = _split(value)
-    return tuple(map(str, split)) if isinstance(split, tuple) else split
+def _numbers(value: object) -> object:
+    parts = _split(value)
+    assert isinstance(parts, tuple)
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
-def _number(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts), Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 Number = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
-Numbers = Annotated[tuple[Number, ...], BeforeValidator(_split), Field(min_length=1)]
+Numbers = Annotated[tuple[Number, ...], BeforeValidator(_numbers), Field(min_length=1)]
 Conv = str | dict[str, Any]
 
 
@@ -61,6 +64,36 @@ class NetworkArguments(Arguments):
         1000, description="outputs of the classifier"
     )
     in_chans: Number = Field(3, description="channels of the image")
+
+    def build(self, name: str, conv: Conv, **options: Any) -> tuple[ConvNet, tuple[int, int, int]]:
+        """A network and the ``(C, H, W)`` of its images.
+
+        Raises:
+            UserError: for a network that there is not, or an image smaller than its output stride.
+        """
+        from dwsep_zoo.models import build_model
+
+        shape = self.model_dump(include=NetworkArguments.model_fields.keys() - {"size"})
+        model = build_model(name, conv=conv, **shape, **options)
+        channels, *paper = model.default_cfg["input_size"]
+        height, width = (self.size, self.size) if self.size else paper
+        if height < model.output_stride:
+            raise UserError(
+                f"images of {height} pixels are smaller than the output stride "
+                f"{model.output_stride}; set output_stride=8 or a larger size"
+            )
+        return model, (channels, height, width)
+
+    def count(self, name: str, conv: Conv) -> tuple[ConvNet, Count]:
+        """A network without weights, and its counts; raises as :meth:`build` does."""
+        import torch
+
+        from dwsep_zoo.analysis.count import count
+
+        with torch.device("meta"):
+            # Stochastic depth costs nothing, but its module comes from timm, slow to import.
+            model, input_size = self.build(name, conv, drop_path_rate=0.0)
+        return model, count(model, input_size)
 
 
 def read(
@@ -84,31 +117,27 @@ def read(
         SystemExit: behind the help.
     """
     if {"-h", "--help"} & set(arguments):
-        print(_help(command, (kind, *others), words))
+        print(f"usage: dwsep {command} {words + ' ' if words else ''}[key=value ...]")
+        kinds: tuple[type[Arguments], ...] = (kind, *others)
+        for one in kinds:
+            print("", " ".join((one.__doc__ or "").split()), *_options(one), sep="\n")
         sys.exit(0)
-    fields = _fields(kind)
+    fields = {field.alias or name for name, field in kind.model_fields.items()}
     plain: list[str] = []
     values: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if equals:
             values[choose(key, fields, "key")] = _value(key, text)
-        elif argument.startswith("-"):
-            raise UserError(f"unknown option {argument!r}; {_usage(key.lstrip('-'), fields)}")
-        elif words:
+        elif words and not argument.startswith("-"):
             plain.append(argument)
         else:
-            raise UserError(f"{command}: cannot read {argument!r}; {_usage(argument, fields)}")
+            near = nearest(key.lstrip("-"), fields)
+            is_option = argument.startswith("-")
+            what = "unknown option" if is_option else f"{command}: cannot read"
+            hint = f": {near}=..." if near else ""
+            raise UserError(f"{what} {argument!r}; options are given as key=value{hint}")
     return plain, parse(kind, values)
-
-
-def _usage(word: str, fields: Iterable[str]) -> str:
-    near = nearest(word, fields)
-    return f"options are given as key=value{f': {near}=...' if near else ''}"
-
-
-def _fields(kind: type[Arguments]) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in kind.model_fields.items()}
 
 
 def _value(key: str, text: str) -> Any:
@@ -124,15 +153,11 @@ def _value(key: str, text: str) -> Any:
     return value
 
 
-def _help(command: str, kinds: Sequence[type[Arguments]], words: str) -> str:
-    lines = [f"usage: dwsep {command} {words + ' ' if words else ''}[key=value ...]"]
-    for kind in kinds:
-        defaults = {key: _default(field) for key, field in _fields(kind).items()}
-        lines += ["", " ".join((kind.__doc__ or "").split()), *help_lines(kind, defaults)]
-    return "\n".join(lines)
-
-
-def _default(field: FieldInfo) -> object:
-    """A default as a user writes it."""
-    value = "..." if field.is_required() else field.default
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+def _options(kind: type[Arguments]) -> Iterator[str]:
+    """The help of each option, with its default as a user writes it."""
+    defaults: dict[str, object] = {}
+    for name, field in kind.model_fields.items():
+        value = "..." if field.is_required() else field.default
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        defaults[field.alias or name] = text
+    return help_lines(kind, defaults)

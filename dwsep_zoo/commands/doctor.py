@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> None:
 def _machine() -> dict[str, str]:
     import torch
 
-    from dwsep_zoo.analysis.latency import device_name
+    from dwsep_zoo.analysis.device import device_name
     from dwsep_zoo.ops import native
 
     gpu, cpu = torch.device("cuda"), torch.device("cpu")

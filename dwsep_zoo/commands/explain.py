@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dwsep_zoo.commands.arguments import Arguments, Conv, NetworkArguments, Number, read
-from dwsep_zoo.commands.network import UNIT, by, counted_network
+from dwsep_zoo.commands.arguments import UNIT, Arguments, Conv, NetworkArguments, Number, read
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.terminal import by, stdout_console, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from dwsep_zoo.analysis.count import Count, LayerCount
     from dwsep_zoo.analysis.receptive_field import Field as Receptive
+
+NARROW: Mapping[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 1, 0, 0)}
+"""The layers of a network fit into 100 columns."""
 
 
 class ConvArguments(Arguments):
@@ -39,8 +42,6 @@ class ModelArguments(NetworkArguments):
 
 
 def run(arguments: list[str]) -> None:
-    from dwsep_zoo.terminal import stdout_console
-
     if any(argument.startswith("model=") for argument in arguments):
         _, network = read("explain", arguments, ModelArguments, ConvArguments)
         parts = explain_model(network)
@@ -52,60 +53,52 @@ def run(arguments: list[str]) -> None:
         console.print(part)
 
 
-def explain_conv(options: ConvArguments) -> list[RenderableType]:
+def explain_conv(options: ConvArguments) -> Iterator[RenderableType]:
     """Tables and sentences about one convolution.
 
     Raises:
         UserError: for an even kernel.
     """
-    from rich.table import Table
-
     from dwsep_zoo.analysis.arithmetic import conv_costs
 
-    in_chans, out, kernel = options.in_, options.out, options.kernel
-    stride, size = options.stride, options.size
+    out, kernel, stride, size = options.out, options.kernel, options.stride, options.size
     if kernel % 2 == 0:
         raise UserError(f"kernel must be odd, so that the padding can be even; got {kernel}")
-    costs = conv_costs(in_chans, out, kernel, stride, size)
+    costs = conv_costs(options.in_, out, kernel, stride, size)
     standard, separable = costs[0], costs[3]
-    table = Table(
-        title=f"{kernel} x {kernel} convolution, {in_chans} -> {out} channels, stride {stride}, "
+    yield table(
+        f"{kernel} x {kernel} convolution, {options.in_} -> {out} channels, stride {stride}, "
         f"on {size} x {size} pixels",
+        ("", "weights", " ", "MACs", "of standard"),
+        (
+            (c.name, c.formula, f"{c.weights:,}", f"{c.macs:,}", f"{c.macs / standard.macs:.4f}")
+            for c in costs
+        ),
+        words=("", "weights"),
         caption=f"{UNIT}; weights without biases and norms",
     )
-    table.add_column("")
-    table.add_column("weights")
-    for heading in ("", "MACs", "of standard"):
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        table.add_row(
-            cost.name,
-            cost.formula,
-            f"{cost.weights:,}",
-            f"{cost.macs:,}",
-            f"{cost.macs / standard.macs:.4f}",
-        )
     ratio = Fraction(1, out) + Fraction(1, kernel**2)
-    lines = [
+    yield (
         f"depthwise separable / standard = 1/N + 1/K^2 = 1/{out} + 1/{kernel**2} = {ratio} = "
-        f"{float(ratio):.4f}, at any stride",
+        f"{float(ratio):.4f}, at any stride"
+    )
+    yield (
         "depthwise alone does not mix channels and spatially separable is another operator: "
-        "neither stands in for the standard convolution unchanged",
-    ]
+        "neither stands in for the standard convolution unchanged"
+    )
     if ratio < 1:
-        lines.append(
+        yield (
             f"{standard.macs / separable.macs:.2f}x fewer multiply-adds; how much faster that is, "
             "only a measurement tells: a depthwise convolution waits for memory, not for arithmetic"
         )
     else:
-        lines.append(
+        yield (
             "here the separable convolution is not cheaper: that takes (K^2 - 1)(N - 1) > 1, "
             f"and this is {(kernel**2 - 1) * (out - 1)}"
         )
-    return [table, *lines]
 
 
-def explain_model(options: ModelArguments) -> list[RenderableType]:
+def explain_model(options: ModelArguments) -> Iterator[RenderableType]:
     """Tables of layers, swapped units and functions, and the standard network beside them.
 
     Raises:
@@ -114,8 +107,8 @@ def explain_model(options: ModelArguments) -> list[RenderableType]:
     from dwsep_zoo.analysis.arithmetic import swapped_units
     from dwsep_zoo.analysis.receptive_field import receptive_fields
 
-    model, cost = counted_network(options.model, options.conv, options)
-    standard, reference = counted_network(options.model, "standard", options)
+    model, cost = options.count(options.model, options.conv)
+    standard, reference = options.count(options.model, "standard")
     chosen = model.build_args["conv"]
     options_of_conv = "".join(f", {k} {v}" for k, v in chosen.items() if k != "name")
     heading = (
@@ -123,44 +116,26 @@ def explain_model(options: ModelArguments) -> list[RenderableType]:
         f"at {by(cost.input_size)}"
     )
     fields = receptive_fields(model, cost.input_size)
-    parts: list[RenderableType] = [
-        _layer_table(heading, cost, fields),
-        _unit_table(swapped_units(model, cost), swapped_units(standard, reference)),
-        _kind_table(model, cost),
-        _field_sentence(fields, cost),
-    ]
+    yield _layer_table(heading, cost, fields)
+    yield _unit_table(swapped_units(model, cost), swapped_units(standard, reference))
+    yield _kind_table(model, cost)
+    yield _field_sentence(fields, cost)
     if chosen != standard.build_args["conv"]:
-        parts.append(
+        yield (
             f"with conv=standard: {reference.params:,} parameters "
             f"({reference.params / cost.params:.2f}x) "
             f"and {reference.macs:,} MACs ({reference.macs / cost.macs:.2f}x)"
         )
-    return parts
 
 
 def _layer_table(title: str, cost: Count, fields: Mapping[str, Receptive]) -> Table:
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        caption=f"{UNIT}; field: receptive field, and step: cumulative stride, in pixels of the "
-        "image; all: the whole image",
-        caption_justify="left",
-        box=None,  # the layers of a network fit into 100 columns
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("layer", overflow="fold", min_width=12)
-    for heading in ("kind", "kernel"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("output", "field", "step", "params", "MACs", "share"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for layer in cost.layers:
+    def row(layer: LayerCount) -> Sequence[str]:
         field = fields.get(layer.name)
-        table.add_row(
+        stride = "" if layer.stride == (1, 1) else f" /{_side(layer.stride, between=',')}"
+        return (
             layer.name,
             layer.kind,
-            "x".join(map(str, layer.kernel_size)) + _stride(layer.stride),
+            "x".join(map(str, layer.kernel_size)) + stride,
             "x".join(map(str, layer.out_shape)),
             _side(field.size) if field else "all",
             _side(field.step) if field else "",
@@ -168,48 +143,47 @@ def _layer_table(title: str, cost: Count, fields: Mapping[str, Receptive]) -> Ta
             f"{layer.macs:,}",
             f"{layer.macs / cost.macs:.1%}",
         )
+
     blanks = [""] * 5
-    norms = cost.params - sum(layer.params for layer in cost.layers)
-    table.add_row("norms", *blanks, f"{norms:,}", "", "")
-    table.add_section()
-    table.add_row("sum", *blanks, f"{cost.params:,}", f"{cost.macs:,}", "")
-    return table
+    return table(
+        title,
+        ("layer", "kind", "kernel", "output", "field", "step", "params", "MACs", "share"),
+        [
+            *map(row, cost.layers),
+            ("norms", *blanks, f"{_norms(cost):,}", "", ""),
+            None,
+            ("sum", *blanks, f"{cost.params:,}", f"{cost.macs:,}", ""),
+        ],
+        words=("layer", "kind", "kernel"),
+        caption=f"{UNIT}; field: receptive field, and step: cumulative stride, in pixels of the "
+        "image; all: the whole image",
+        caption_justify="left",
+        **NARROW,
+    )
 
 
 def _unit_table(
     units: Mapping[str, Sequence[LayerCount]], standard: Mapping[str, Sequence[LayerCount]]
 ) -> Table:
-    from rich.table import Table
-
     from dwsep_zoo.analysis.arithmetic import unit_formula
 
-    table = Table(
-        title="what conv= swaps: weights x output pixels = MACs",
+    def row(name: str, layers: Sequence[LayerCount]) -> Sequence[str]:
+        macs, before = (sum(x.macs for x in found) for found in (layers, standard[name]))
+        pixels = dict.fromkeys("x".join(map(str, layer.out_shape[1:])) for layer in layers)
+        return name, unit_formula(layers), ", ".join(pixels), f"{macs:,}", f"{macs / before:.4f}"
+
+    return table(
+        "what conv= swaps: weights x output pixels = MACs",
+        ("unit", "weights", "pixels", "MACs", "of standard"),
+        (row(name, layers) for name, layers in units.items()),
+        words=("unit", "weights"),
         caption="without gates, norms and biases; pixels: of each factor, where they differ",
         caption_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+        **NARROW,
     )
-    table.add_column("unit", no_wrap=True)
-    table.add_column("weights", overflow="fold")
-    for heading in ("pixels", "MACs", "of standard"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, layers in units.items():
-        macs = sum(layer.macs for layer in layers)
-        table.add_row(
-            name,
-            unit_formula(layers),
-            ", ".join(dict.fromkeys(_side(layer.out_shape[1:], square=True) for layer in layers)),
-            f"{macs:,}",
-            f"{macs / sum(layer.macs for layer in standard[name]):.4f}",
-        )
-    return table
 
 
 def _kind_table(model: nn.Module, cost: Count) -> Table:
-    from rich.table import Table
-
     from dwsep_zoo.analysis.units import KINDS, units
 
     functions = {unit.name: unit.kind for unit in units(model)}
@@ -219,28 +193,29 @@ def _kind_table(model: nn.Module, cost: Count) -> Table:
         while name not in functions:  # a layer of a gate or of a mixed convolution
             name = name.rpartition(".")[0]
         layers.setdefault(functions[name], []).append(layer)
-    norms = cost.params - sum(layer.params for layer in cost.layers)
-    table = Table(title="by function")
-    for heading in ("", "layers", "parameters", "share", "MACs", "share"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for function in sorted(layers, key=KINDS.index):
-        own = layers[function]
+
+    def row(function: str, own: Sequence[LayerCount]) -> Sequence[str]:
         params, macs = sum(x.params for x in own), sum(x.macs for x in own)
-        table.add_row(
-            function,
-            str(len(own)),
-            f"{params:,}",
-            f"{params / cost.params:.1%}",
-            f"{macs:,}",
-            f"{macs / cost.macs:.1%}",
-        )
-    table.add_row("norms", "", f"{norms:,}", f"{norms / cost.params:.1%}", "", "")
-    return table
+        shares = f"{params / cost.params:.1%}", f"{macs / cost.macs:.1%}"
+        return function, str(len(own)), f"{params:,}", shares[0], f"{macs:,}", shares[1]
+
+    norms = _norms(cost)
+    return table(
+        "by function",
+        ("", "layers", "parameters", "share", "MACs", "share"),
+        [
+            *(row(kind, layers[kind]) for kind in KINDS if kind in layers),
+            ("norms", "", f"{norms:,}", f"{norms / cost.params:.1%}", "", ""),
+        ],
+    )
+
+
+def _norms(cost: Count) -> int:
+    return cost.params - sum(layer.params for layer in cost.layers)
 
 
 def _field_sentence(fields: Mapping[str, Receptive], cost: Count) -> str:
     last = list(fields.values())[-1]
-    _, height, width = cost.input_size
     gates = (
         "; a squeeze-and-excite gate shows all of it to every pixel, which is left out here"
         if any(".gate." in layer.name for layer in cost.layers)
@@ -248,16 +223,10 @@ def _field_sentence(fields: Mapping[str, Receptive], cost: Count) -> str:
     )
     return (
         f"a pixel of the last feature map sees {by(last.size)} pixels, its neighbour "
-        f"{last.rows.step} further; the image has {height} x {width}{gates}"
+        f"{last.step[0]} further; the image has {by(cost.input_size[1:])}{gates}"
     )
 
 
-def _stride(stride: tuple[int, int]) -> str:
-    return "" if stride == (1, 1) else f" /{_side(stride, between=',')}"
-
-
-def _side(size: Sequence[int], *, square: bool = False, between: str = "x") -> str:
+def _side(size: Iterable[int], between: str = "x") -> str:
     """One number for both sides where they are equal."""
-    if square or size[0] != size[1]:
-        return between.join(map(str, size))
-    return str(size[0])
+    return between.join(map(str, dict.fromkeys(size)))

@@ -11,18 +11,14 @@ from typing import Any
 
 from pydantic import Field
 from rich.console import RenderableType
-from rich.table import Table
 
 import dwsep_zoo
-from dwsep_zoo.commands.arguments import Arguments, Conv, NetworkArguments, read
-from dwsep_zoo.commands.network import UNIT, counted_network
+from dwsep_zoo.commands.arguments import UNIT, Arguments, Conv, NetworkArguments, read
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write, cache_folder
 from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.settings import Width
-from dwsep_zoo.terminal import stdout_console
-
-SOURCES = ("models/*.py", "nn/*.py", "weights/catalog.py", "analysis/count.py", "commands/*.py")
+from dwsep_zoo.terminal import stdout_console, table
 
 
 class ListArguments(Arguments):
@@ -46,38 +42,36 @@ def list_models(patterns: list[str], options: ListArguments) -> Iterator[Rendera
     conv type there are none.
     """
     rows = _rows(options)
-    names = [name for pattern in patterns for name in rows if fnmatch(name, pattern)]
+    names = {name: None for pattern in patterns for name in rows if fnmatch(name, pattern)}
     if not names:
         raise UserError(f"no model matches {' '.join(patterns)!r}; there are {', '.join(rows)}")
-    published = "weights" in rows[names[0]]
-    table = Table(
-        title=f"conv={options.conv}, width {options.width_mult:g}, 1000 classes",
-        caption=f"{UNIT}; top-1: the paper's, at width 1" if published else UNIT,
+    headings = ["model", "pixels", "parameters", "MACs (M)"]
+    published = [weights for name in names for weights in rows[name].get("weights", ())]
+    has_weights = "weights" in rows[next(iter(names))]
+    yield table(
+        f"conv={options.conv}, width {options.width_mult:g}, 1000 classes",
+        [*headings, "top-1", "weights"] if has_weights else headings,
+        ((name, *rows[name]["cells"]) for name in names),
+        words=("model", "weights"),
+        caption=f"{UNIT}; top-1: the paper's, at width 1" if has_weights else UNIT,
     )
-    table.add_column("model", no_wrap=True)
-    for heading in ("pixels", "parameters", "MACs (M)", *(["top-1"] if published else [])):
-        table.add_column(heading, justify="right")
-    if published:
-        table.add_column("weights")
-    for name in dict.fromkeys(names):
-        table.add_row(name, *rows[name]["cells"])
-    yield table
-    if published and len(set(names)) > 1:
+    if len(names) == 1:
+        yield from (f"pretrained={weights}" for weights in published)
+    elif has_weights:
         yield "the weights of one model: dwsep list mobilenet_v2"
-    elif published:
-        yield from (f"pretrained={weights}" for weights in rows[names[0]]["weights"])
 
 
 def _rows(options: ListArguments) -> dict[str, Any]:
     """The cells of every model, kept in the user's cache as long as the sources are the same.
 
-    Counting all models takes as long as importing PyTorch, which a kept table needs neither.
+    Counting all models takes as long as importing PyTorch, and a kept table needs neither.
     """
-    package = Path(dwsep_zoo.__file__).parent
-    sources = [path.read_bytes() for part in SOURCES for path in sorted(package.glob(part))]
-    key = hashlib.sha256(repr((options, sources)).encode()).hexdigest()[:16]
+    sources = sorted(Path(dwsep_zoo.__file__).parent.glob("**/*.py"))
+    hashed = hashlib.sha256(repr(options).encode())
+    for path in sources:
+        hashed.update(path.read_bytes())
     folder = cache_folder()
-    kept = folder / f"list-{key}.json" if folder else None
+    kept = folder / f"list-{hashed.hexdigest()[:16]}.json" if folder else None
     try:
         return dict(json.loads(kept.read_text())) if kept else _count(options)
     except (OSError, ValueError):  # there is none yet, or it is damaged
@@ -96,7 +90,7 @@ def _count(options: ListArguments) -> dict[str, Any]:
     shape = parse(NetworkArguments, {"width_mult": options.width_mult})
     rows: dict[str, Any] = {}
     for name in list_models():
-        _, cost = counted_network(name, options.conv, shape)
+        _, cost = shape.count(name, options.conv)
         cells = [str(cost.input_size[-1]), f"{cost.params:,}", f"{cost.macs / 1e6:,.2f}"]
         rows[name] = {"cells": cells}
         if published:

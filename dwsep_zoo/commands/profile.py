@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from dwsep_zoo.commands.arguments import NetworkArguments, Numbers, Texts, read
-from dwsep_zoo.errors import UserError
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.terminal import stdout_console
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from torch import nn
+
     from dwsep_zoo.analysis.cost import Cost
-    from dwsep_zoo.commands.variants import Variants
+    from dwsep_zoo.analysis.runtimes import Workload
 
 FIGURE = "profile-roofline.svg"
+DEFAULT_RUNTIMES = ("eager", "fused", "onnxruntime", "openvino")  # the others compile for minutes
 
 
 class ProfileArguments(NetworkArguments):
@@ -36,64 +43,147 @@ class ProfileArguments(NetworkArguments):
     out: str | None = Field(None, description=f"figure of the roofline; null: {FIGURE}")
 
 
+@dataclass(frozen=True)
+class Variants:
+    """Networks to measure in turns; every workload can run here.
+
+    Attributes:
+        name: the model and its width.
+        networks: by conv type.
+        input_size: ``(C, H, W)``.
+        notes: reasons why other workloads cannot be measured.
+    """
+
+    name: str
+    networks: Mapping[str, nn.Module]
+    input_size: tuple[int, int, int]
+    batch_sizes: tuple[int, ...]
+    workloads: tuple[Workload, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def reference(self) -> str:
+        """The conv type that the others are compared with."""
+        return "standard" if "standard" in self.networks else next(iter(self.networks))
+
+
 def run(arguments: list[str]) -> None:
     words = ["roofline=true" if word == "--roofline" else word for word in arguments]
     _, options = read("profile", words, ProfileArguments)
     if not options.model:
         raise UserError("profile: name a model, for example: dwsep profile model=mobilenet_v2")
-    figure = _figure(options)
+    if options.out and not options.roofline:
+        raise UserError(f"out={options.out} is for the roofline's figure; add --roofline")
+    figure = Path(options.out or FIGURE)
+    if figure.suffix != ".svg" or not figure.parent.is_dir():
+        raise UserError(f"out must be an .svg file in a folder that exists; got {options.out}")
     from rich.console import Console
 
     from dwsep_zoo.analysis.cost import measure_cost
-    from dwsep_zoo.commands.variants import cost_table, latency_table, plan_variants
+    from dwsep_zoo.commands.profile_tables import cost_table, latency_table
     from dwsep_zoo.ops import fallbacks
-    from dwsep_zoo.terminal import stdout_console
 
     plan = plan_variants(options)
     console = stdout_console()
     console.print(cost_table(plan))
     fallbacks.clear()
-    conditions = ("batch_size", "precision", "device", "threads")
-    layers = {name: getattr(plan.workloads[0], name) for name in conditions}
     with Console(stderr=True).status("") as status:
         costs = measure_cost(
             plan.networks,
             plan.input_size,
             plan.workloads,
-            roofline=layers if options.roofline else None,
+            roofline=plan.workloads[0] if options.roofline else None,
             say=lambda what: status.update(f"measuring {what}"),
         )
     console.print(latency_table(plan, costs))
     for reason, times in fallbacks.items():
         console.print(f"PyTorch's depthwise kernel was used {times:,} times: {reason}")
     if options.roofline:
-        _show_roofline(plan, costs, figure)
+        for part in _roofline(plan, costs, figure):
+            console.print(part)
 
 
-def _figure(options: ProfileArguments) -> Path:
-    if options.out and not options.roofline:
-        raise UserError(f"out={options.out} is for the roofline's figure; add --roofline")
-    figure = Path(options.out or FIGURE)
-    if figure.suffix != ".svg" or not figure.parent.is_dir():
-        raise UserError(f"out must be an .svg file in a folder that exists; got {options.out}")
-    return figure
+def plan_variants(options: ProfileArguments) -> Variants:
+    """Check the options and build the networks.
+
+    Raises:
+        UserError: for a network or workload that cannot be. Of several runtimes and precisions,
+            pairs that do not exist are only noted.
+    """
+    import torch
+
+    from dwsep_zoo.analysis.memory import inference_memory
+    from dwsep_zoo.analysis.runtimes import Workload
+    from dwsep_zoo.models.registry import check_room
+    from dwsep_zoo.nn import CONVS
+
+    convs = [choose(name, CONVS, "conv") for name in dict.fromkeys(options.conv)]
+    batch_sizes = tuple(dict.fromkeys(options.batch_size))
+    pairs, notes = _pairs(options)
+    threads = options.threads or torch.get_num_threads()
+    built = {name: options.build(str(options.model), name) for name in convs}
+    (size, *_) = (size for _, size in built.values())
+    for name, (network, _) in built.items():
+        needed = inference_memory(network, size, batch_size=max(batch_sizes))
+        check_room(needed, f"conv={name}, batch {max(batch_sizes)}:")
+    return Variants(
+        name=f"{options.model}, width {options.width_mult:g}",
+        networks={name: network.eval() for name, (network, _) in built.items()},
+        input_size=size,
+        batch_sizes=batch_sizes,
+        workloads=tuple(
+            Workload(runtime, precision, batch, options.device, threads)
+            for (runtime, precision), batch in product(pairs, batch_sizes)
+        ),
+        notes=tuple(notes),
+    )
 
 
-def _show_roofline(plan: Variants, costs: Sequence[Cost], figure: Path) -> None:
-    from dataclasses import replace
+def _pairs(options: ProfileArguments) -> tuple[list[tuple[str, str]], list[str]]:
+    """The pairs of runtime and precision that can be measured, and notes on the others."""
+    from dwsep_zoo.analysis.runtimes import DTYPES, RUNTIMES, Workload, available_runtimes
 
-    from dwsep_zoo.analysis.bottleneck import sentence
+    Workload(device=options.device).check()
+    every = options.runtimes == ("all",)
+    named = () if every or options.runtimes is None else tuple(dict.fromkeys(options.runtimes))
+    names = named or (RUNTIMES if every else DEFAULT_RUNTIMES)
+    precisions = tuple(dict.fromkeys(options.precision))
+    for name in names:
+        choose(name, RUNTIMES, "runtime")
+    for precision in precisions:
+        choose(precision, DTYPES, "precision")
+    missing = available_runtimes()
+    for name in named:
+        if missing[name]:
+            Workload(name).check()  # says so
+    notes = [
+        f"{name} is absent; install it with: {missing[name]}" for name in names if missing[name]
+    ]
+    pairs = []
+    for name, precision in product((name for name in names if not missing[name]), precisions):
+        try:
+            Workload(name, precision, device=options.device).check()
+        except UserError as error:
+            notes.append(f"not measured: {error}")
+        else:
+            pairs.append((name, precision))
+    if not pairs:
+        raise UserError("; ".join(notes))
+    return pairs, notes
+
+
+def _roofline(plan: Variants, costs: Sequence[Cost], figure: Path) -> Iterator[RenderableType]:
+    """Its tables and sentences; the figure is written."""
+    from dwsep_zoo.analysis.bottleneck import gaps, sentence
     from dwsep_zoo.analysis.latency import compare_turns
-    from dwsep_zoo.commands.roofline import roofline_tables
+    from dwsep_zoo.commands.profile_tables import roofline_tables
     from dwsep_zoo.report.figures import roofline_figure
     from dwsep_zoo.report.figures.svg import document
-    from dwsep_zoo.terminal import stdout_console
 
     alone = [cost.roofline for cost in costs if cost.roofline]
-    layers = replace(alone[0], networks=tuple(one.networks[0] for one in alone))
-    console = stdout_console()
-    for part in roofline_tables(layers):
-        console.print(part)
+    layers = alone[0].only(*(one.networks[0] for one in alone))
+    yield from roofline_tables(layers)
+    yield from gaps(layers)
     measured = dict(zip(plan.networks, costs, strict=True))
     same = ("eager", layers.precision, layers.batch_size)
     eager = [
@@ -105,6 +195,6 @@ def _show_roofline(plan: Variants, costs: Sequence[Cost], figure: Path) -> None:
             if eager:
                 turns = (measured[n].timings[eager[0]].turns for n in (plan.reference, name))
                 speed = 1 / compare_turns(*turns).ratio
-            console.print(sentence(layers, plan.reference, name, speed))
+            yield sentence(layers, plan.reference, name, speed)
     figure.write_text(document(roofline_figure(layers)), encoding="utf-8")
-    console.print(f"wrote {figure}")
+    yield f"wrote {figure}"

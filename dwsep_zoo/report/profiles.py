@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dwsep_zoo.report.columns import row_label
 from dwsep_zoo.report.results import Problem
 from dwsep_zoo.report.table import Table
+from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.record import FILE_NAME, Conditions
 
 if TYPE_CHECKING:
@@ -45,19 +46,18 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
         if not run.record.roofline:
             continue
         try:
-            found = Roofline.from_dict(run.record.roofline)
+            found = parse(Roofline, run.record.roofline)
             (network,) = found.networks
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"roofline: {type(error).__name__}: {error}"
-            problems.append(Problem(run.folder / FILE_NAME, reason))
+        except ValueError as error:
+            problems.append(Problem(run.folder / FILE_NAME, f"roofline: {error}"))
             continue
         # The ceilings are measured once for all networks that take turns.
-        members = together.setdefault(repr(replace(found, networks=())), {})
-        members[index] = replace(found, networks=(replace(network, name=row_label(table, row)),))
+        members = together.setdefault(repr(found.only()), {})
+        members[index] = found.only(replace(network, name=row_label(table, row)))
     result = []
     for members in together.values():
         networks = tuple(found.networks[0] for found in members.values())
-        joined = replace(next(iter(members.values())), networks=networks)
+        joined = next(iter(members.values())).only(*networks)
         rows = {id(table.rows[i].first): n.name for i, n in zip(members, networks, strict=True)}
         sentences = tuple(_sentences(table, joined, rows))
         result.append(

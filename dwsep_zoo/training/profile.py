@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dwsep_zoo.analysis.cost import measure_cost, workloads
+from dwsep_zoo.analysis.runtimes import Workload
 from dwsep_zoo.schema.settings import ProfileSettings
 
 
@@ -35,6 +36,6 @@ def profile(
         input_size,
         workloads(settings.runtimes, settings.precisions, settings.batch_sizes, devices),
         train_batch_size=train_batch_size,
-        roofline={"device": devices[-1]} if settings.roofline else None,
+        roofline=Workload(device=devices[-1]) if settings.roofline else None,
     )
     return [cost.record() for cost in costs]

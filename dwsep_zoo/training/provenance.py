@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from dwsep_zoo.analysis.latency import device_name
+from dwsep_zoo.analysis.device import device_name
 
 PACKAGES = ("dwsep-zoo", "torch", "torchvision", "lightning", "hydra-core", "timm", "numpy")
 

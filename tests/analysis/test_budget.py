@@ -90,8 +90,9 @@ def test_latency_is_matched_in_turns_with_the_reference(monkeypatch):
         drift = 1.5 + 0.5 * len(calls)  # of the machine: both networks are slower alike
         times = {k: drift * sum(p.numel() for p in m.parameters()) for k, m in models.items()}
         calls.append(times)
-        conditions = ("cpu", "", 1, 1, "fp32", "channels_last", "eager")
-        return {k: Latency(t, t, t, 1, True, *conditions) for k, t in times.items()}
+        return {
+            k: Latency(p50_ms=t, p10_ms=t, p90_ms=t, runs=1, stable=True) for k, t in times.items()
+        }
 
     monkeypatch.setattr(budget, "measure_latencies", clock)
     network = {"name": "mobilenet_v1", "conv": "standard", "width_mult": 0.25}
@@ -100,7 +101,7 @@ def test_latency_is_matched_in_turns_with_the_reference(monkeypatch):
     assert abs(match.residual) < 0.1
     assert match.width_mult == pytest.approx(exact.width_mult, rel=0.1)
     assert len(calls) <= 16
-    assert {tuple(times) for times in calls} == {("reference", "candidate")}
+    assert {tuple(times) for times in calls} == {("target", "own")}
     # What is recorded was measured after the choice: the machine was slower then than ever before.
     assert (match.target, match.achieved) == tuple(calls[-1].values())
 

@@ -45,6 +45,6 @@ def test_on_the_command_line(monkeypatch, capsys):
 
 def test_bench_is_a_profile_of_every_runtime(monkeypatch):
     seen = []
-    monkeypatch.setattr("dwsep_zoo.commands.bench.profile", seen.append)
+    monkeypatch.setattr("dwsep_zoo.commands.profile.run", seen.append)
     main(["bench", "model=mobilenet_v1", "batch_size=8"])
     assert seen == [["runtimes=all", "batch_size=1,32", "model=mobilenet_v1", "batch_size=8"]]

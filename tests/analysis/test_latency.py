@@ -15,12 +15,12 @@ from dwsep_zoo.analysis.latency import (
     WARM_MAX_S,
     compare_latency,
     compare_turns,
-    cuda_timer,
     is_stable,
     measure_latencies,
     measure_latency,
     take_turns,
     time_models,
+    timer_for,
 )
 from dwsep_zoo.analysis.runtimes import Workload
 
@@ -223,7 +223,7 @@ def test_messages(conditions, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_is_waited_for():
     x = torch.randn(4096, 4096, device="cuda")
-    clock = cuda_timer(x.device)
+    clock = timer_for(x.device)
     clock(lambda: x @ x)
     once, eight = (clock(lambda n=n: [x @ x for _ in range(n)]) for n in (1, 8))
     assert eight > 4 * once

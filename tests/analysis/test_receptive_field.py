@@ -66,12 +66,13 @@ def test_receptive_fields_against_gradients(name, conv, padding):
     checked = 0
     for layer, out in outputs.items():
         field = fields[layer]
-        assert out.shape[2:] == (field.rows.pixels, field.columns.pixels)
+        assert out.shape[2:] == tuple(field.pixels)
         row, column = (n // 2 for n in out.shape[2:])
         (gradient,) = torch.autograd.grad(out[0, :, row, column].sum(), image, retain_graph=True)
         seen = gradient[0].sum(0).nonzero()
-        for axis, (span, index) in enumerate([(field.rows, row), (field.columns, column)]):
-            low, high = span.low + index * span.step, span.high + index * span.step
+        for axis, index in enumerate((row, column)):
+            shift = index * field.step[axis]
+            low, high = field.low[axis] + shift, field.high[axis] + shift
             last = size[axis + 1] - 1
             ends = seen[:, axis].min().item(), seen[:, axis].max().item()
             assert ends == (max(low, 0), min(high, last)), layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from dwsep_zoo import count, create_model, list_convs, list_models
 from dwsep_zoo.analysis import peaks as peaks_module
 from dwsep_zoo.analysis.bottleneck import conditions, gaps, sentence
+from dwsep_zoo.analysis.device import Clock
 from dwsep_zoo.analysis.peaks import Bandwidth, Peaks, measure_peaks, traffic_of
 from dwsep_zoo.analysis.roofline import (
     KindTime,
@@ -20,9 +21,11 @@ from dwsep_zoo.analysis.roofline import (
     Roofline,
     measure_roofline,
 )
-from dwsep_zoo.analysis.stopwatch import Clock, HookCost
+from dwsep_zoo.analysis.runtimes import Workload
+from dwsep_zoo.analysis.stopwatch import HookCost
 from dwsep_zoo.analysis.units import KINDS, NORM_ACT, SHORTCUT, Work, operator, units, works
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.parse import parse
 
 PEAKS = Peaks(
     gflop_s=100.0,
@@ -162,7 +165,7 @@ def test_each_operator_is_charged_its_own_call(monkeypatch):
         monkeypatch.setattr(kind, "forward", taking(kind.forward))
     monkeypatch.setattr(peaks_module, "TRAFFIC", ())
     monkeypatch.setattr(peaks_module, "_gflop_s", lambda *_: 1.0)
-    cpu, none = torch.device("cpu"), HookCost(0.0, 0.0)
+    cpu, none = torch.device("cpu"), HookCost()
     found = measure_peaks(cpu, torch.float32, fake.clock(), none)
     assert found.call_ms == times
 
@@ -265,7 +268,9 @@ def measured():
         for conv in ("standard", "depthwise_separable")
     }
     before = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in models.items()}
-    roofline = measure_roofline(models, (3, 32, 32), batch_size=2, min_run_time=0, threads=1)
+    roofline = measure_roofline(
+        models, (3, 32, 32), Workload(batch_size=2, threads=1), min_run_time=0
+    )
     patch.undo()
     return models, before, roofline
 
@@ -301,14 +306,14 @@ def test_the_networks_are_as_before(measured):
 
 def test_json_and_back(measured):
     *_, roofline = measured
-    assert Roofline.from_dict(json.loads(json.dumps(asdict(roofline)))) == roofline
+    assert parse(Roofline, json.loads(json.dumps(roofline.plain()))) == roofline
 
 
 def test_bfloat16_moves_half_the_bytes():
     model = create_model("mobilenet_v1", width_mult=0.25, num_classes=2, output_stride=8)
     runs = {
         precision: measure_roofline(
-            {"a": model}, (3, 16, 16), precision=precision, peaks=PEAKS, min_run_time=0
+            {"a": model}, (3, 16, 16), Workload("eager", precision), peaks=PEAKS, min_run_time=0
         )
         for precision in ("fp32", "bf16")
     }
@@ -323,14 +328,18 @@ def test_bfloat16_moves_half_the_bytes():
         ({"threads": 0}, "threads must be at least 1; got 0"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"models": {}}, "no networks to measure"),
-        *([] if torch.cuda.is_available() else [({"device": "cuda"}, "there is no CUDA device")]),
+        *(
+            []
+            if torch.cuda.is_available()
+            else [({"device": "cuda"}, "PyTorch finds no CUDA device")]
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_measured(options, message):
     fake = FakeTime()
     models = options.pop("models", {"a": Network(fake)})
     with pytest.raises(UserError, match=message):
-        measure_roofline(models, (1, 8, 8), **options)
+        measure_roofline(models, (1, 8, 8), Workload(**options))
     assert fake.ms == 0
 
 
@@ -351,9 +360,18 @@ def network(name, total_ms, layers, rest_ms=0.0):
 
 def roofline_of(*networks):
     return Roofline(
-        "cpu", "Some CPU", 2, 1, (3, 224, 224), "fp32", "channels_last", "eager", 20, PEAKS,
-        networks,
-    )  # fmt: skip
+        device="cpu",
+        device_name="Some CPU",
+        threads=2,
+        batch_size=1,
+        input_size=(3, 224, 224),
+        precision="fp32",
+        memory_format="channels_last",
+        runtime="eager",
+        runs=20,
+        peaks=PEAKS,
+        networks=networks,
+    )
 
 
 STANDARD = network("standard", 19.0, [layer("dense", "compute", 19.0, 0.8, macs=8600)])
@@ -433,8 +451,8 @@ def test_units_that_do_not_add_up_are_named():
 
 
 def test_damaged_records_are_refused_in_a_line(measured):
-    values = json.loads(json.dumps(asdict(measured[2])))
-    assert Roofline.from_dict({**values, "newer": 1}) == measured[2]
-    with pytest.raises(ValueError, match=r"^networks.0.layers: ") as error:
-        Roofline.from_dict({**values, "networks": [{**values["networks"][0], "layers": "x"}]})
+    values = json.loads(json.dumps(measured[2].plain()))
+    assert parse(Roofline, {**values, "newer": 1}).networks == measured[2].networks
+    with pytest.raises(UserError, match=r"^networks.0.layers must be ") as error:
+        parse(Roofline, {**values, "networks": [{**values["networks"][0], "layers": "x"}]})
     assert "\n" not in str(error.value)

@@ -45,7 +45,7 @@ def test_a_kept_table_is_the_same_until_the_sources_change(listed, tmp_path, mon
     first = listed()
     (kept,) = tmp_path.glob("dwsep_zoo/list-*.json")
     assert list(json.loads(kept.read_text())) == MODELS
-    monkeypatch.setattr("dwsep_zoo.commands.list.counted_network", None)  # nothing is counted
+    monkeypatch.setattr("dwsep_zoo.commands.list._count", None)  # nothing is counted
     assert listed() == first
     monkeypatch.undo()
     kept.write_text("{")

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from dwsep_zoo import UserError
+from dwsep_zoo.analysis import runtimes as runtimes_module
 from dwsep_zoo.analysis.cost import measure_cost
 from dwsep_zoo.analysis.runtimes import RUNTIMES, Workload
 from dwsep_zoo.cli import main
-from dwsep_zoo.commands import variants
-from dwsep_zoo.commands.profile import ProfileArguments
-from dwsep_zoo.commands.variants import cost_table, latency_table, plan_variants
+from dwsep_zoo.commands.profile import ProfileArguments, plan_variants
+from dwsep_zoo.commands.profile_tables import cost_table, latency_table
 from dwsep_zoo.schema.parse import parse
 
 SMALL = {"runtimes": "eager", "width_mult": 0.25, "size": 32, "num_classes": 10}
@@ -25,7 +25,7 @@ INSTALL = 'pip install "dwsep-zoo[runtimes]"'
 def eager_only(monkeypatch):
     """A machine on which nothing but PyTorch is installed."""
     absent = {name: None if name == "eager" else INSTALL for name in RUNTIMES}
-    monkeypatch.setattr(variants, "available_runtimes", lambda: absent)
+    monkeypatch.setattr(runtimes_module, "available_runtimes", lambda: absent)
 
 
 def plan(**options):
@@ -97,7 +97,7 @@ def test_absent_runtimes_are_named(runtimes, absent):
 
 
 def test_pairs_that_do_not_exist_are_named(monkeypatch):
-    monkeypatch.setattr(variants, "available_runtimes", dict.fromkeys(RUNTIMES).copy)
+    monkeypatch.setattr(runtimes_module, "available_runtimes", dict.fromkeys(RUNTIMES).copy)
     monkeypatch.setattr(Workload, "check", no_bf16_in_onnxruntime)
     found = plan(precision="bf16", **{**SMALL, "runtimes": "eager,onnxruntime"})
     assert [str(w) for w in found.workloads] == ["eager bf16, batch 1"]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from dwsep_zoo.analysis.peaks import Bandwidth, Peaks
 from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline
-from dwsep_zoo.commands.roofline import roofline_tables
+from dwsep_zoo.commands.profile_tables import roofline_tables
 
 LAYER = "stages.10.10.conv.pointwise"
 
@@ -25,9 +25,21 @@ def network(name):
 
 def text_of(*names):
     peaks = Peaks(100.0, (Bandwidth(2**20, 200.0), Bandwidth(2**28, 20.0)), {"dense": 0.03})
-    where = ("cpu", "Some CPU", 2, 1, (3, 224, 224), "fp32", "channels_last", "eager", 20)
+    roofline = Roofline(
+        device="cpu",
+        device_name="Some CPU",
+        threads=2,
+        batch_size=1,
+        input_size=(3, 224, 224),
+        precision="fp32",
+        memory_format="channels_last",
+        runtime="eager",
+        runs=20,
+        peaks=peaks,
+        networks=tuple(map(network, names)),
+    )
     file = io.StringIO()
-    for part in roofline_tables(Roofline(*where, peaks, tuple(map(network, names)))):
+    for part in roofline_tables(roofline):
         Console(width=100, file=file).print(part)
     return file.getvalue()
 

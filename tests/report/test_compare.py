@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -22,21 +21,19 @@ def roofline(name: str, *, runs: int = 10) -> dict[str, Any]:
     """The entry of ``result.json`` for one network."""
     layer = LayerTime("stem.conv", "stem", 1000, 500, 4.0, 1.5, "memory", 0.5)
     kind = KindTime("stem", 1, 1000, 500, 1.5, "memory", 0.5)
-    return asdict(
-        Roofline(
-            device="cpu",
-            device_name="Test CPU",
-            threads=2,
-            batch_size=1,
-            input_size=(1, 32, 32),
-            precision="fp32",
-            memory_format="channels_last",
-            runtime="eager",
-            runs=runs,
-            peaks=Peaks(100.0, (Bandwidth(1 << 18, 20.0), Bandwidth(1 << 26, 5.0)), {}),
-            networks=(NetworkTime(name, 1.5, 1.6, (layer,), (kind,)),),
-        )
-    )
+    return Roofline(
+        device="cpu",
+        device_name="Test CPU",
+        threads=2,
+        batch_size=1,
+        input_size=(1, 32, 32),
+        precision="fp32",
+        memory_format="channels_last",
+        runtime="eager",
+        runs=runs,
+        peaks=Peaks(100.0, (Bandwidth(1 << 18, 20.0), Bandwidth(1 << 26, 5.0)), {}),
+        networks=(NetworkTime(name, 1.5, 1.6, (layer,), (kind,)),),
+    ).plain()
 
 
 @pytest.fixture
