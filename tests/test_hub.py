@@ -317,7 +317,7 @@ def test_the_way_to_the_hub_and_back(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert_equal(from_pretrained("me/net@v2"), model)
     assert fake.said == [("me/net", "v2")]
     assert_equal(timm.create_model("hf-hub:me/net", pretrained=True).eval(), model)
-    with pytest.raises(UserError, match="me/typo: cannot be downloaded .404") as e:
+    with pytest.raises(UserError, match=r"me/typo: cannot be downloaded .404") as e:
         from_pretrained("me/typo")
     assert "\n" not in str(e.value)
 

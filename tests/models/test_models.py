@@ -235,7 +235,10 @@ def test_make_divisible(value, expected):
         ({"width_mult": "wide"}, "model.width_mult must be a finite number; got 'wide'"),
         ({"drop_rate": "x"}, "model.drop_rate must be a finite number; got 'x'"),
         ({"bn_eps": "x"}, "model.bn_eps must be a finite number; got 'x'"),
-        ({"name": "efficientnet_b0", "depth_mult": "x"}, "model.depth_mult must be a finite number"),
+        (
+            {"name": "efficientnet_b0", "depth_mult": "x"},
+            "model.depth_mult must be a finite number",
+        ),
         ({"width_mult": 0}, "model.width_mult must be greater than 0; got 0"),
         ({"width_mult": 1e5}, "model.width_mult must be at most 32; got 100000.0"),
         ({"width_mult": math.nan}, "model.width_mult must be a finite number; got nan"),
