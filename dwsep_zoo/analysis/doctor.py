@@ -17,7 +17,7 @@ from dwsep_zoo.analysis.latency import (
     take_turns,
     wall_timer,
 )
-from dwsep_zoo.ops import batch_norm_act, batch_norm_act_depthwise, cpu, native
+from dwsep_zoo.ops import Depthwise, Fusion, Norm, cpu, fused, native
 from dwsep_zoo.ops.norm import ACTS
 
 NEEDED = 1.2  # a detour that gains less is not worth its code
@@ -156,9 +156,8 @@ def _norm(act: str, dtype: torch.dtype, *, convolved: bool = False) -> Detour:
         return F.conv2d(y, filters[0].to(y.dtype), None, 1, 1, 1, chans) if filters else y
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor, *filters: Tensor) -> Tensor:
-        if filters:
-            return batch_norm_act_depthwise(x, weight, bias, EPS, act, filters[0], 1, 1)[0]
-        return batch_norm_act(x, weight, bias, EPS, act)[0]
+        conv = Depthwise(filters[0], 1, 1) if filters else None
+        return fused(x, Fusion(Norm(weight, bias, EPS, act), conv))[0]
 
     def gradient(way: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
         with torch.enable_grad():

@@ -10,22 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # not public
 
 from dwsep_zoo.nn.layers import ACT_MODULES, DepthwiseConv2d, PointwiseConv2d
-from dwsep_zoo.ops import (
-    act_depthwise,
-    batch_norm_act,
-    batch_norm_act_depthwise,
-    batch_norm_act_depthwise_batch_norm_act,
-    expand_norm_act_depthwise,
-    plain,
-)
+from dwsep_zoo.ops import Depthwise, Fusion, Norm, fused, plain
 from dwsep_zoo.ops.dtype import autocast_dtype
-from dwsep_zoo.ops.norm import (
-    covers,
-    covers_act,
-    covers_both_norms,
-    covers_depthwise,
-    covers_expand,
-)
+from dwsep_zoo.ops.norm import covers
 
 _NAMES = {module: name for name, module in ACT_MODULES.items()}
 
@@ -42,14 +29,11 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
 
     These sequences are fused in training, also across the boundary of two blocks:
 
-    * a norm and an activation: :func:`~dwsep_zoo.ops.batch_norm_act`;
-    * these and a depthwise 3 x 3 convolution, on a GPU also 5 x 5:
-      :func:`~dwsep_zoo.ops.batch_norm_act_depthwise`;
-    * on a CPU, these and another norm and activation:
-      :func:`~dwsep_zoo.ops.batch_norm_act_depthwise_batch_norm_act`;
-    * on a CPU, an activation and a depthwise convolution: :func:`~dwsep_zoo.ops.act_depthwise`;
-    * on a GPU, an expansion, norm, activation and depthwise convolution:
-      :func:`~dwsep_zoo.ops.expand_norm_act_depthwise`.
+    * a norm and an activation;
+    * these and a depthwise 3 x 3 convolution, on a GPU also 5 x 5;
+    * on a CPU, these and another norm and activation;
+    * on a CPU, an activation and a depthwise convolution;
+    * on a GPU, an expansion, norm, activation and depthwise convolution.
 
     All other modules, and modules with hooks, are called one by one.
     """
@@ -59,92 +43,49 @@ def chain(x: Tensor, *modules: nn.Module) -> Tensor:
         return x
     steps = [*_flat(modules)]
     while steps:
-        module = steps.pop(0)
-        y = _at_once(x, module, steps)
-        x = module(x) if y is None else y
+        y = _fuse(x, steps)
+        x = steps.pop(0)(x) if y is None else y
     return x
 
 
-def _at_once(x: Tensor, module: nn.Module, behind: list[nn.Module]) -> Tensor | None:
-    """Apply the module and the modules that fuse with it, which are removed from ``behind``."""
-    if _is_normalised(module, x, x.shape[1]) and covers(x):
-        return _normalise(x, module, behind)
-    if _is_activation(module):
-        return _activate(x, module, behind)
-    if _is_expansion(module, x):
-        return _expand(x, module, behind)
+def _fuse(x: Tensor, steps: list[nn.Module]) -> Tensor | None:
+    """Apply as many of the first modules as one kernel computes, and remove them from ``steps``."""
+    expand = steps[0] if _is_expansion(steps[0], x) else None
+    chans = x.shape[1] if expand is None else expand.out_channels
+    norm, own, end = _norm_and_act(steps, 0 if expand is None else 1, x, chans)
+    found: list[tuple[Fusion, list[nn.BatchNorm2d], int]] = []  # longest last
+    if own and expand is None:
+        found.append((Fusion(norm), own, end))
+    if end and end < len(steps) and _is_depthwise(module := steps[end], x):
+        conv = Depthwise(module.weight, module.stride[0], int(module.padding[0]))
+        weight = None if expand is None else expand.weight
+        if own or x.requires_grad or module.weight.requires_grad:
+            found.append((Fusion(norm, conv, expand=weight), own, end + 1))
+        if own and expand is None:
+            norm2, own2, end2 = _norm_and_act(steps, end + 1, x, module.out_channels)
+            if own2:
+                found.append((Fusion(norm, conv, norm2), [*own, *own2], end2))
+    for fusion, norms, count in reversed(found):
+        if covers(x, fusion):
+            del steps[:count]
+            y, moments = fused(x, fusion)
+            for module, stats, like in zip(norms, moments, (x, y), strict=False):
+                _update(module, stats, like.numel() // like.shape[1])
+            return y
     return None
 
 
-def _normalise(x: Tensor, norm: nn.BatchNorm2d, behind: list[nn.Module]) -> Tensor:
-    """Apply the norm with as many of activation, depthwise convolution and its norm as follow."""
-    inputs = (x, norm.weight, norm.bias, norm.eps, _take_activation(behind))
-    if not (
-        behind
-        and _is_depthwise(conv := behind[0], x)
-        and covers_depthwise(x, *(convolution := _arguments(conv)))
-    ):
-        y, stats = batch_norm_act(*inputs)
-    elif (
-        len(behind) > 1
-        and _is_normalised(norm2 := behind[1], x, conv.out_channels)
-        and covers_both_norms(x, *convolution)
-    ):
-        del behind[:2]
-        y, stats, stats2 = batch_norm_act_depthwise_batch_norm_act(
-            *(*inputs, *convolution),
-            *(norm2.weight, norm2.bias, norm2.eps, _take_activation(behind)),
-        )
-        _update(norm, stats, x.numel() // x.shape[1])  # first, as both may be one module
-        _update(norm2, stats2, y.numel() // y.shape[1])
-        return y
-    else:
-        del behind[0]
-        y, stats = batch_norm_act_depthwise(*inputs, *convolution)
-    _update(norm, stats, x.numel() // x.shape[1])
-    return y
-
-
-def _arguments(conv: DepthwiseConv2d) -> tuple[Tensor, int, int]:
-    """Return weight, stride and padding."""
-    return conv.weight, conv.stride[0], int(conv.padding[0])
-
-
-def _take_activation(behind: list[nn.Module]) -> str:
-    """Remove an activation from ``behind`` and return its name, else ``identity``."""
-    return _NAMES[type(behind.pop(0))] if behind and _is_activation(behind[0]) else "identity"
-
-
-def _activate(x: Tensor, act: nn.Module, behind: list[nn.Module]) -> Tensor | None:
-    """Apply activation and depthwise convolution, if the latter follows."""
-    if not (
-        behind
-        and _is_depthwise(conv := behind[0], x)
-        and (x.requires_grad or conv.weight.requires_grad)
-        and covers_act(x, *_arguments(conv))
-    ):
-        return None
-    del behind[0]
-    return act_depthwise(x, _NAMES[type(act)], *_arguments(conv))
-
-
-def _expand(x: Tensor, expand: PointwiseConv2d, behind: list[nn.Module]) -> Tensor | None:
-    """Apply expansion, norm, activation and depthwise convolution, if they follow."""
-    act = _NAMES[type(behind[1])] if len(behind) > 1 and _is_activation(behind[1]) else "identity"
-    number = 2 if act == "identity" else 3
-    if not (
-        len(behind) >= number
-        and _is_normalised(norm := behind[0], x, expand.out_channels)
-        and _is_depthwise(conv := behind[number - 1], x)
-        and covers_expand(x, expand.weight, *_arguments(conv))
-    ):
-        return None
-    del behind[:number]
-    y, stats = expand_norm_act_depthwise(
-        *(x, expand.weight, norm.weight, norm.bias, norm.eps, act), *_arguments(conv)
-    )
-    _update(norm, stats, x.numel() // x.shape[1])
-    return y
+def _norm_and_act(
+    steps: list[nn.Module], at: int, x: Tensor, chans: int
+) -> tuple[Norm, list[nn.BatchNorm2d], int]:
+    """Read a norm and an activation, from ``at`` on; also return the norm and the index after."""
+    norm, norms = Norm(), []
+    if at < len(steps) and _is_normalised(module := steps[at], x, chans):
+        norm, norms = Norm(module.weight, module.bias, module.eps), [module]
+        at += 1
+    if at < len(steps) and _is_activation(steps[at]):
+        return norm._replace(act=_NAMES[type(steps[at])]), norms, at + 1
+    return norm, norms, at
 
 
 def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:

@@ -2,24 +2,18 @@
 
 from dwsep_zoo.ops.depthwise import depthwise_conv2d
 from dwsep_zoo.ops.fallback import fallbacks, plain, plain_kernels
-from dwsep_zoo.ops.norm import (
-    act_depthwise,
-    batch_norm_act,
-    batch_norm_act_depthwise,
-    batch_norm_act_depthwise_batch_norm_act,
-    expand_norm_act_depthwise,
-)
+from dwsep_zoo.ops.fusion import Depthwise, Fusion, Norm
+from dwsep_zoo.ops.norm import fused
 from dwsep_zoo.ops.pointwise import pointwise_conv2d
 from dwsep_zoo.ops.pool import pool_beside
 
 __all__ = [
-    "act_depthwise",
-    "batch_norm_act",
-    "batch_norm_act_depthwise",
-    "batch_norm_act_depthwise_batch_norm_act",
+    "Depthwise",
+    "Fusion",
+    "Norm",
     "depthwise_conv2d",
-    "expand_norm_act_depthwise",
     "fallbacks",
+    "fused",
     "plain",
     "plain_kernels",
     "pointwise_conv2d",

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.files import cache_folder
+from dwsep_zoo.ops.fusion import Depthwise, Fusion, Norm
 
 SOURCE = Path(__file__).with_name("native.cpp")
 INSTALL = "install g++, or name one in the variable CXX"
@@ -122,50 +123,73 @@ def covers_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bo
     )
 
 
-def covers_norm_act_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`norm_act_depthwise` supports these arguments; ``x``: the norm's input."""
-    return taps.shape[-1] == 3 and covers_depthwise(x, taps, stride, padding)
+def covers_fusion(x: Tensor, fusion: Fusion) -> bool:
+    """Whether :func:`forward` and :func:`backward` support these arguments; ``x``: their input."""
+    norm, conv, norm2, expand = fusion
+    if conv is None or expand is not None:
+        return expand is None and covers(x)
+    # With two images a channel has more than one value behind the convolution, at any image size.
+    several = norm2.weight is None or (norm.weight is not None and len(x) > 1)
+    return conv.taps.shape[-1] == 3 and several and covers_depthwise(x, *conv)
 
 
-def norm_act(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
-) -> tuple[Tensor, Tensor]:
-    """Normalise over the batch, then activate.
+def forward(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Compute some layers, see ``_Kernels`` in :mod:`.norm`.
 
-    Args:
-        x: ``(N, C, H, W)`` for which :func:`covers` is true.
-        weight: ``(C,)`` float32.
-        bias: ``(C,)`` float32, added after the multiplication with ``weight``.
-        eps: added to the variance.
-        act: one of :data:`ACTIVATIONS`.
-
-    Returns:
-        A tensor like ``x``, and ``(4, C)`` float32: mean, biased variance, and the resulting scale
-        and shift.
+    The values between a norm and the convolution are not rounded to the type of ``x``.
     """
-    y, chans = torch.empty_like(x), x.shape[1]
-    weight, bias = weight.float().contiguous(), bias.float().contiguous()
-    stats = torch.empty(4, chans)
-    _library().dwsep_norm_act(
-        *_pointers(x, y, weight, bias, stats),
-        *(x.numel() // chans, chans, eps),
-        *(x.dtype is torch.bfloat16, ACTIVATIONS.index(act), torch.get_num_threads()),
-    )
-    return y, stats
+    norm, conv, norm2, _ = fusion
+    chans = x.shape[1]
+    stats, stats2 = (None if n.weight is None else torch.empty(4, chans) for n in (norm, norm2))
+    affine, affine2 = ([t if t is None else _float32(t) for t in n[:2]] for n in (norm, norm2))
+    if conv is None:
+        y = torch.empty_like(x)
+        _library().dwsep_norm_act(
+            *_pointers(x, y, *affine, stats), x.numel() // chans, chans, norm.eps, *_acts(x, norm)
+        )
+    else:
+        size = [(n + 2 * conv.padding - 3) // conv.stride + 1 for n in x.shape[2:]]
+        shape = (len(x), chans, *size)
+        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        z = None if stats2 is None else torch.empty_like(y)
+        filters = _float32(conv.taps)
+        _library().dwsep_norm_act_depthwise(
+            *_pointers(x, y, z, *affine, filters, *affine2, stats, stats2),
+            *(*x.shape, *size, norm.eps, norm2.eps, *conv[1:], *_acts(x, norm, norm2)),
+        )
+        if z is not None:
+            assert stats is not None
+            assert stats2 is not None
+            return z, [stats, stats2], [y]
+    return y, [] if stats is None else [stats], []
 
 
-def norm_act_backward(
-    grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
-    grad, chans = _like(grad, x), x.shape[1]
-    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty(chans), torch.empty(chans)
-    _library().dwsep_norm_act_backward(
-        *_pointers(grad, x, stats, grad_x, grad_weight, grad_bias),
-        *(x.numel() // chans, chans, eps),
-        *(x.dtype is torch.bfloat16, ACTIVATIONS.index(act), torch.get_num_threads()),
+def backward(
+    grad: Tensor, x: Tensor, fusion: Fusion, *kept: Tensor, need_x: bool = True
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients, see ``_Kernels`` in :mod:`.norm`; ``need_x``: also that of ``x``."""
+    norm, conv, norm2, _ = fusion
+    chans = x.shape[1]
+    grad, grad_x = _like(grad, x), torch.empty_like(x) if need_x else None
+    weight, bias, weight2, bias2 = torch.empty(4, chans).unbind()
+    stats, stats2, y = (*kept, None, None, None)[:3]
+    if conv is None:
+        _library().dwsep_norm_act_backward(
+            *_pointers(grad, x, stats, grad_x, weight, bias),
+            *(x.numel() // chans, chans, norm.eps, *_acts(x, norm)),
+        )
+        return grad_x, weight, bias
+    filters = _float32(conv.taps)
+    taps = torch.empty_like(filters)
+    # SILU's slope is too expensive to compute twice: is_kept in native.cpp.
+    slope = torch.empty_like(grad) if norm2.act == "silu" else None
+    _library().dwsep_norm_act_depthwise_backward(
+        *_pointers(grad, x, y, slope, filters, stats, stats2),
+        *_pointers(grad_x, weight, bias, taps, weight2, bias2),
+        *(*x.shape, *grad.shape[2:], norm.eps, norm2.eps, *conv[1:], *_acts(x, norm, norm2)),
     )
-    return grad_x, grad_weight, grad_bias
+    of_norm = (None, None) if stats is None else (weight, bias)
+    return grad_x, *of_norm, taps, *(() if stats2 is None else (weight2, bias2))
 
 
 def depthwise_backward(
@@ -183,194 +207,29 @@ def depthwise_backward(
     """
     grad_weight = torch.empty_like(weight, dtype=torch.float32)
     if weight.shape[-1] == 3:
-        grad_x, grad_filters = act_depthwise_backward(
-            grad, x, weight, "identity", stride, padding, need_x=need_x
-        )
-        return grad_x, grad_weight.copy_(grad_filters)
-    grad, (images, chans, *image) = _like(grad, x), x.shape
-    filters = weight.float().contiguous()
+        fusion = Fusion(conv=Depthwise(weight, stride, padding))
+        grad_x, _, _, grad_taps = backward(grad, x, fusion, need_x=need_x)
+        assert grad_taps is not None
+        return grad_x, grad_weight.copy_(grad_taps)
+    grad, filters = _like(grad, x), _float32(weight)
     grad_filters = torch.empty_like(filters)
     grad_x = torch.empty_like(x) if need_x else None
     _library().dwsep_depthwise_backward(
         *_pointers(grad, x, filters, grad_x, grad_filters),
-        *(images, chans, *image, *grad.shape[2:]),
+        *(*x.shape, *grad.shape[2:]),
         *(weight.shape[-1], stride, padding, x.dtype is torch.bfloat16, torch.get_num_threads()),
     )
     return grad_x, grad_weight.copy_(grad_filters)
 
 
-def act_depthwise(x: Tensor, taps: Tensor, act: str, stride: int, padding: int) -> Tensor:
-    """Activate and convolve depthwise with ``taps``, ``(C, 1, 3, 3)``."""
-    return _forward(x, None, taps, (0.0, act), (stride, padding))[0]
+def _acts(x: Tensor, *norms: Norm) -> list[int]:
+    """Return the last arguments of the functions: type, activations and threads."""
+    acts = [ACTIVATIONS.index(norm.act) for norm in norms]
+    return [x.dtype is torch.bfloat16, *acts, torch.get_num_threads()]
 
 
-def act_depthwise_backward(
-    grad: Tensor,
-    x: Tensor,
-    taps: Tensor,
-    act: str,
-    stride: int,
-    padding: int,
-    need_x: bool = True,
-) -> tuple[Tensor | None, Tensor]:
-    """Return the gradients of ``x`` (if needed) and ``taps`` of :func:`act_depthwise`."""
-    grad_x = torch.empty_like(x) if need_x else None
-    _, of_taps, _ = _backward(grad, x, grad_x, taps, None, (0.0, act), (stride, padding))
-    return grad_x, of_taps
-
-
-def norm_act_depthwise(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    taps: Tensor,
-    eps: float,
-    act: str,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Tensor]:
-    """:func:`norm_act`, then a depthwise convolution with ``taps``, ``(C, 1, 3, 3)``.
-
-    The intermediate values are not rounded to the type of ``x``.
-    """
-    y, _, stats, _ = _forward(x, (weight, bias), taps, (eps, act), (stride, padding))
-    assert stats is not None
-    return y, stats
-
-
-def norm_act_depthwise_norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    taps: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    eps: float,
-    act: str,
-    stride: int,
-    padding: int,
-    eps2: float,
-    act2: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`norm_act_depthwise`, then :func:`norm_act`.
-
-    Returns:
-        The output, the convolution's output, and the statistics of both norms.
-    """
-    y, z, stats, stats2 = _forward(
-        *(x, (weight, bias), taps, (eps, act), (stride, padding)),
-        *((weight2, bias2), (eps2, act2)),
-    )
-    assert z is not None
-    assert stats is not None
-    assert stats2 is not None
-    return z, y, stats, stats2
-
-
-def norm_act_depthwise_backward(
-    grad: Tensor,
-    x: Tensor,
-    taps: Tensor,
-    stats: Tensor,
-    eps: float,
-    act: str,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of all tensor inputs of :func:`norm_act_depthwise`."""
-    grad_x = torch.empty_like(x)
-    of_norm, of_taps, _ = _backward(grad, x, grad_x, taps, stats, (eps, act), (stride, padding))
-    return grad_x, *of_norm, of_taps
-
-
-def norm_act_depthwise_norm_act_backward(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor,
-    taps: Tensor,
-    stats: Tensor,
-    stats2: Tensor,
-    eps: float,
-    act: str,
-    stride: int,
-    padding: int,
-    eps2: float,
-    act2: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of all tensor inputs of :func:`norm_act_depthwise_norm_act`."""
-    grad_x = torch.empty_like(x)
-    of_norm, of_taps, of_norm2 = _backward(
-        *(grad, x, grad_x, taps, stats, (eps, act), (stride, padding), y, stats2, (eps2, act2))
-    )
-    return grad_x, *of_norm, of_taps, *of_norm2
-
-
-def _forward(
-    x: Tensor,
-    norm: tuple[Tensor, Tensor] | None,
-    taps: Tensor,
-    how: tuple[float, str],
-    shape: tuple[int, int],
-    norm2: tuple[Tensor, Tensor] | None = None,
-    how2: tuple[float, str] = (0.0, "identity"),
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the outputs of the convolution and the second norm, and the norms' statistics."""
-    (images, chans, *size), (stride, padding) = x.shape, shape
-    image = [(side + 2 * padding - 3) // stride + 1 for side in size]
-    y = torch.empty((images, chans, *image), dtype=x.dtype, memory_format=torch.channels_last)
-    stats, stats2 = (torch.empty(4, chans) if pair else None for pair in (norm, norm2))
-    z = torch.empty_like(y) if norm2 else None
-    affine, affine2 = (
-        [t.float().contiguous() for t in pair] if pair else [None, None] for pair in (norm, norm2)
-    )
-    filters = taps.float().contiguous()
-    _library().dwsep_norm_act_depthwise(
-        *_pointers(x, y, z, *affine, filters, *affine2, stats, stats2),
-        *(images, chans, *size, *image),
-        *_settings(x, how, shape, how2),
-    )
-    return y, z, stats, stats2
-
-
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    grad_x: Tensor | None,
-    taps: Tensor,
-    stats: Tensor | None,
-    how: tuple[float, str],
-    shape: tuple[int, int],
-    y: Tensor | None = None,
-    stats2: Tensor | None = None,
-    how2: tuple[float, str] = (0.0, "identity"),
-) -> tuple[tuple[Tensor, Tensor], Tensor, tuple[Tensor, Tensor]]:
-    """Return the gradients of the first norm, ``taps`` and the second norm.
-
-    The gradient of ``x`` is written to ``grad_x``. Without statistics a norm is absent, and its
-    gradients are meaningless.
-    """
-    grad, (images, chans, *size) = _like(grad, x), x.shape
-    filters = taps.float().contiguous()
-    grad_taps = torch.empty_like(filters)
-    weight, bias, weight2, bias2 = torch.empty(4, chans).unbind()
-    # SILU's slope is too expensive to compute twice: is_kept in native.cpp.
-    kept = torch.empty_like(grad) if how2[1] == "silu" else None
-    _library().dwsep_norm_act_depthwise_backward(
-        *_pointers(grad, x, y, kept, filters, stats, stats2),
-        *_pointers(grad_x, weight, bias, grad_taps, weight2, bias2),
-        *(images, chans, *size, *grad.shape[2:]),
-        *_settings(x, how, shape, how2),
-    )
-    return (weight, bias), grad_taps, (weight2, bias2)
-
-
-def _settings(
-    x: Tensor, how: tuple[float, str], shape: tuple[int, int], how2: tuple[float, str]
-) -> list[float]:
-    """Return the last arguments of the convolution functions."""
-    (eps, act), (eps2, act2) = how, how2
-    acts = (ACTIVATIONS.index(act), ACTIVATIONS.index(act2))
-    return [eps, eps2, *shape, x.dtype is torch.bfloat16, *acts, torch.get_num_threads()]
+def _float32(t: Tensor) -> Tensor:
+    return t.float().contiguous()
 
 
 def _library() -> ctypes.CDLL:

@@ -1,4 +1,4 @@
-"""Batch normalisation fused with the layers after it, for training.
+"""Batch normalisation fused with the layers around it, for training.
 
 On the CPU, PyTorch's operators take several times as long as their memory traffic requires: almost
 a third of MobileNetV1's step in bfloat16. The kernels here are limited by memory (``native.cpp``).
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dwsep_zoo.ops import native
+from dwsep_zoo.ops.fusion import Depthwise, Fusion, Norm
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
@@ -29,379 +30,139 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def covers(x: Tensor) -> bool:
-    """Whether :func:`batch_norm_act` supports this input."""
-    return _kernels(x).covers(x)
+def covers(x: Tensor, fusion: Fusion) -> bool:
+    """Whether the device of ``x`` has a kernel for these layers and this input."""
+    return _kernels(x, fusion.expand).covers_fusion(x, fusion)
 
 
-def covers_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`batch_norm_act_depthwise` supports these arguments."""
-    return _kernels(x).covers_norm_act_depthwise(x, taps, stride, padding)
-
-
-def covers_act(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`act_depthwise` supports these arguments; a GPU has no such kernel."""
-    return _kernels(x) is native and covers_depthwise(x, taps, stride, padding)
-
-
-def covers_both_norms(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`batch_norm_act_depthwise_batch_norm_act` does; a GPU has no such kernel."""
-    # With two images a channel has more than one value, at any image size.
-    return covers_act(x, taps, stride, padding) and x.shape[0] > 1
-
-
-def covers_expand(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`expand_norm_act_depthwise` supports these arguments and is faster."""
-    kernels = _expansion_kernels(x)
-    return kernels is not None and kernels.covers(x, expand, taps, stride, padding)
-
-
-def batch_norm_act(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
-) -> tuple[Tensor, Tensor]:
-    """``act(batch_norm(x))`` with the batch's own statistics.
+def fused(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor]]:
+    """Compute several layers at once.
 
     Args:
-        x: ``(N, C, H, W)`` for which :func:`covers` is true.
-        weight: ``(C,)`` float32.
-        bias: ``(C,)`` float32, added last before the activation.
-        eps: added to the variance.
-        act: a key of :data:`ACTS`.
+        x: ``(N, C, H, W)``.
+        fusion: the layers, for which :func:`covers` is true. Autocast rounds the factors of an
+            expansion to the type of ``x``.
 
     Returns:
-        A tensor like ``x``, and ``(2, C)`` float32: mean and biased variance, which autograd treats
-        as constants.
+        The output, in the type of ``x``, and of each norm ``(2, C)`` float32: mean and biased
+        variance, which autograd treats as constants.
     """
-    y, stats = _NormAct.apply(x, weight, bias, eps, act)
-    return y, stats[:2]
-
-
-class _NormAct(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
-    ) -> tuple[Tensor, Tensor]:
-        y, stats = _kernels(x).norm_act(x, weight, bias, eps, act)
-        ctx.eps, ctx.act = eps, act
-        ctx.save_for_backward(x, weight, bias, stats)
-        ctx.mark_non_differentiable(stats)
-        return y, stats
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, stats = ctx.saved_tensors
-        if torch.is_grad_enabled():  # second derivatives: use PyTorch's operators
-            again = partial(_norm_act, eps=ctx.eps, act=ctx.act)
-            return (*_grads(again, (x, weight, bias), grad), None, None)
-        grads = _kernels(x).norm_act_backward(grad, x, stats, ctx.eps, ctx.act)
-        return (*grads, None, None)
-
-
-def batch_norm_act_depthwise(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    act: str,
-    taps: Tensor,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Tensor]:
-    """:func:`batch_norm_act`, then a depthwise convolution with ``taps``.
-
-    ``taps``: ``(C, 1, k, k)`` float32. :func:`covers_depthwise` must be true of the arguments.
-    """
-    y, stats = _NormActDepthwise.apply(x, weight, bias, eps, act, taps, stride, padding)
-    return y, stats[:2]
-
-
-class _NormActDepthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        act: str,
-        taps: Tensor,
-        stride: int,
-        padding: int,
-    ) -> tuple[Tensor, Tensor]:
-        kernels = _kernels(x)
-        y, stats = kernels.norm_act_depthwise(x, weight, bias, taps, eps, act, stride, padding)
-        ctx.eps, ctx.act, ctx.shape = eps, act, (stride, padding)
-        ctx.save_for_backward(x, weight, bias, taps, stats)
-        ctx.mark_non_differentiable(stats)
-        return y, stats
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        *leaves, stats = ctx.saved_tensors
-        x, _, _, taps = leaves
-        if torch.is_grad_enabled():
-            again = partial(_by_layers, ctx=ctx)
-            of_x, of_weight, of_bias, of_taps = _grads(again, leaves, grad)
-        else:
-            of_x, of_weight, of_bias, of_taps = _kernels(x).norm_act_depthwise_backward(
-                grad, x, taps, stats, ctx.eps, ctx.act, *ctx.shape
-            )
-        return of_x, of_weight, of_bias, None, None, of_taps, None, None
-
-
-def act_depthwise(x: Tensor, act: str, taps: Tensor, stride: int, padding: int) -> Tensor:
-    """Activate and convolve depthwise; :func:`covers_act` must be true of the arguments."""
-    return _ActDepthwise.apply(x, act, taps, stride, padding)
-
-
-class _ActDepthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, act: str, taps: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.act, ctx.shape = act, (stride, padding)
-        ctx.save_for_backward(x, taps)
-        return native.act_depthwise(x, taps, act, stride, padding)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, taps = leaves = ctx.saved_tensors
-        grads: Sequence[Tensor | None]
-        if torch.is_grad_enabled():
-            grads = _grads(lambda x, taps: _depthwise(ACTS[ctx.act](x), taps, ctx), leaves, grad)
-        else:
-            grads = native.act_depthwise_backward(grad, x, taps, ctx.act, *ctx.shape)
-        of_x, of_taps = grads
-        return of_x, None, of_taps, None, None
-
-
-def batch_norm_act_depthwise_batch_norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    act: str,
-    taps: Tensor,
-    stride: int,
-    padding: int,
-    weight2: Tensor,
-    bias2: Tensor,
-    eps2: float,
-    act2: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`batch_norm_act_depthwise`, then :func:`batch_norm_act`.
-
-    :func:`covers_both_norms` must be true of the arguments.
-
-    Returns:
-        The output, and mean and variance of both norms.
-    """
-    z, stats, stats2 = _NormActDepthwiseNormAct.apply(
-        x, weight, bias, eps, act, taps, stride, padding, weight2, bias2, eps2, act2
+    norm, conv, norm2, expand = fusion
+    y, *stats = _Fused.apply(
+        (norm[2:], conv and conv[1:], norm2[2:]),
+        *(x, *norm[:2], conv and conv.taps, *norm2[:2], expand),
     )
-    return z, stats[:2], stats2[:2]
+    return y, [moments[:2] for moments in stats]
 
 
-class _NormActDepthwiseNormAct(torch.autograd.Function):
+class _Fused(torch.autograd.Function):
+    """Autograd needs the tensors one by one; ``how`` holds the rest of the fusion."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        act: str,
-        taps: Tensor,
-        stride: int,
-        padding: int,
-        weight2: Tensor,
-        bias2: Tensor,
-        eps2: float,
-        act2: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        leaves = (x, weight, bias, taps, weight2, bias2)
-        ctx.eps, ctx.act, ctx.shape = eps, act, (stride, padding)
-        ctx.eps2, ctx.act2 = eps2, act2
-        z, y, stats, stats2 = native.norm_act_depthwise_norm_act(
-            *leaves, eps, act, stride, padding, eps2, act2
-        )
-        ctx.save_for_backward(*leaves, y, stats, stats2)
-        ctx.mark_non_differentiable(stats, stats2)
-        return z, stats, stats2
+    def forward(ctx: Any, how: tuple[Any, ...], *leaves: Tensor | None) -> tuple[Tensor, ...]:
+        x, *rest = leaves
+        assert x is not None
+        fusion = _fusion(how, *rest)
+        y, stats, kept = _kernels(x, fusion.expand).forward(x, fusion)
+        ctx.how = how
+        ctx.save_for_backward(*leaves, *stats, *kept)
+        ctx.mark_non_differentiable(*stats)
+        return y, *stats
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        *leaves, y, stats, stats2 = ctx.saved_tensors
-        x, _, _, taps, _, _ = leaves
+        (x, *rest), kept = ctx.saved_tensors[:LEAVES], ctx.saved_tensors[LEAVES:]
         grads: Sequence[Tensor | None]
-        if torch.is_grad_enabled():
-            grads = _grads(partial(_between_norms, ctx=ctx), leaves, grad)
+        if torch.is_grad_enabled():  # second derivatives: use PyTorch's operators
+            grads = _grads(partial(_by_layers, ctx.how), (x, *rest), grad)
         else:
-            stride, padding = ctx.shape
-            grads = native.norm_act_depthwise_norm_act_backward(
-                *(grad, x, y, taps, stats, stats2, ctx.eps, ctx.act, stride, padding),
-                *(ctx.eps2, ctx.act2),
-            )
-        of_x, of_weight, of_bias, of_taps, *of_norm2 = grads
-        return of_x, of_weight, of_bias, None, None, of_taps, None, None, *of_norm2, None, None
+            fusion = _fusion(ctx.how, *rest)
+            grads = _kernels(x, fusion.expand).backward(grad, x, fusion, *kept)
+        return None, *grads, *[None] * (LEAVES - len(grads))
 
 
-def expand_norm_act_depthwise(
-    x: Tensor,
-    expand: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    act: str,
-    taps: Tensor,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Tensor]:
-    """A 1 x 1 convolution with the weight ``expand``, then :func:`batch_norm_act_depthwise`.
+LEAVES = 7  # x, weight, bias, taps, weight2, bias2, expand
 
-    Factors are rounded to the type of ``x``, as autocast does. :func:`covers_expand` must be true
-    of the arguments.
-    """
-    y, stats = _ExpandNormActDepthwise.apply(
-        x, expand, weight, bias, eps, act, taps, stride, padding
+
+def _fusion(
+    how: tuple[Any, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    taps: Tensor | None,
+    weight2: Tensor | None,
+    bias2: Tensor | None,
+    expand: Tensor | None,
+) -> Fusion:
+    norm, conv, norm2 = how
+    return Fusion(
+        Norm(weight, bias, *norm),
+        None if taps is None else Depthwise(taps, *conv),
+        Norm(weight2, bias2, *norm2),
+        expand,
     )
-    return y, stats[:2]
 
 
-class _ExpandNormActDepthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        expand: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        act: str,
-        taps: Tensor,
-        stride: int,
-        padding: int,
-    ) -> tuple[Tensor, Tensor]:
-        rounded = expand.to(x.dtype)
-        y, kept = _expansion_kernels(x).forward(
-            x, rounded, weight, bias, taps, eps, act, stride, padding
-        )
-        ctx.eps, ctx.act, ctx.shape = eps, act, (stride, padding)
-        ctx.save_for_backward(x, expand, weight, bias, taps, rounded, *kept)
-        ctx.mark_non_differentiable(kept.stats)
-        return y, kept.stats
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        *leaves, rounded = ctx.saved_tensors[:6]
-        x, *_, taps = leaves
-        if torch.is_grad_enabled():
-            grads = _grads(partial(_expanded, ctx=ctx), leaves, grad)
-        else:
-            kernels = _expansion_kernels(x)
-            kept = kernels.Kept(*ctx.saved_tensors[6:])
-            grads = kernels.backward(grad, x, rounded, taps, kept, ctx.eps, ctx.act, *ctx.shape)
-        of_x, of_expand, of_weight, of_bias, of_taps = grads
-        return of_x, of_expand, of_weight, of_bias, None, None, of_taps, None, None
+def _by_layers(how: tuple[Any, ...], x: Tensor, *rest: Tensor | None) -> Tensor:
+    """Compute the layers with PyTorch's operators."""
+    norm, conv, norm2, expand = _fusion(how, *rest)
+    if expand is not None:
+        x = F.conv2d(x, expand.to(x.dtype))
+    x = _norm_act(x, norm)
+    if conv is not None:
+        taps, stride, padding = conv
+        x = F.conv2d(x, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
+    return _norm_act(x, norm2)
 
 
-def _norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str) -> Tensor:
-    """Norm and activation with PyTorch's operators."""
-    return ACTS[act](F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
-
-
-def _by_layers(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, ctx: Any) -> Tensor:
-    """Norm, activation and depthwise convolution with PyTorch's operators."""
-    return _depthwise(_norm_act(x, weight, bias, ctx.eps, ctx.act), taps, ctx)
-
-
-def _between_norms(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    taps: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    ctx: Any,
-) -> Tensor:
-    y = _by_layers(x, weight, bias, taps, ctx)
-    return _norm_act(y, weight2, bias2, ctx.eps2, ctx.act2)
-
-
-def _expanded(
-    x: Tensor, expand: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, ctx: Any
-) -> Tensor:
-    return _by_layers(F.conv2d(x, expand.to(x.dtype)), weight, bias, taps, ctx)
-
-
-def _depthwise(x: Tensor, taps: Tensor, ctx: Any) -> Tensor:
-    stride, padding = ctx.shape
-    return F.conv2d(x, taps.to(x.dtype), None, stride, padding, 1, x.shape[1])
+def _norm_act(x: Tensor, norm: Norm) -> Tensor:
+    weight, bias, eps, act = norm
+    if weight is not None:
+        x = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+    return ACTS[act](x)
 
 
 def _grads(
-    again: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor
+    again: Callable[..., Tensor], leaves: Sequence[Tensor | None], grad: Tensor
 ) -> list[Tensor | None]:
     """Return differentiable gradients of the leaves; ``again`` recomputes the output from them."""
     # One tensor may be two of the leaves, and each needs its own gradient.
-    apart = [leaf.view_as(leaf) for leaf in leaves]
-    needed = [leaf for leaf in apart if leaf.requires_grad]
+    apart = [None if leaf is None else leaf.view_as(leaf) for leaf in leaves]
+    needed = [leaf for leaf in apart if leaf is not None and leaf.requires_grad]
     found = iter(torch.autograd.grad(again(*apart), needed, grad, create_graph=True))
-    return [next(found) if leaf.requires_grad else None for leaf in leaves]
+    return [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
 
 
 class _Kernels(Protocol):
     """The kernels of a device."""
 
-    def covers(self, x: Tensor) -> bool: ...
+    def covers_fusion(self, x: Tensor, fusion: Fusion) -> bool:
+        """Whether the other functions support these arguments and are faster than the layers."""
 
-    def covers_norm_act_depthwise(
-        self, x: Tensor, taps: Tensor, stride: int, padding: int
-    ) -> bool: ...
+    def forward(self, x: Tensor, fusion: Fusion) -> tuple[Tensor, Sequence[Tensor], Any]:
+        """Return the output, the statistics of each norm, and other tensors for ``backward``.
 
-    def norm_act(
-        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
-    ) -> tuple[Tensor, Tensor]: ...
+        The statistics are ``(4, C)`` float32: mean, biased variance, and the resulting scale and
+        shift.
+        """
 
-    def norm_act_backward(
-        self, grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def backward(
+        self, grad: Tensor, x: Tensor, fusion: Fusion, *kept: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, weight, bias, taps, weight2, bias2 and expand.
 
-    def norm_act_depthwise(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        taps: Tensor,
-        eps: float,
-        act: str,
-        stride: int,
-        padding: int,
-    ) -> tuple[Tensor, Tensor]: ...
+        ``None`` stands for a layer that is missing, and may be left out at the end.
 
-    def norm_act_depthwise_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        taps: Tensor,
-        stats: Tensor,
-        eps: float,
-        act: str,
-        stride: int,
-        padding: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+        Args:
+            grad: the gradient of the output.
+            x: the input.
+            fusion: the layers.
+            kept: statistics and other tensors from ``forward``.
+        """
 
 
-def _kernels(x: Tensor) -> _Kernels:
-    if x.is_cuda:
-        from dwsep_zoo.ops import triton_norm  # import Triton only if there is a GPU
+def _kernels(x: Tensor, expand: Tensor | None) -> _Kernels:
+    if not x.is_cuda:
+        return native
+    from dwsep_zoo.ops import triton_expand, triton_norm  # import Triton only if there is a GPU
 
-        return triton_norm
-    return native
-
-
-def _expansion_kernels(x: Tensor) -> Any:
-    """Return ``None`` if fusing the expansion is not faster."""
-    if x.is_cuda:
-        from dwsep_zoo.ops import triton_expand
-
-        return triton_expand
-    return None
+    return triton_norm if expand is None else triton_expand

@@ -25,12 +25,13 @@ products may not, so they would be slower.
 
 from __future__ import annotations
 
-from typing import NamedTuple, no_type_check
+from typing import no_type_check
 
 import torch
 from torch import Tensor
 
 from dwsep_zoo.ops import triton_depthwise, triton_norm
+from dwsep_zoo.ops.fusion import Fusion
 from dwsep_zoo.ops.triton_common import ceil_div, jit, tl
 from dwsep_zoo.ops.triton_norm import add_up
 
@@ -40,17 +41,11 @@ MAX_CHANS = 512  # on the narrow side; products of this size squared are extra w
 ROWS, PART = 16, 32  # part of a small matrix that a program computes at a time
 
 
-class Kept(NamedTuple):
-    """Tensors that ``forward`` keeps for ``backward``."""
-
-    wide: Tensor  # (N, C', H, W)
-    stats: Tensor  # (4, C')
-    gram: Tensor  # (C, C) float32: X' X
-    sums: Tensor  # (C,) float32: sums of X
-
-
-def covers(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
+def covers_fusion(x: Tensor, fusion: Fusion) -> bool:
     """Whether the functions below support these arguments and are faster."""
+    norm, conv, norm2, expand = fusion
+    if norm.weight is None or conv is None or norm2.weight is not None or expand is None:
+        return False
     wide, narrow = expand.shape[:2]
     shape = torch.Size((x.shape[0], wide, *x.shape[2:]))
     return (
@@ -58,37 +53,21 @@ def covers(x: Tensor, expand: Tensor, taps: Tensor, stride: int, padding: int) -
         and triton_norm.covers(x)
         and wide >= MIN_RATIO * narrow
         and narrow <= MAX_CHANS
-        and taps.device == x.device
-        and taps.shape[-1] in triton_norm.KERNEL_SIZES
-        and triton_depthwise.covered_sizes(shape, taps, stride, padding) is None
+        and conv.taps.device == x.device
+        and conv.taps.shape[-1] in triton_norm.KERNEL_SIZES
+        and triton_depthwise.covered_sizes(shape, *conv) is None
     )
 
 
-def forward(
-    x: Tensor,
-    expand: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    taps: Tensor,
-    eps: float,
-    act: str,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Kept]:
-    """Compute the four layers.
+def forward(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Compute the four layers; see ``_Kernels`` in :mod:`.norm`.
 
-    Args:
-        x: ``(N, C, H, W)`` for which :func:`covers` is true.
-        expand: ``(C', C, 1, 1)`` of the type of ``x``, the 1 x 1 convolution.
-        weight: ``(C',)`` float32, the norm's weight.
-        bias: ``(C',)`` float32, added last before the activation.
-        taps: ``(C', 1, k, k)``, the depthwise convolution.
-        eps: added to the variance.
-        act: a key of :data:`~dwsep_zoo.ops.norm.ACTS`.
-        stride: stride of the depthwise convolution.
-        padding: zeros on each side of its input.
+    Kept for ``backward``: the expansion's output, X' X and the sums of X, both float32.
     """
-    flat, matrix = _rows(x), expand.flatten(1)
+    norm, conv, _, expand = fusion
+    assert conv is not None
+    assert expand is not None
+    flat, matrix = _rows(x), expand.to(x.dtype).flatten(1)
     pixels, narrow = flat.shape
     wide = len(matrix)
     gram = _float_product(flat.t(), flat)
@@ -102,8 +81,8 @@ def forward(
             x,
             gram,
             matrix,
-            weight,
-            bias,
+            norm.weight,
+            norm.bias,
             stats,
             sums,
             len(parts),
@@ -111,56 +90,52 @@ def forward(
             wide,
             float(pixels),
             1 / pixels,
-            eps,
+            norm.eps,
             ROWS=ROWS,
             PART=PART,
             num_warps=4,
         )
-    prologue = triton_norm.prologue(stats, act)
-    return triton_depthwise.forward(e, taps, stride, padding, prologue), Kept(e, stats, gram, sums)
+    y = triton_depthwise.forward(e, *conv, triton_norm.prologue(stats, norm.act))
+    return y, [stats], [matrix, e, gram, sums]
 
 
 def backward(
     grad: Tensor,
     x: Tensor,
-    expand: Tensor,
-    taps: Tensor,
-    kept: Kept,
-    eps: float,
-    act: str,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of all tensor inputs of :func:`forward`, in its order."""
+    fusion: Fusion,
+    stats: Tensor,
+    matrix: Tensor,
+    e: Tensor,
+    gram: Tensor,
+    sums: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of ``x`` and of the fusion's tensors; see ``_Kernels``."""
+    norm, conv, _, expand = fusion
+    assert conv is not None
+    assert expand is not None
     through = triton_depthwise.backward(
-        *(grad.to(x.dtype), kept.wide, taps, stride, padding),
-        prologue=triton_norm.prologue(kept.stats, act),
+        grad.to(x.dtype), e, *conv, prologue=triton_norm.prologue(stats, norm.act)
     )
-    coefficients = triton_norm.coefficients_of(through, kept.wide, kept.stats, eps)
+    coefficients = triton_norm.coefficients_of(through, e, stats, norm.eps)
     assert through.x is not None
     assert through.weight is not None
-    flat, matrix, g = _rows(x), expand.flatten(1), _rows(through.x)
+    flat, g = _rows(x), _rows(through.x)
     narrow, wide = flat.shape[1], len(matrix)
     of_x = flat.new_empty((narrow, narrow))
     constant = flat.new_empty(narrow)
     grad_expand = _float_product(g.t(), flat)
     sizes = {"ROWS": ROWS, "PART": PART, "num_warps": 4}
-    parts = ceil_div(narrow, PART)
+    blocks = ceil_div(narrow, PART)
     with torch.cuda.device_of(x):
-        _input_kernel[(ceil_div(narrow, ROWS), parts)](
+        _input_kernel[(ceil_div(narrow, ROWS), blocks)](
             *(matrix, coefficients, of_x, constant, narrow, wide), **sizes
         )
-        _weight_kernel[(ceil_div(wide, ROWS), parts)](
-            *(matrix, coefficients, kept.gram, kept.sums, grad_expand, narrow, wide), **sizes
+        _weight_kernel[(ceil_div(wide, ROWS), blocks)](
+            *(matrix, coefficients, gram, sums, grad_expand, narrow, wide), **sizes
         )
-    grad_x = torch.addmm(torch.addmm(constant, flat, of_x), g, matrix)
-    return (
-        _image(grad_x, x),
-        grad_expand.view(expand.shape),
-        coefficients[0],
-        coefficients[1],
-        through.weight,
-    )
+    grad_x = _image(torch.addmm(torch.addmm(constant, flat, of_x), g, matrix), x)
+    of_norm = (coefficients[0], coefficients[1])
+    return grad_x, *of_norm, through.weight, None, None, grad_expand.view(expand.shape)
 
 
 def _rows(x: Tensor) -> Tensor:

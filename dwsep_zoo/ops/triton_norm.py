@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.ops import triton_depthwise
+from dwsep_zoo.ops.fusion import Fusion, Norm
 from dwsep_zoo.ops.triton_common import (
     DTYPES,
     activate,
@@ -55,91 +56,53 @@ def covers(x: Tensor) -> bool:
     )
 
 
-def covers_norm_act_depthwise(x: Tensor, taps: Tensor, stride: int, padding: int) -> bool:
-    """Whether :func:`norm_act_depthwise` supports these arguments."""
-    return (
-        taps.shape[-1] in KERNEL_SIZES
-        and triton_depthwise.covered(x, taps, stride, padding) is None
-    )
+def covers_fusion(x: Tensor, fusion: Fusion) -> bool:
+    """Whether :func:`forward` and :func:`backward` support these arguments."""
+    norm, conv, norm2, _ = fusion
+    if norm.weight is None or norm2.weight is not None:
+        return False
+    if conv is None:
+        return covers(x)
+    return conv.taps.shape[-1] in KERNEL_SIZES and triton_depthwise.covered(x, *conv) is None
 
 
-def norm_act(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str
-) -> tuple[Tensor, Tensor]:
-    """Normalise over the batch, then activate.
+def forward(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Normalise, activate and, if there is a convolution, convolve depthwise.
 
-    Args:
-        x: ``(N, C, H, W)`` for which :func:`covers` is true.
-        weight: ``(C,)`` float32.
-        bias: ``(C,)`` float32, added after the multiplication with ``weight``.
-        eps: added to the variance.
-        act: a key of :data:`~dwsep_zoo.ops.norm.ACTS`.
-
-    Returns:
-        A tensor like ``x``, and ``(4, C)`` float32: mean, biased variance, and the resulting scale
-        and shift.
+    See ``_Kernels`` in :mod:`.norm`. The values between norm and convolution are not rounded to the
+    type of ``x``.
     """
-    stats = _statistics(x, weight, bias, eps)
+    norm, conv, *_ = fusion
+    stats = _statistics(x, norm)
+    if conv is not None:
+        return triton_depthwise.forward(x, *conv, prologue(stats, norm.act)), [stats], []
     y = torch.empty_like(x)
-    _call_elementwise(x, x, stats, None, y, act, BACKWARD=False, SCALED=False)
-    return y, stats
+    _call_elementwise(x, x, stats, None, y, norm.act, BACKWARD=False, SCALED=False)
+    return y, [stats], []
 
 
-def norm_act_backward(
-    grad: Tensor, x: Tensor, stats: Tensor, eps: float, act: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of ``x``, ``weight`` and ``bias`` of :func:`norm_act`."""
-    grad = _like(grad, x)
-    partial = _sums(grad, x, stats, act, BACKWARD=True)
+def backward(grad: Tensor, x: Tensor, fusion: Fusion, stats: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of ``x`` and of the fusion's tensors; see ``_Kernels``."""
+    norm, conv, *_ = fusion
+    if conv is not None:
+        through = triton_depthwise.backward(
+            grad.to(x.dtype), x, *conv, prologue=prologue(stats, norm.act)
+        )
+        coefficients = coefficients_of(through, x, stats, norm.eps)
+        assert through.x is not None
+        assert through.weight is not None
+        # The gradient through the convolution already includes the scale and is not used again.
+        _call_elementwise(
+            through.x, x, stats, coefficients, through.x, "identity", BACKWARD=True, SCALED=True
+        )
+        return through.x, coefficients[0], coefficients[1], through.weight
+    grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    partial = _sums(grad, x, stats, norm.act, BACKWARD=True)
     rows = x.numel() // x.shape[1]
-    coefficients = _coefficients(partial[:, 0], partial[:, 1], stats, rows, eps, centered=True)
+    coefficients = _coefficients(partial[:, 0], partial[:, 1], stats, rows, norm.eps, centered=True)
     grad_x = torch.empty_like(x)
-    _call_elementwise(grad, x, stats, coefficients, grad_x, act, BACKWARD=True, SCALED=False)
+    _call_elementwise(grad, x, stats, coefficients, grad_x, norm.act, BACKWARD=True, SCALED=False)
     return grad_x, coefficients[0], coefficients[1]
-
-
-def norm_act_depthwise(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    taps: Tensor,
-    eps: float,
-    act: str,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Tensor]:
-    """:func:`norm_act`, then a depthwise convolution with ``taps``, ``(C, 1, k, k)``.
-
-    The intermediate values are not rounded to the type of ``x``.
-    """
-    stats = _statistics(x, weight, bias, eps)
-    y = triton_depthwise.forward(x, taps, stride, padding, prologue(stats, act))
-    return y, stats
-
-
-def norm_act_depthwise_backward(
-    grad: Tensor,
-    x: Tensor,
-    taps: Tensor,
-    stats: Tensor,
-    eps: float,
-    act: str,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of all tensor inputs of :func:`norm_act_depthwise`."""
-    grad = grad.to(x.dtype)
-    through = triton_depthwise.backward(
-        grad, x, taps, stride, padding, prologue=prologue(stats, act)
-    )
-    coefficients = coefficients_of(through, x, stats, eps)
-    assert through.x is not None
-    assert through.weight is not None
-    # The gradient through the convolution already includes the scale and is not used again.
-    _call_elementwise(
-        through.x, x, stats, coefficients, through.x, "identity", BACKWARD=True, SCALED=True
-    )
-    return through.x, coefficients[0], coefficients[1], through.weight
 
 
 def update_running(
@@ -148,7 +111,7 @@ def update_running(
     """Move running statistics towards those of a batch, as ``nn.BatchNorm2d`` does.
 
     Args:
-        stats: the statistics from :func:`norm_act`.
+        stats: the statistics from :func:`forward`.
         mean: running mean, changed in place.
         var: running variance, unbiased, changed in place.
         tracked: number of batches so far, changed in place.
@@ -170,8 +133,8 @@ def update_running(
         )
 
 
-def _statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return the ``(4, C)`` statistics of :func:`norm_act`."""
+def _statistics(x: Tensor, norm: Norm) -> Tensor:
+    """Return ``(4, C)`` float32: mean, biased variance, and the resulting scale and shift."""
     partial = sums(x)
     chans = x.shape[1]
     stats = x.new_empty((4, chans), dtype=torch.float32)
@@ -180,14 +143,14 @@ def _statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
             partial[:, 0],
             partial[:, 1],
             x,
-            weight,
-            bias,
+            norm.weight,
+            norm.bias,
             stats,
             len(partial),
             2 * chans,
             chans,
             chans / x.numel(),
-            eps,
+            norm.eps,
             PROGRAMS=AT_ONCE,
             CHANS=FEW_CHANS,
             num_warps=WARPS,
@@ -303,10 +266,6 @@ def _sizes(x: Tensor, values: int) -> tuple[int, int, int, int, int]:
 def prologue(stats: Tensor, act: str) -> Prologue:
     """Return norm and activation as the prologue of a convolution."""
     return Prologue(stats[2], stats[3], act)
-
-
-def _like(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
 @jit("rows", "chan_vectors")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,12 +21,45 @@ pytestmark = pytest.mark.skipif(native.native().library is None, reason=native.n
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """With which activations the kernel was called."""
-    found = []
-    ours = native.norm_act
-    monkeypatch.setattr(native, "norm_act", lambda *args: found.append(args[-1]) or ours(*args))
+def kernels(monkeypatch):
+    """The activations, strides and paddings of each kind of kernel's calls."""
+    found = SimpleNamespace(calls=[], convolved=[], between_norms=[], activated=[])
+    ours = native.forward
+
+    def forward(x, fusion):
+        norm, conv, norm2, _ = fusion
+        if conv is None:
+            found.calls.append(norm.act)
+        elif norm.weight is None:
+            found.activated.append((norm.act, conv.stride))
+        elif norm2.weight is None:
+            found.convolved.append((norm.act, conv.stride, conv.padding))
+        else:
+            found.between_norms.append((norm.act, norm2.act, conv.stride))
+        return ours(x, fusion)
+
+    monkeypatch.setattr(native, "forward", forward)
     return found
+
+
+@pytest.fixture
+def calls(kernels):
+    return kernels.calls
+
+
+@pytest.fixture
+def convolved(kernels):
+    return kernels.convolved
+
+
+@pytest.fixture
+def between_norms(kernels):
+    return kernels.between_norms
+
+
+@pytest.fixture
+def activated(kernels):
+    return kernels.activated
 
 
 def example(chans=24, requires_grad=True):
@@ -155,17 +189,6 @@ def test_a_slice_of_a_block_is_a_sequence(calls):
     assert torch.equal(block[:1](x), x)
 
 
-@pytest.fixture
-def convolved(monkeypatch):
-    """Activation, stride and padding of each call of the kernel with a convolution."""
-    found = []
-    ours = native.norm_act_depthwise
-    monkeypatch.setattr(
-        native, "norm_act_depthwise", lambda *args: found.append(args[5:]) or ours(*args)
-    )
-    return found
-
-
 def depthwise(chans=24, kernel_size=3, stride=1):
     conv = DepthwiseConv2d(chans, chans, kernel_size, stride, kernel_size // 2)
     return conv.to(memory_format=torch.channels_last)
@@ -195,19 +218,6 @@ def test_a_depthwise_convolution_behind_them(act, stride, calls, convolved):
     assert calls == []
 
 
-@pytest.fixture
-def between_norms(monkeypatch):
-    """Both activations and the stride of each call of the kernel with two norms."""
-    found = []
-    ours = native.norm_act_depthwise_norm_act
-    monkeypatch.setattr(
-        native,
-        "norm_act_depthwise_norm_act",
-        lambda *args: found.append((args[7], args[11], args[8])) or ours(*args),
-    )
-    return found
-
-
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("act2", [None, "relu6"])
 @pytest.mark.parametrize("act", [None, "hard_swish"])
@@ -229,17 +239,6 @@ def test_another_norm_behind_it(act, act2, stride, calls, convolved, between_nor
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
     assert between_norms == [(act or "identity", act2 or "identity", stride)]
     assert (calls, convolved) == ([], [])
-
-
-@pytest.fixture
-def activated(monkeypatch):
-    """Activation and stride of each call of the kernel without a norm."""
-    found = []
-    ours = native.act_depthwise
-    monkeypatch.setattr(
-        native, "act_depthwise", lambda *args: found.append(args[2:4]) or ours(*args)
-    )
-    return found
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -399,11 +398,10 @@ def like_a_gpu(interpreted, monkeypatch):
             module, function, lambda *args: called.append(module.__name__) or ours(*args)
         )
 
-    noted(interpreted.triton_norm, "norm_act")
-    noted(interpreted.triton_norm, "norm_act_depthwise")
+    noted(interpreted.triton_norm, "forward")
     noted(interpreted.triton_expand, "forward")
-    monkeypatch.setattr(norm_ops, "_kernels", lambda x: interpreted.triton_norm)
-    monkeypatch.setattr(norm_ops, "_expansion_kernels", lambda x: interpreted.triton_expand)
+    norm, expand = interpreted.triton_norm, interpreted.triton_expand
+    monkeypatch.setattr(norm_ops, "_kernels", lambda x, weight: norm if weight is None else expand)
     monkeypatch.setattr(interpreted.triton_expand, "DTYPES", (torch.float32,))
     return called
 

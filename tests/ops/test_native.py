@@ -9,16 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from dwsep_zoo.ops import (
-    act_depthwise,
-    batch_norm_act,
-    batch_norm_act_depthwise,
-    batch_norm_act_depthwise_batch_norm_act,
-    cpu,
-    depthwise_conv2d,
-    native,
-)
-from dwsep_zoo.ops.norm import ACTS, covers_act, covers_both_norms
+from dwsep_zoo.ops import Depthwise, Fusion, Norm, cpu, depthwise_conv2d, fused, native
+from dwsep_zoo.ops.norm import ACTS
 
 TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
 CHANS = [16, 24, 40, 72, 100, 136]  # one vector, overlapping ones, blocks of 64, 32 and 16
@@ -45,7 +37,7 @@ def test_norm_and_activation(act, chans, dtype, tolerance):
     weight = torch.linspace(-1, 2, chans, requires_grad=True)
     bias = torch.linspace(2, -3, chans, requires_grad=True)
 
-    y, (mean, var) = batch_norm_act(x, weight, bias, 1e-3, act)
+    y, [(mean, var)] = fused(x, Fusion(Norm(weight, bias, 1e-3, act)))
     got = (y, mean, var, *torch.autograd.grad(y, (x, weight, bias), grad))
 
     leaves = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
@@ -65,7 +57,7 @@ def test_a_first_pixel_far_from_the_others():
     """Squares are summed around it; those of the rest have to be what remains."""
     x = image_like(64, 16, 40, 41, dtype=torch.float32) + 1000
     x[0, :, 0, 0] = -4000
-    _, (mean, var) = batch_norm_act(x, torch.ones(16), torch.zeros(16), 1e-5, "identity")
+    _, [(mean, var)] = fused(x, Fusion(Norm(torch.ones(16), torch.zeros(16), 1e-5)))
     exact = x.double()
     torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=0)
     want = exact.var((0, 2, 3), unbiased=False)
@@ -85,7 +77,7 @@ def test_activations_at_their_corners_and_far_out(act):
     deviation = x.detach()[:, 0].std(unbiased=False)
     weight, bias = deviation.repeat(chans), points.mean().repeat(chans)
     bias.requires_grad_()
-    y, _ = batch_norm_act(x, weight, bias, 0.0, act)
+    y, _ = fused(x, Fusion(Norm(weight, bias, 0.0, act)))
     torch.testing.assert_close(y[:, 0, 0, 0], ACTS[act](points), rtol=1e-4, atol=1e-4)
     slopes = []
     for i in range(count):
@@ -134,9 +126,9 @@ def test_norm_activation_and_depthwise_convolution(dtype, tolerance, act, stride
         bias = torch.linspace(2, -3, chans, requires_grad=True)
         taps = torch.randn(chans, 1, 3, 3).to(dtype).float().requires_grad_()
         leaves = x, weight, bias, taps
-        shape = taps, stride, padding
-        assert native.covers_norm_act_depthwise(x, *shape)
-        y, (mean, var) = batch_norm_act_depthwise(x, weight, bias, 1e-3, act, *shape)
+        fusion = Fusion(Norm(weight, bias, 1e-3, act), Depthwise(taps, stride, padding))
+        assert native.covers_fusion(x, fusion)
+        y, [(mean, var)] = fused(x, fusion)
         grad = image_like(*y.shape, dtype=dtype, seed=1)
         got = (y, mean, var, *torch.autograd.grad(y, leaves, grad))
 
@@ -160,8 +152,10 @@ def test_activation_and_depthwise_convolution(dtype, tolerance, act, stride, pad
     for chans in (*CHANS, 264):
         x = image_like(5, chans, 9, 12, dtype=dtype).mul_(4).requires_grad_()
         taps = torch.randn(chans, 1, 3, 3).to(dtype).float().requires_grad_()
-        assert covers_act(x, taps, stride, padding)
-        y = act_depthwise(x, act, taps, stride, padding)
+        fusion = Fusion(Norm(act=act), Depthwise(taps, stride, padding))
+        assert native.covers_fusion(x, fusion)
+        y, nothing = fused(x, fusion)
+        assert nothing == []
         grad = image_like(*y.shape, dtype=dtype, seed=1)
         got = (y, *torch.autograd.grad(y, (x, taps), grad))
         leaves = [t.detach().double().requires_grad_() for t in (x, taps)]
@@ -174,15 +168,15 @@ def test_activation_and_depthwise_convolution(dtype, tolerance, act, stride, pad
 
 
 def both_norms(x, taps, norm, norm2, act, act2, stride, padding):
-    """What :func:`batch_norm_act_depthwise_batch_norm_act` stands for, layer by layer."""
+    """Layer by layer."""
     y = ACTS[act](F.batch_norm(x, None, None, *norm, True, 0, 1e-3))
     y = F.conv2d(y, taps, None, stride, padding, 1, x.shape[1])
     return y, ACTS[act2](F.batch_norm(y, None, None, *norm2, True, 0, 1e-5))
 
 
 def in_two_operations(x, taps, norm, norm2, act, act2, stride, padding):
-    y, stats = batch_norm_act_depthwise(x, *norm, 1e-3, act, taps, stride, padding)
-    z, stats2 = batch_norm_act(y, *norm2, 1e-5, act2)
+    y, [stats] = fused(x, Fusion(Norm(*norm, 1e-3, act), Depthwise(taps, stride, padding)))
+    z, [stats2] = fused(y, Fusion(Norm(*norm2, 1e-5, act2)))
     return z, *stats, *stats2
 
 
@@ -204,10 +198,10 @@ def test_another_norm_and_activation_behind_the_convolution(
         )
         taps = torch.randn(chans, 1, 3, 3).to(dtype).float()
         leaves = [t.requires_grad_() for t in (x, *norm, taps, *norm2)]
-        assert covers_both_norms(x, taps, stride, padding)
-        z, stats, stats2 = batch_norm_act_depthwise_batch_norm_act(
-            x, *norm, 1e-3, acts[0], taps, stride, padding, *norm2, 1e-5, acts[1]
-        )
+        conv = Depthwise(taps, stride, padding)
+        fusion = Fusion(Norm(*norm, 1e-3, acts[0]), conv, Norm(*norm2, 1e-5, acts[1]))
+        assert native.covers_fusion(x, fusion)
+        z, [stats, stats2] = fused(x, fusion)
         grad = image_like(*z.shape, dtype=dtype, seed=1)
         got = (z, *stats, *stats2, *torch.autograd.grad(z, leaves, grad))
 
@@ -241,7 +235,7 @@ def test_another_norm_and_activation_behind_the_convolution(
 def test_filters_in_another_layout_or_type(dtype):
     taps = torch.randn(3, 3, 24, 1, dtype=dtype).permute(2, 3, 0, 1)
     x, one, zero = image_like(2, 24, 5, 5, dtype=torch.float32), torch.ones(24), torch.zeros(24)
-    y, _ = batch_norm_act_depthwise(x, one, zero, 1e-3, "relu", taps, 1, 1)
+    y, _ = fused(x, Fusion(Norm(one, zero, 1e-3, "relu"), Depthwise(taps, 1, 1)))
     want, _ = both_norms(x, taps.float(), (one, zero), (one, zero), "relu", "relu", 1, 1)
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
     grad = image_like(*y.shape, dtype=torch.float32, seed=1)
@@ -257,9 +251,8 @@ def test_moments_behind_a_convolution_whose_mean_is_large(images):
     x[0, :, 0, 0] = 400
     taps = torch.full((16, 1, 3, 3), 1.0)
     norm, norm2 = ((torch.ones(16), torch.full((16,), value)) for value in (100.0, 0.0))
-    _, _, (mean, var) = batch_norm_act_depthwise_batch_norm_act(
-        x, *norm, 1e-3, "relu", taps, 1, 0, *norm2, 1e-5, "identity"
-    )
+    fusion = Fusion(Norm(*norm, 1e-3, "relu"), Depthwise(taps, 1, 0), Norm(*norm2, 1e-5))
+    _, [_, (mean, var)] = fused(x, fusion)
     y, _ = both_norms(
         x.double(), taps.double(), *[[t.double() for t in n] for n in (norm, norm2)],
         "relu", "identity", 1, 0,
@@ -277,10 +270,9 @@ def test_norm_and_convolution_of_images_smaller_than_the_kernel(stride, size):
     x, taps = image_like(4, 24, *size, dtype=torch.float32), torch.randn(24, 1, 3, 3)
     leaves = [t.requires_grad_() for t in (x, torch.rand(24), torch.rand(24), taps)]
     norm = leaves[1:3]
-    y, _ = batch_norm_act_depthwise(x, *norm, 1e-3, "silu", taps, stride, 1)
-    two, *_ = batch_norm_act_depthwise_batch_norm_act(
-        x, *norm, 1e-3, "silu", taps, stride, 1, *norm, 1e-5, "relu6"
-    )
+    fusion = Fusion(Norm(*norm, 1e-3, "silu"), Depthwise(taps, stride, 1))
+    y, _ = fused(x, fusion)
+    two, _ = fused(x, fusion._replace(norm2=Norm(*norm, 1e-5, "relu6")))
     want, of_both = both_norms(x, taps, norm, norm, "silu", "relu6", stride, 1)
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(two, of_both, rtol=1e-4, atol=1e-4)
@@ -304,20 +296,12 @@ def test_the_number_of_threads_changes_nothing(dtype):
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            y, stats = native.norm_act(x, ones, zeros, 1e-5, "silu")
-            of_norm = native.norm_act_backward(grad, x, stats, 1e-5, "silu")
-            of_conv = native.depthwise_backward(grad, x, weight, 1, 1, need_x=True)
-            both, stats = native.norm_act_depthwise(x, ones, zeros, weight, 1e-5, "silu", 1, 1)
-            of_both = native.norm_act_depthwise_backward(grad, x, weight, stats, 1e-5, "silu", 1, 1)
-            results.append([y, stats, *of_norm, *of_conv, both, *of_both])
-            norms = (ones, zeros, weight, ones, zeros)
-            settings = (1e-5, "silu", 1, 1, 1e-5, "silu")
-            three = native.norm_act_depthwise_norm_act(x, *norms, *settings)
-            _, between, *kept = three
-            of_three = native.norm_act_depthwise_norm_act_backward(
-                grad, x, between, weight, *kept, *settings
-            )
-            results[-1] += [*three, *of_three]
+            results.append([*native.depthwise_backward(grad, x, weight, 1, 1, need_x=True)])
+            norm, conv = Norm(ones, zeros, 1e-5, "silu"), Depthwise(weight, 1, 1)
+            for fusion in (Fusion(norm), Fusion(norm, conv), Fusion(norm, conv, norm)):
+                y, stats, kept = native.forward(x, fusion)
+                grads = native.backward(grad, x, fusion, *stats, *kept)
+                results[-1] += [y, *stats, *kept, *grads]
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -342,10 +326,14 @@ def test_what_is_not_covered():
     assert not native.covers_depthwise(x, torch.randn(32, 1, 3, 3), 1, 1)
     assert not native.covers_depthwise(x, torch.randn(16, 1, 9, 9), 1, 4)
     assert not native.covers_depthwise(x[:, :, :2], weight, 1, 0)  # no output
-    assert native.covers_norm_act_depthwise(x, weight, 1, 1)
-    assert covers_both_norms(x, weight, 1, 1)
-    assert not covers_both_norms(x[:1], weight, 1, 1)  # norms of a value are refused by name
-    assert not native.covers_norm_act_depthwise(x, torch.randn(16, 1, 5, 5), 1, 2)
+    norm, conv = Norm(torch.ones(16), torch.zeros(16)), Depthwise(weight, 1, 1)
+    assert native.covers_fusion(x, Fusion(norm, conv))
+    assert native.covers_fusion(x, Fusion(norm, conv, norm))
+    assert native.covers_fusion(x, Fusion(Norm(act="relu"), conv))
+    assert not native.covers_fusion(x, Fusion(Norm(act="relu"), conv, norm))
+    assert not native.covers_fusion(x[:1], Fusion(norm, conv, norm))  # PyTorch refuses it by name
+    assert not native.covers_fusion(x, Fusion(norm, Depthwise(torch.randn(16, 1, 5, 5), 1, 2)))
+    assert not native.covers_fusion(x, Fusion(norm, conv, expand=torch.randn(16, 16, 1, 1)))
 
 
 @compiled
@@ -380,25 +368,24 @@ def test_second_derivatives_are_pytorchs(act):
     def plain(a, *b):
         return ACTS[act](F.batch_norm(a, None, None, *b, True, 0, 1e-5))
 
-    got = penalty(lambda *inputs: batch_norm_act(*inputs, 1e-5, act)[0])
+    got = penalty(lambda a, *b: fused(a, Fusion(Norm(*b, 1e-5, act)))[0])
     torch.testing.assert_close(got, penalty(plain), rtol=1e-3, atol=1e-4)
 
     taps = torch.rand(16, 1, 3, 3)
-    got = penalty(lambda *inputs: batch_norm_act_depthwise(*inputs, 1e-5, act, taps, 2, 1)[0])
+    conv = Depthwise(taps, 2, 1)
+    got = penalty(lambda a, *b: fused(a, Fusion(Norm(*b, 1e-5, act), conv))[0])
     want = penalty(lambda *inputs: F.conv2d(plain(*inputs), taps, None, 2, 1, 1, 16))
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
-    got = penalty(lambda a, *b: act_depthwise(a * b[0].view(-1, 1, 1), act, taps, 2, 1))
+    got = penalty(lambda a, *b: fused(a * b[0].view(-1, 1, 1), Fusion(Norm(act=act), conv))[0])
     want = penalty(
         lambda a, *b: F.conv2d(ACTS[act](a * b[0].view(-1, 1, 1)), taps, None, 2, 1, 1, 16)
     )
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
-    norm2 = torch.rand(16) + 0.5, torch.rand(16)
+    norm2, conv = (torch.rand(16) + 0.5, torch.rand(16)), Depthwise(taps, 1, 1)
     got = penalty(
-        lambda *inputs: batch_norm_act_depthwise_batch_norm_act(
-            *inputs, 1e-3, act, taps, 1, 1, *norm2, 1e-5, act
-        )[0]
+        lambda a, *b: fused(a, Fusion(Norm(*b, 1e-3, act), conv, Norm(*norm2, 1e-5, act)))[0]
     )
     want = penalty(lambda a, *norm: both_norms(a, taps, norm, norm2, act, act, 1, 1)[1])
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)

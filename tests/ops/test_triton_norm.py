@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwsep_zoo.ops import native, triton_common, triton_expand, triton_norm
+from dwsep_zoo.ops import (
+    Depthwise,
+    Fusion,
+    Norm,
+    native,
+    triton_common,
+    triton_expand,
+    triton_norm,
+)
 from dwsep_zoo.ops.norm import ACTS
 
 EPS = 1e-3
@@ -60,8 +68,9 @@ def assert_near(ours, exact, times=2.0):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_norm_and_activation(kernels, device, shape, act):
     x, weight, bias = draw(shape, device)
-    assert kernels.covers(x)
-    y, stats = kernels.norm_act(x, weight, bias, EPS, act)
+    fusion = Fusion(Norm(weight, bias, EPS, act))
+    assert kernels.covers_fusion(x, fusion)
+    y, [stats], _ = kernels.forward(x, fusion)
     want, differentiate = oracle(x, weight, bias, act)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_near(y, want)
@@ -69,7 +78,7 @@ def test_norm_and_activation(kernels, device, shape, act):
     assert_near(stats[0], mean)
     assert_near(stats[1], var)
     grad = torch.randn_like(y)
-    ours = kernels.norm_act_backward(grad, x, stats, EPS, act)
+    ours = kernels.backward(grad, x, fusion, stats)
     for got, exact in zip(ours, differentiate(grad), strict=True):
         assert_near(got, exact)
 
@@ -81,12 +90,13 @@ def test_a_depthwise_convolution_behind_them(kernels, device, size, stride, act)
     x, weight, bias = draw((2, 19, 5, 7), device)
     taps = torch.randn(19, 1, size, size, device=device)
     shape = (stride, size // 2)
-    assert kernels.covers_norm_act_depthwise(x, taps, *shape)
-    y, stats = kernels.norm_act_depthwise(x, weight, bias, taps, EPS, act, *shape)
+    fusion = Fusion(Norm(weight, bias, EPS, act), Depthwise(taps, *shape))
+    assert kernels.covers_fusion(x, fusion)
+    y, [stats], _ = kernels.forward(x, fusion)
     want, differentiate = oracle(x, weight, bias, act, taps, *shape)
     assert_near(y, want)
     grad = torch.randn_like(y)
-    ours = kernels.norm_act_depthwise_backward(grad, x, taps, stats, EPS, act, *shape)
+    ours = kernels.backward(grad, x, fusion, stats)
     for got, exact in zip(ours, differentiate(grad), strict=True):
         assert_near(got, exact)
 
@@ -96,27 +106,21 @@ def test_half_precision(kernels, device, dtype):
     x, weight, bias = draw((2, 24, 4, 5), device, dtype)
     taps = torch.randn(24, 1, 3, 3, device=device)
     for more in ((), (taps,)):
-        y, stats = (
-            kernels.norm_act_depthwise(x, weight, bias, taps, EPS, "silu", 1, 1)
-            if more
-            else kernels.norm_act(x, weight, bias, EPS, "silu")
-        )
+        conv = Depthwise(taps, 1, 1) if more else None
+        fusion = Fusion(Norm(weight, bias, EPS, "silu"), conv)
+        y, [stats], _ = kernels.forward(x, fusion)
         want, differentiate = oracle(x, weight, bias, "silu", *more)
         assert y.dtype is dtype
         assert_near(y, want)
         grad = torch.randn_like(y)
-        ours = (
-            kernels.norm_act_depthwise_backward(grad, x, taps, stats, EPS, "silu", 1, 1)
-            if more
-            else kernels.norm_act_backward(grad, x, stats, EPS, "silu")
-        )
+        ours = kernels.backward(grad, x, fusion, stats)
         for got, exact in zip(ours, differentiate(grad), strict=True):
             assert_near(got, exact)
 
 
 def test_a_large_mean_costs_no_digits(kernels, device):
     x, weight, bias = draw((4, 16, 6, 6), device, mean=1000.0)
-    _, stats = kernels.norm_act(x, weight, bias, EPS, "identity")
+    _, [stats], _ = kernels.forward(x, Fusion(Norm(weight, bias, EPS)))
     var = x.double().var((0, 2, 3), correction=0)
     assert_near(stats[1], var, times=10)
 
@@ -126,12 +130,14 @@ def test_many_programs_and_many_rows_each(kernels, device, monkeypatch):
     want, differentiate = oracle(x, weight, bias, "relu")
     grad = torch.randn_like(x)
     exact_grads = differentiate(grad)
+    fusion = Fusion(Norm(weight, bias, EPS, "relu"))
     for programs in (1, 3, 1024):
         monkeypatch.setattr(kernels, "PROGRAMS", programs)
-        first, second = (kernels.norm_act(x, weight, bias, EPS, "relu") for _ in range(2))
-        assert all(map(torch.equal, first, second))
-        assert_near(first[0], want)
-        ours = kernels.norm_act_backward(grad, x, first[1], EPS, "relu")
+        (y, [stats], _), (again, [same], _) = (kernels.forward(x, fusion) for _ in range(2))
+        assert torch.equal(y, again)
+        assert torch.equal(stats, same)
+        assert_near(y, want)
+        ours = kernels.backward(grad, x, fusion, stats)
         for got, exact in zip(ours, exact_grads, strict=True):
             assert_near(got, exact)
 
@@ -143,7 +149,7 @@ def test_running_statistics(kernels, device, tracked):
     norm(x + 1)  # not the initial ones
     mean, var, number = (b.clone() for b in norm.buffers())
     norm(x)
-    _, stats = kernels.norm_act(x, weight, bias, EPS, "relu")
+    _, [stats], _ = kernels.forward(x, Fusion(Norm(weight, bias, EPS, "relu")))
     kernels.update_running(stats, mean, var, number if tracked else None, 0.3, 3 * 16)
     assert_near(mean, norm.running_mean.double())
     assert_near(var, norm.running_var.double())
@@ -153,22 +159,25 @@ def test_running_statistics(kernels, device, tracked):
 def test_a_nan_stays_one(kernels, device):
     x, weight, bias = draw((2, 5, 3, 3), device)
     x[0, 2, 1, 1] = torch.nan
-    y, stats = kernels.norm_act(x, weight, bias, EPS, "relu6")
+    y, [stats], _ = kernels.forward(x, Fusion(Norm(weight, bias, EPS, "relu6")))
     assert y[:, 2].isnan().all()
     assert stats[:, 2].isnan().all()
     assert not y[:, [0, 1, 3, 4]].isnan().any()
 
 
 def test_what_is_not_covered(kernels, device):
-    x, _, _ = draw((2, 16, 6, 6), device)
+    x, weight, bias = draw((2, 16, 6, 6), device)
     taps = torch.randn(16, 1, 3, 3, device=device)
+    norm, conv = Norm(weight, bias, EPS), Depthwise(taps, 2, 1)
     assert kernels.covers(x)
     for other in (x.double(), x.contiguous(), x[:0], x[..., ::2], x[0]):
         assert not kernels.covers(other)
-    assert kernels.covers_norm_act_depthwise(x, taps, 2, 1)
-    assert not kernels.covers_norm_act_depthwise(x, torch.randn(16, 1, 7, 7), 1, 3)
-    assert not kernels.covers_norm_act_depthwise(x, taps, 3, 1)
-    assert not kernels.covers_norm_act_depthwise(x.double(), taps, 1, 1)
+    assert kernels.covers_fusion(x, Fusion(norm, conv))
+    assert not kernels.covers_fusion(x, Fusion(norm, Depthwise(torch.randn(16, 1, 7, 7), 1, 3)))
+    assert not kernels.covers_fusion(x, Fusion(norm, conv._replace(stride=3)))
+    assert not kernels.covers_fusion(x.double(), Fusion(norm, conv))
+    assert not kernels.covers_fusion(x, Fusion(norm, conv, norm))
+    assert not kernels.covers_fusion(x, Fusion(Norm(act="relu"), conv))
 
 
 def test_activations_are_those_of_the_processor():
@@ -183,6 +192,13 @@ def of_four_layers(x, expand, weight, bias, taps, act, stride, padding):
     z = ACTS[act](F.batch_norm(e, None, None, *inputs[2:4], True, 0.0, EPS))
     y = F.conv2d(z, inputs[4], None, stride, padding, 1, len(taps))
     return e, y, lambda grad: torch.autograd.grad(y, inputs, grad.double())
+
+
+def in_order(grads):
+    """The gradients as :func:`of_four_layers` has them."""
+    of_x, of_weight, of_bias, of_taps, *nothing, of_expand = grads
+    assert nothing == [None, None]
+    return of_x, of_expand, of_weight, of_bias, of_taps
 
 
 @pytest.mark.parametrize(
@@ -200,14 +216,15 @@ def test_an_expansion_in_front_of_them(expansion, device, narrow, wide, size, st
     weight, bias = 2 * torch.randn(2, wide, device=device)
     taps = torch.randn(wide, 1, size, size, device=device)
     shape = (stride, size // 2)
-    y, kept = expansion.forward(x, expand, weight, bias, taps, EPS, act, *shape)
+    fusion = Fusion(Norm(weight, bias, EPS, act), Depthwise(taps, *shape), expand=expand)
+    y, [stats], kept = expansion.forward(x, fusion)
     e, want, differentiate = of_four_layers(x, expand, weight, bias, taps, act, *shape)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_near(y, want)
-    assert_near(kept.stats[0], e.mean((0, 2, 3)))
-    assert_near(kept.stats[1], e.var((0, 2, 3), correction=0))
+    assert_near(stats[0], e.mean((0, 2, 3)))
+    assert_near(stats[1], e.var((0, 2, 3), correction=0))
     grad = torch.randn_like(y)
-    ours = expansion.backward(grad, x, expand, taps, kept, EPS, act, *shape)
+    ours = in_order(expansion.backward(grad, x, fusion, stats, *kept))
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     for got, exact, like in zip(
         ours, differentiate(grad), (x, expand, weight, bias, taps), strict=True
@@ -231,8 +248,9 @@ def test_an_expansion_in_half_precision_is_as_exact_as_layer_by_layer(expansion,
     y = F.conv2d(z, leaves[4].bfloat16(), None, 1, 1, 1, 144)
     layer_by_layer = [y, *torch.autograd.grad(y, leaves, grad)]
 
-    y, kept = expansion.forward(x, expand, weight, bias, taps, EPS, "relu6", 1, 1)
-    ours = [y, *expansion.backward(grad, x, expand, taps, kept, EPS, "relu6", 1, 1)]
+    fusion = Fusion(Norm(weight, bias, EPS, "relu6"), Depthwise(taps, 1, 1), expand=expand)
+    y, stats, kept = expansion.forward(x, fusion)
+    ours = [y, *in_order(expansion.backward(grad, x, fusion, *stats, *kept))]
     for a, b, truth in zip(ours, layer_by_layer, exact, strict=True):
         errors = [((t.double() - truth).norm() / truth.norm()).item() for t in (a, b)]
         assert errors[0] <= 1.2 * errors[1], errors
@@ -241,8 +259,14 @@ def test_an_expansion_in_half_precision_is_as_exact_as_layer_by_layer(expansion,
 def test_which_expansions_are_covered(expansion, device):
     x, _, _ = draw((2, 16, 6, 6), device, torch.bfloat16)
     expand, taps = torch.randn(48, 16, 1, 1, device=device), torch.randn(48, 1, 3, 3, device=device)
-    assert expansion.covers(x, expand, taps, 1, 1)
-    assert not expansion.covers(x, expand[:32], taps[:32], 1, 1)  # not wide enough
-    assert not expansion.covers(x, expand, taps, 3, 1)
-    assert not expansion.covers(x, expand, torch.randn(48, 1, 7, 7, device=device), 1, 3)
-    assert not expansion.covers(x.float(), expand, taps, 1, 1)
+    norm, conv = Norm(*torch.ones(2, 48, device=device), EPS), Depthwise(taps, 1, 1)
+    large = Depthwise(torch.randn(48, 1, 7, 7, device=device), 1, 3)
+    fusion = Fusion(norm, conv, expand=expand)
+    assert expansion.covers_fusion(x, fusion)
+    narrower = Fusion(norm, conv._replace(taps=taps[:32]), expand=expand[:32])
+    assert not expansion.covers_fusion(x, narrower)
+    assert not expansion.covers_fusion(x, fusion._replace(conv=conv._replace(stride=3)))
+    assert not expansion.covers_fusion(x, fusion._replace(conv=large))
+    assert not expansion.covers_fusion(x.float(), fusion)
+    assert not expansion.covers_fusion(x, fusion._replace(conv=None))
+    assert not expansion.covers_fusion(x, fusion._replace(norm=Norm()))
