@@ -18,7 +18,7 @@ TRAIN = Path(__file__).parents[1] / "train.py"
     [
         ("lst", "unknown command 'lst'; did you mean 'list'?"),
         ("train model=mobilnet_v1", "unknown model 'mobilnet_v1'; did you mean 'mobilenet_v1'?"),
-        ("train modle=x", "unknown key 'modle'; did you mean 'model'?"),
+        ("train modle=x", "unknown key 'modle'; did you mean model=...?"),
         ("train resume=nowhere", "resume=nowhere: not the folder of a run"),
         ("train -m resume=last", "resume= goes on with one run; it cannot be used with -m"),
         ("train resume=last paths.log_dir=nowhere", "resume=last: there is no run below nowhere"),
@@ -56,20 +56,21 @@ def test_list_and_explain(capsys):
 def test_a_sweep_goes_on_after_a_failure_and_ends_with_the_comparison(tmp_path):
     command = [
         *(sys.executable, str(TRAIN), "-m", "conv=standard,depthwise_separable"),
-        *("model.width_mult=0.125,0", "trainer.max_epochs=1", "+trainer.limit_train_batches=2"),
+        *("model.width_mult=0.125", "trainer.max_epochs=1", "+trainer.limit_train_batches=4"),
+        *("recipe.lr=0.1,1e30", "recipe.schedule=constant", "recipe.warmup_fraction=0"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert done.stderr.count("model.width_mult must be greater than 0; got 0") == 2
+    assert done.stderr.count("a smaller recipe.lr usually helps") == 2
     (sweep,) = tmp_path.glob("logs/train/multiruns/*")
     with (sweep / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["conv"] for row in rows] == ["standard", "depthwise_separable"]
     assert float(rows[1]["macs_ratio"]) < 0.5
     text = (sweep / "comparison.md").read_text()
-    assert text.count("must be greater than 0") == 2
+    assert text.count("a smaller recipe.lr usually helps") == 2
     assert (sweep / "comparison.png").exists()
     assert list(sweep.glob("events.out.tfevents*"))
     assert len(list(sweep.glob("*-mobilenet_v1-*-s0"))) == 4

@@ -1,23 +1,29 @@
-"""Command lines: what composes, and what is refused in one line."""
+"""Command lines: composed, parsed, and refused in one line before anything is written."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.types import RunMode
 
 from dwsep_zoo import UserError, list_convs, list_models
-from dwsep_zoo.config import check_overrides, compose_config, config_dir, expand_resume
-
-
-def compose(*overrides):
-    return compose_config([*overrides, "paths.output_dir=unused"])
+from dwsep_zoo.commands.train import run_train
+from dwsep_zoo.config import compose_line, compose_settings, config_dir, read_line
+from dwsep_zoo.schema.settings import parse_settings
 
 
 def files(group):
     return sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
+
+
+SHARED = {("model", "default"), ("data", "default")}
+NAMED = [
+    f"{group.name}={name}"
+    for group in sorted(config_dir().iterdir())
+    if group.is_dir() and group.name != "hydra"
+    for name in files(group.name)
+    if (group.name, name) not in SHARED
+]
 
 
 def test_a_yaml_file_for_every_model_and_conv_type_and_nothing_else():
@@ -25,13 +31,10 @@ def test_a_yaml_file_for_every_model_and_conv_type_and_nothing_else():
     assert files("conv") == sorted(list_convs())
 
 
-@pytest.mark.parametrize("group", [p.name for p in config_dir().iterdir() if p.is_dir()])
-def test_every_yaml_composes(group):
-    if group == "hydra":
-        return
-    for name in files(group):
-        if (group, name) not in {("model", "default"), ("data", "default")}:  # what others share
-            compose(f"{group}={name}")
+@pytest.mark.parametrize("name", NAMED)
+def test_every_yaml_composes_and_survives_the_record(name):
+    settings = compose_settings([name])
+    assert parse_settings(settings.plain()) == settings
 
 
 @pytest.mark.parametrize("path", sorted((config_dir() / "experiment").glob("*.yaml")), ids=str)
@@ -43,81 +46,97 @@ def test_experiments_open_with_their_command(path):
 
 
 def test_the_keys_users_type():
-    cfg = compose(
-        "model=xception",
-        "conv=standard",
-        "trainer.max_epochs=3",
-        "data.batch_size=16",
-        "seed=7",
-        "tags=[a,b]",
-        "paths.data_dir=elsewhere",
-        "+trainer.limit_train_batches=0.5",
+    settings = compose_settings(
+        [
+            *("model=xception", "conv=standard", "trainer.max_epochs=3", "data.batch_size=16"),
+            *("seed=7", "tags=[a,b]", "paths.data_dir=elsewhere", "hparams_search=null"),
+            "+trainer.limit_train_batches=0.5",
+        ]
     )
-    assert cfg["model"]["name"] == "xception"
-    assert cfg["conv"]["name"] == "standard"
-    assert cfg["trainer"]["max_epochs"] == 3
-    assert cfg["recipe"]["epochs"] == 20
-    assert cfg["data"]["batch_size"] == 16
-    assert cfg["seed"] == 7
-    assert cfg["tags"] == ["a", "b"]
-    assert cfg["trainer"]["limit_train_batches"] == 0.5
+    assert (settings.model.name, settings.conv.name) == ("xception", "standard")
+    assert (settings.trainer.max_epochs, settings.recipe.epochs) == (3, 20)
+    assert (settings.data.batch_size, settings.seed, settings.tags) == (16, 7, ("a", "b"))
+    assert settings.trainer.limit_train_batches == 0.5
+    assert settings.hparams_search is None
 
 
 def test_the_recipe_is_outside_the_model():
-    recipes = [compose(f"model={name}", "conv=standard")["recipe"] for name in list_models()]
-    assert all(recipe == recipes[0] for recipe in recipes)
+    recipes = {
+        compose_settings([f"model={name}", "conv=standard"]).recipe.model_dump_json()
+        for name in list_models()
+    }
+    assert len(recipes) == 1
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("arguments", "message"),
     [
-        ("model=mobilnet_v1", "unknown model 'mobilnet_v1'; did you mean 'mobilenet_v1'"),
-        (
-            "conv=standard,depthwise_seperable",
-            "unknown conv 'depthwise_seperable'; did you mean 'depthwise_separable'",
-        ),
+        ("model=mobilnet_v1", "unknown model 'mobilnet_v1'; did you mean 'mobilenet_v"),
+        ("model=null", "unknown model 'null'"),
+        ("model=default", "unknown model 'default'"),
+        ("-m conv=standard,depthwise_seperable", "did you mean 'depthwise_separable'"),
+        ("-m seed=0,-1", "seed must be at least 0; got -1"),
         ("data=digit", "unknown data 'digit'; did you mean 'digits'"),
-        ("modle=mobilenet_v1", "unknown key 'modle'; did you mean 'model'"),
+        ("modle=mobilenet_v1", "unknown key 'modle'; did you mean model"),
+        ("lr=0.1", "did you mean recipe.lr=...?"),
+        ("lr", "did you mean recipe.lr=...?"),
+        ("batch_size=3", "did you mean data.batch_size=...?"),
         ("model.width=0.5", "unknown key of model 'width'; did you mean 'width_mult'"),
-        ("trainer.max_epoch=3", "unknown key of trainer 'max_epoch'; did you mean 'max_epochs'"),
         ("+recipe.lrr=3", "unknown key of recipe 'lrr'; did you mean 'lr'"),
         ("seed.x=3", "unknown key 'seed.x': seed has no parts"),
-        ("seed", "cannot read 'seed': expected key=value"),
+        ("conv=standard,grouped", "has several values; add -m"),
         ("data.root=~/pictures", "quotes within the shell's: \"data.root='~/pictures'\""),
         ("paths.log_dir=/dev/null/logs", "cannot write to paths.log_dir=/dev/null/logs"),
+        ("paths.log_dir=[a]", "paths.log_dir must be text; got ['a']"),
+        ("recipe=null", "unknown recipe 'null'"),
+        ("data.augment=foo", "data.augment must be a group of keys; got 'foo'"),
+        ("--foo", "unrecognized arguments: --foo"),
+        ("--info foo", "invalid choice: 'foo'"),
+        ("--config-dir nowhere", "--config-dir nowhere: there is no such folder"),
+        ("resume=nowhere", "resume=nowhere: not the folder of a run"),
+        ("-m resume=last seed=0,1", "it cannot be used with -m"),
+        ("recipe.optimizer=sdg", "unknown recipe.optimizer 'sdg'; did you mean 'sgd'"),
+        ("data=folder data.root=nowhere", "data.root=nowhere: there is no such folder"),
+        ("data.cache=true", "data.cache=true has no effect on data=digits"),
+        ("profile.runtimes=[foo]", "unknown runtime 'foo'"),
     ],
 )
-def test_messages(override, message):
-    with pytest.raises(UserError) as error:
-        check_overrides([override])
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+def test_a_command_line_that_is_refused_is_one_line_and_leaves_nothing(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split()])
+    with pytest.raises(SystemExit) as stop:
+        run_train()
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_value_that_was_refused_is_read_as_the_message_says():
-    check_overrides(["data=folder", "data.root='~/photos (1)'"])
+    settings = compose_settings(["data=folder", "data.root='~/photos (1)'"])
+    assert settings.data.root == "~/photos (1)"
 
 
 def test_a_folder_of_ones_own_yaml_files(tmp_path):
     (tmp_path / "experiment").mkdir()
-    path = tmp_path / "experiment" / "mine.yaml"
-    path.write_text("# @package _global_\nseed: 7\n")
-    check_overrides(["experiment=mine"], str(tmp_path))
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    line = read_line(["experiment=mine"], str(tmp_path))
+    assert compose_line(line, line.first).settings.seed == 7
     with pytest.raises(UserError, match="unknown experiment 'mine'"):
-        check_overrides(["experiment=mine"])
-    with pytest.raises(UserError, match="--config-dir nowhere: there is no such folder"):
-        check_overrides([], "nowhere")
+        compose_settings(["experiment=mine"])
 
 
-def test_a_run_of_an_experiment_that_is_a_sweep_is_resumed_alone(tmp_path):
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("[experiment=cifar10_ablation, seed=1]")
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").touch()
-    overrides = expand_resume([f"resume={tmp_path}"])
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = hydra_compose("train", overrides, return_hydra_config=True)
-    assert (cfg.hydra.mode, cfg.seed) == (RunMode.RUN, 1)
+def test_help_has_every_key_with_its_value(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help", "seed=3"])
+    run_train()
+    said = capsys.readouterr().out
+    for part in ("model=", "recipe.lr=0.1", "seed=3", "trainer.limit_train_batches=null"):
+        assert part in said
 
 
 def test_configs_are_found_beside_the_package_or_inside_it():

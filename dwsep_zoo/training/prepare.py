@@ -15,6 +15,7 @@ from dwsep_zoo.analysis.memory import state_dict_bytes
 from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet
+from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.record import Match
 from dwsep_zoo.schema.settings import Settings
 from dwsep_zoo.training.finetune import check_freeze
@@ -128,7 +129,7 @@ def _solve(settings: Settings, input_size: tuple[int, int, int], network: Networ
     # Measured once for all seeds, which would else train networks of different widths.
     folder = Path(settings.paths.output_dir)
     values, _ = shared("match", settings, folder, lambda: solve().plain())
-    return Match.model_validate(values)
+    return parse(Match, values, "match")
 
 
 def _say_match(match: Match, width_mult: float) -> None:

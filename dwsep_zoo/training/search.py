@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.record import Search
 from dwsep_zoo.schema.settings import Recipe, SearchSettings, Settings
 from dwsep_zoo.training.variant import shared
@@ -55,7 +56,7 @@ def search_recipe(settings: Settings, folder: Path, run: Trial) -> Search:
     values, new = shared(
         "search", settings, folder, lambda: _search(search, settings.recipe, run).plain()
     )
-    found = Search.model_validate(values)
+    found = parse(Search, values, "search")
     if not new:
         log.info("recipe found for this variant earlier: %s", _say(found.best))
     return found
@@ -89,7 +90,8 @@ def _search(search: SearchSettings, recipe: Recipe, run: Trial) -> Search:
             time.perf_counter() - begin,
         )
     best = study.best_trial
-    return Search.model_validate(
+    return parse(
+        Search,
         {
             "trials": len(study.trials),
             "space": ends,
@@ -99,7 +101,7 @@ def _search(search: SearchSettings, recipe: Recipe, run: Trial) -> Search:
             "epochs": search.epochs,
             "seed": search.seed,
             "all": [{**t.params, "val_acc": t.value} for t in study.trials],
-        }
+        },
     )
 
 

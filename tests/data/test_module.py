@@ -210,7 +210,7 @@ BAD_VALUES = {
     "augment.crop_padding": (32, "mirrors more than the whole image"),
     "augment.padding_mode": ("zero", "did you mean 'zeros'"),
     "augment.cutout": (0.5, "a whole number; got 0.5"),
-    "augment.scale": ([0.5, 2.0], "at most 1; got"),
+    "augment.scale": ([0.5, 2.0], "at most 1.0; got"),
     "augment.ratio": ([math.inf, math.inf], "a finite number; got"),
     "augment.auto_augment": (3, "text; got 3"),
     "augment.color_jitter": (-1.0, "got -1.0"),

@@ -160,7 +160,3 @@ def test_subsets_of_what_is_not_there():
 def test_a_seed_alone_is_no_subset():
     assert not is_subset(_subset(seed=3))
     assert is_subset(_subset(fraction=0.5))
-
-
-def test_one_class_as_text_is_a_list_of_one():
-    assert select_classes(_labelled(), _subset(classes="cat")).class_names == ["cat"]

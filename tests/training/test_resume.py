@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +16,123 @@ import torch
 from helpers import different, last_weights
 
 from dwsep_zoo import UserError
+from dwsep_zoo.schema.record import read_record
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.trainer import OneFile
 
 TRAIN = Path(__file__).parents[2] / "train.py"
+INTERRUPTED = Path(__file__).parents[1] / "runs" / "interrupted"
 
 
 def epochs(folder):
     with (folder / "metrics.csv").open() as file:
         return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def stopped(run, tmp_path, stopped_in):
+    """The folder of a run that was stopped in the second of its two epochs."""
+    with stopped_in(1, 1):
+        run("stopped", "tags=[a]")
+    return tmp_path / "stopped"
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A copy of a run of an earlier version, stopped in the third of its four epochs."""
+    return shutil.copytree(INTERRUPTED, tmp_path / "run")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("recipe.lr=0.2", "seed=1", "model.width_mult=0.25", "conv.mid=norm_act", "match=macs"),
+        *("data.batch_size=32", "data.split_seed=1", "trainer.precision=bf16-mixed", "train=false"),
+        *("trainer.limit_train_batches=2", "recipe.model_ema_decay=0.9", "model=mobilenet_v2"),
+        *("recipe.lrr=3", "trainer.max_epochs=0", "callbacks.early_stopping=x", "experiment=x"),
+        *("profile=null", "hparams_search=optuna", "seed.x=1", "lr=1", "recipe=adamw"),
+    ],
+)
+def test_changes_that_would_make_another_run_are_refused(run, old, change):
+    before = contents(old)
+    with pytest.raises(UserError) as error:
+        run("run", f"resume={old}", change)
+    assert change.partition("=")[0] in str(error.value)
+    assert "\n" not in str(error.value)
+    assert contents(old) == before
+
+
+def test_places_words_and_lengths_may_change(run, stopped):
+    changes = {
+        "trainer.max_epochs": 3,
+        "tags": ["b"],
+        "logger.tensorboard": False,
+        "callbacks.save_every_n_epochs": 2,
+        "profile.batch_sizes": [2],
+        "test": False,
+    }
+    result = run("stopped", f"resume={stopped}", *(f"{k}={v}" for k, v in changes.items()))
+    record = read_record(stopped / "result.json")
+    assert {key: record.configured(key) for key in changes} == changes
+    assert (result["status"], epochs(stopped)) == ("finished", [1, 2, 3])
+    assert result["latency"][0]["batch_size"] == 2
+    assert "test/acc" not in result["metrics"]
+
+
+def test_a_folder_that_was_moved_goes_on_in_its_new_place(run, tmp_path, stopped):
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    stopped.rename(moved)
+    assert run("moved", f"resume={moved}")["status"] == "finished"
+    assert epochs(moved) == [1, 2]
+    assert not stopped.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("{", "it is not JSON"),
+        ("[]", "it does not hold a JSON object"),
+        ('{"schema": 99}', "its schema is 99; this version reads up to"),
+        ('{"model": "x", "conv": 3}', "conv must be text; got 3"),
+        ('{"model": "mobilenet_v1", "conv": "standard"}', "is missing"),
+        (b"\xff", "it is not JSON"),
+        (None, "not the folder of a run"),
+    ],
+)
+def test_damaged_records_are_named(run, old, damage, message):
+    file = old / "result.json"
+    file.unlink()
+    if damage is not None:
+        file.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    before = contents(old)
+    with pytest.raises(UserError, match=message) as error:
+        run("run", f"resume={old}")
+    assert "\n" not in str(error.value)
+    assert str(old) in str(error.value)
+    assert contents(old) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("cut", "cannot be read as a checkpoint"), ("foreign", "not a checkpoint of"), ("", "no ch")],
+)
+def test_damaged_checkpoints_are_named(run, old, damage, message):
+    last = old / "checkpoints" / "last.ckpt"
+    if damage == "cut":
+        last.write_bytes(last.read_bytes()[:1000])
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, last)
+    else:
+        last.unlink()
+    before = contents(old)
+    with pytest.raises(UserError, match=message):
+        run("run", f"resume={old}")
+    assert contents(old) == before
 
 
 @pytest.mark.parametrize(
@@ -44,7 +153,7 @@ def test_ctrl_c_saves_and_the_rest_is_the_same(run, tmp_path, stopped_in, epoch,
     run("whole", *extra)
     with stopped_in(epoch, batch):
         run("stopped", *extra)
-    result = run("stopped", *extra, f"resume={tmp_path / 'stopped'}")
+    result = run("stopped", f"resume={tmp_path / 'stopped'}")
     assert result["status"] == "finished"
     assert epochs(tmp_path / "stopped") == [1, 2, 3]
     ends = last_weights(tmp_path / "whole"), last_weights(tmp_path / "stopped")
@@ -113,26 +222,23 @@ def test_ckpt_path_goes_on_in_a_new_folder(run, tmp_path):
     assert epochs(tmp_path / "second") == [3]
 
 
-def test_messages(run, tmp_path):
-    with pytest.raises(UserError, match=r"ckpt_path=nowhere.ckpt: there is no checkpoint"):
-        run("run", "ckpt_path=nowhere.ckpt")
+def test_checkpoints_and_runs_that_cannot_go_on(run, tmp_path):
     run("first")
+    before = contents(tmp_path)
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
-    with pytest.raises(UserError, match="has all of its 2 epochs behind it"):
-        run("run", f"ckpt_path={checkpoint}")
-    before = (tmp_path / "first" / "result.json").read_text()
-    with pytest.raises(UserError, match="this run is finished; to train it further than its 2"):
-        run("first", f"resume={tmp_path / 'first'}")
-    assert (tmp_path / "first" / "result.json").read_text() == before
-    with pytest.raises(
-        UserError, match="network has name=mobilenet_v1, this run's has mobilenet_v2"
+    longer = ("trainer.max_epochs=3", f"ckpt_path={checkpoint}")
+    for message, *overrides in (
+        ("ckpt_path=nowhere.ckpt: there is no checkpoint", "ckpt_path=nowhere.ckpt"),
+        ("has all of its 2 epochs behind it", f"ckpt_path={checkpoint}"),
+        ("this run is finished; to train it further than its 2", f"resume={tmp_path / 'first'}"),
     ):
-        run("run", f"ckpt_path={checkpoint}", "model=mobilenet_v2", "trainer.max_epochs=3")
-    with pytest.raises(UserError, match=r"network has width_mult=0.125, this run's has 0.25"):
-        run("run", f"ckpt_path={checkpoint}", "model.width_mult=0.25", "trainer.max_epochs=3")
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
-        run("run", f"ckpt_path={checkpoint}", "trainer.max_epochs=3")
+        with pytest.raises(UserError, match=message):
+            run("run", *overrides)
+        assert contents(tmp_path) == before
+    with pytest.raises(UserError, match="has name=mobilenet_v1, this run's has mobilenet_v2"):
+        run("run", *longer, "model=mobilenet_v2")
+    with pytest.raises(UserError, match=r"has width_mult=0.125, this run's has 0.25"):
+        run("run", *longer, "model.width_mult=0.25")
 
 
 def best_of(folder):
@@ -175,7 +281,7 @@ def test_between_saved_epochs_ctrl_c_is_answered_in_the_next_step(run, tmp_path,
             run("stopped", *overrides)
     saved = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2 * 4 + 1
-    run("stopped", *overrides, f"resume={tmp_path / 'stopped'}")
+    run("stopped", f"resume={tmp_path / 'stopped'}")
     ends = last_weights(tmp_path / "whole"), last_weights(tmp_path / "stopped")
     assert different(*ends) == []
 

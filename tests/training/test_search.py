@@ -1,22 +1,26 @@
 """Tuning a variant's recipe before its run."""
 
 import json
-import sys
 
 import pytest
 
 from dwsep_zoo import UserError, create_model
-from dwsep_zoo.config import compose_config, config_dir
-from dwsep_zoo.training.search import check_search, search_recipe, space
+from dwsep_zoo.config import compose_settings, config_dir
+from dwsep_zoo.schema.parse import parse
+from dwsep_zoo.schema.record import Search
+from dwsep_zoo.training.search import search_recipe, space
 from dwsep_zoo.training.trainer import create_trainer
 
 optuna = pytest.importorskip("optuna")
-OPTIONS = {"trials": 6, "epochs": 1, "seed": 0, "lr": [0.01, 1.0], "weight_decay": [1e-5, 1e-2]}
+OPTIONS = (
+    *("hparams_search=optuna", "hparams_search.trials=6", "hparams_search.epochs=1"),
+    *("hparams_search.seed=0", "hparams_search.lr=[0.01,1.0]"),
+    "hparams_search.weight_decay=[1e-5,1e-2]",
+)
 
 
-def searched(tmp_path, run, **changes):
-    cfg = {"hparams_search": OPTIONS, "recipe": {}, "seed": 0, **changes}
-    return search_recipe(cfg, tmp_path, run)
+def searched(tmp_path, run, *changes):
+    return search_recipe(compose_settings([*OPTIONS, *changes]), tmp_path, run)
 
 
 def test_the_best_trial_wins_and_all_are_kept(tmp_path):
@@ -30,11 +34,11 @@ def test_the_best_trial_wins_and_all_are_kept(tmp_path):
         return accuracy(values)
 
     found = searched(tmp_path, run)
-    assert len(seen) == len(found["all"]) == found["trials"] == 6
+    assert len(seen) == len(found.all) == found.trials == 6
     assert all(0.01 <= v["lr"] <= 1 and 1e-5 <= v["weight_decay"] <= 1e-2 for v in seen)
-    assert found["best"] == max(seen, key=accuracy)
-    assert found["best_val_acc"] == max(t["val_acc"] for t in found["all"])
-    assert json.loads(json.dumps(found)) == found
+    assert found.best == max(seen, key=accuracy)
+    assert found.best_val_acc == max(t["val_acc"] for t in found.all)
+    assert parse(Search, json.loads(json.dumps(found.plain()))) == found
 
 
 def test_seeds_of_a_sweep_share_one_search_and_variants_do_not(tmp_path):
@@ -45,10 +49,10 @@ def test_seeds_of_a_sweep_share_one_search_and_variants_do_not(tmp_path):
         numbers.append(number)
         return values["lr"]
 
-    found = [searched(tmp_path / str(seed), run, seed=seed) for seed in (0, 1)]
+    found = [searched(tmp_path / str(seed), run, f"seed={seed}") for seed in (0, 1)]
     assert found[0] == found[1]
     assert numbers == list(range(6))
-    searched(tmp_path / "2", run, recipe={"epochs": 3})
+    searched(tmp_path / "2", run, "recipe.epochs=3")
     assert numbers == 2 * list(range(6))
 
 
@@ -56,7 +60,7 @@ def test_the_same_seed_tries_the_same_recipes(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-    first, second = (searched(folder, lambda values, _: values["lr"])["all"] for folder in folders)
+    first, second = (searched(folder, lambda values, _: values["lr"]).all for folder in folders)
     assert first == second
 
 
@@ -81,22 +85,21 @@ def test_a_run_uses_what_was_found(run, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (config_dir() / "recipe").glob("*.yaml")))
 def test_what_is_searched_lies_around_the_recipes_own_values(name):
-    cfg = compose_config(["hparams_search=optuna", f"recipe={name}", "paths.output_dir=unused"])
-    check_search(cfg["hparams_search"], cfg["recipe"])
-    for key, (low, high) in space(cfg["hparams_search"], cfg["recipe"]).items():
-        assert low == pytest.approx(cfg["recipe"][key] / 10)
-        assert high == pytest.approx(cfg["recipe"][key] * 10)
-    given = {**cfg["hparams_search"], "lr": [0.2, 0.3]}
-    assert space(given, cfg["recipe"])["lr"] == [0.2, 0.3]
+    settings = compose_settings(["hparams_search=optuna", f"recipe={name}"])
+    for key, (low, high) in space(settings.hparams_search, settings.recipe).items():
+        assert low == pytest.approx(getattr(settings.recipe, key) / 10)
+        assert high == pytest.approx(getattr(settings.recipe, key) * 10)
+    given = settings.hparams_search.replace(lr=[0.2, 0.3])
+    assert space(given, settings.recipe)["lr"] == [0.2, 0.3]
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("hparams_search.trials=0", "hparams_search.trials must be a whole number from 1 up"),
-        ("hparams_search.lr=[1,0.1]", "hparams_search.lr must be .lowest, highest."),
-        ("hparams_search.lr=0.1", "hparams_search.lr must be .lowest, highest."),
-        ("recipe.weight_decay=0", "searches around recipe.weight_decay, which is 0; set hparams_"),
+        ("hparams_search.trials=0", "hparams_search.trials must be at least 1; got 0"),
+        ("hparams_search.lr=[1,0.1]", "hparams_search.lr"),
+        ("hparams_search.lr=0.1", "hparams_search.lr must be a list; got 0.1"),
+        ("recipe.weight_decay=0", "searches around recipe.weight_decay, which is 0"),
         ("trainer.strategy=ddp", "one device"),
         ("hparams_search.trails=3", "did you mean 'trials'"),
     ],
@@ -107,7 +110,7 @@ def test_options_that_cannot_work(run, tmp_path, override, message):
 
 
 def test_without_optuna_the_line_that_installs_it(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr("dwsep_zoo.training.search.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'dwsep-zoo\[search\]'"):
         run("run", "hparams_search=optuna")
 
