@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
 EXTRAS = ("docs", "keras", "runtimes", "search", "weights")
 DISTRIBUTIONS = {
+    "pydantic_core": "pydantic-core",
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "hydra": "hydra-core",

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from dwsep_zoo.analysis.count import Count, LayerCount
 
 
@@ -35,24 +33,19 @@ def conv_costs(
     """
     m, n, k = in_chans, out_chans, kernel_size
     out = -(-size // stride)
-
-    def same(name: str, formula: str, weights: int) -> ConvCost:
-        return ConvCost(name, formula, weights, weights * out * out)
-
     columns = k * m * n  # K x 1, stride (s, 1), M to N: its output is still wide
     rows = k * n * n  # 1 x K, stride (1, s), N to N
-    return [
-        same("standard", "K^2 M N", k * k * m * n),
-        same("depthwise alone", "K^2 M", k * k * m),
-        same("pointwise alone", "M N", m * n),
-        same("depthwise separable", "K^2 M + M N", k * k * m + m * n),
-        ConvCost(
-            "spatially separable",
-            "K M N + K N N",
-            columns + rows,
-            columns * out * size + rows * out * out,
-        ),
+    costs = [
+        ConvCost(name, formula, weights, weights * out * out)
+        for name, formula, weights in (
+            ("standard", "K^2 M N", k * k * m * n),
+            ("depthwise alone", "K^2 M", k * k * m),
+            ("pointwise alone", "M N", m * n),
+            ("depthwise separable", "K^2 M + M N", k * k * m + m * n),
+        )
     ]
+    macs = columns * out * size + rows * out * out
+    return [*costs, ConvCost("spatially separable", "K M N + K N N", columns + rows, macs)]
 
 
 def unit_formula(layers: Sequence[LayerCount]) -> str:
@@ -67,16 +60,11 @@ def _factors(layer: LayerCount) -> str:
     return "*".join(map(str, (*window, *((inputs,) if inputs > 1 else ()), layer.out_shape[0])))
 
 
-def swapped_units(model: nn.Module, counted: Count) -> dict[str, list[LayerCount]]:
+def swapped_units(counted: Count) -> dict[str, list[LayerCount]]:
     """The layers of every operator that ``conv=`` put in, without its gate."""
-    operators = {
-        name
-        for name, module in model.named_modules()
-        if name.split(".")[-1] == "conv" and isinstance(module, nn.Sequential)
-    }
     layers: dict[str, list[LayerCount]] = {}
     for layer in counted.layers:
-        unit, inside, rest = layer.name.rpartition("conv.")
-        if inside and unit + "conv" in operators and not rest.startswith("gate."):
-            layers.setdefault(unit + "conv", []).append(layer)
+        unit, inside, rest = layer.name.rpartition(".conv.")
+        if inside and not rest.startswith("gate."):
+            layers.setdefault(f"{unit}.conv", []).append(layer)
     return layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from dwsep_zoo.analysis.latency import (
     Timer,
     compare_turns,
     take_turns,
-    wall_timer,
+    timer_for,
 )
 from dwsep_zoo.ops import Depthwise, Fusion, Norm, cpu, fused, native
 from dwsep_zoo.ops.norm import ACTS
@@ -64,10 +65,9 @@ def detours() -> list[Detour]:
     """The detours taken here: those of our own kernels if they compile, then those without."""
     bf16, fp32 = torch.bfloat16, torch.float32
     ours = [
-        *(
-            _gradient("depthwise", k, s, t)
-            for k, s, t in ((3, 1, bf16), (3, 2, bf16), (5, 1, bf16))
-        ),
+        _gradient("depthwise", 3, 1, bf16),
+        _gradient("depthwise", 3, 2, bf16),
+        _gradient("depthwise", 5, 1, bf16),
         _gradient("depthwise", 3, 1, fp32),
         _norm("relu", bf16),
         _norm("silu", bf16),
@@ -86,7 +86,9 @@ def detours() -> list[Detour]:
     ]
 
 
-def examine(detour: Detour, timer: Timer = wall_timer, min_run_time: float = 0.2) -> Finding:
+def examine(
+    detour: Detour, timer: Timer = timer_for(torch.device("cpu")), min_run_time: float = 0.2
+) -> Finding:
     """Time both ways in turns, and compare both with the exact result."""
     largest = detour.exact.abs().max()
 
@@ -99,57 +101,56 @@ def examine(detour: Detour, timer: Timer = wall_timer, min_run_time: float = 0.2
 
 
 def _operands(
-    kernel: int, stride: int, dtype: torch.dtype, pixels: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    kernel: int, stride: int, dtype: torch.dtype, pixels: int | None = None
+) -> list[Tensor]:
     """Gradient of the output, input and filters of a depthwise convolution."""
     generator = torch.Generator().manual_seed(kernel)
     images, chans, *_ = SHAPE
+    pixels = pixels or SHAPE[2]
     out = pixels // stride
-    shapes = (
-        (images, chans, out, out),
-        (images, chans, pixels, pixels),
-        (chans, 1, kernel, kernel),
-    )
-    grad, x, weight = (
-        torch.randn(*shape, generator=generator).to(dtype).to(memory_format=torch.channels_last)
+    shapes = (images, chans, out, out), (images, chans, pixels, pixels), (chans, 1, kernel, kernel)
+    return [
+        torch.randn(*shape, generator=generator).to(dtype, memory_format=torch.channels_last)
         for shape in shapes
-    )
-    return grad, x, weight
+    ]
+
+
+def _detour(
+    name: str, own: Callable[..., Tensor], ours: Callable[..., Tensor], tensors: Sequence[Tensor]
+) -> Detour:
+    """Both ways with the same tensors; the exact result is PyTorch's in float64."""
+    exact = own(*(tensor.double() for tensor in tensors))
+    return Detour(name, partial(own, *tensors), partial(ours, *tensors), exact)
 
 
 def _gradient(
     kind: str, kernel: int, stride: int, dtype: torch.dtype, pixels: int | None = None
 ) -> Detour:
     """The gradient of a depthwise convolution by ``kind``: input, weight or (depthwise) both."""
-    operands = _operands(kernel, stride, dtype, pixels or SHAPE[2])
     pad, index = kernel // 2, 1 if kind == "weight" else 0
     mask = (kind != "weight", kind != "input")
 
-    def ours() -> Tensor:
-        if kind == "input":
-            return cpu.input_grad(*operands, stride, pad)
-        if kind == "weight":
-            return cpu.weight_grad(*operands, stride, pad)
-        grad_x, _ = cpu.backward(*operands, stride, pad, mask)
-        assert grad_x is not None
-        return grad_x
+    def own(*operands: Tensor) -> Tensor:
+        return cpu.aten_backward(*operands, stride=stride, padding=(pad, pad), mask=mask)[index]
 
-    own = partial(cpu.aten_backward, stride=stride, padding=(pad, pad), mask=mask)
+    def both(*operands: Any) -> Any:
+        return cpu.backward(*operands, mask)[0]
+
+    ours = {"input": cpu.input_grad, "weight": cpu.weight_grad, "depthwise": both}[kind]
     what = f"{kind} gradient{'s' if kind == 'depthwise' else ''}"
     size = f", {pixels} x {pixels} pixels" if pixels else ""
-    return Detour(
+    return _detour(
         f"{what}, {kernel} x {kernel}, stride {stride}, {_short(dtype)}{size}",
-        lambda: own(*operands)[index],
-        ours,
-        own(*(tensor.double() for tensor in operands))[index],
+        own,
+        lambda *operands: ours(*operands, stride, pad),
+        _operands(kernel, stride, dtype, pixels),
     )
 
 
 def _norm(act: str, dtype: torch.dtype, *, convolved: bool = False) -> Detour:
     """Norm and activation, forward and backward, with a depthwise convolution behind or without."""
-    grad, x, filters = _operands(3, 1, dtype, SHAPE[2])
+    grad, x, filters = _operands(3, 1, dtype)
     chans = x.shape[1]
-    inputs = [x, torch.ones(chans), torch.zeros(chans), *([filters.float()] if convolved else [])]
 
     def own(x: Tensor, weight: Tensor, bias: Tensor, *filters: Tensor) -> Tensor:
         y = ACTS[act](F.batch_norm(x, None, None, weight, bias, True, 0.0, EPS))
@@ -159,17 +160,17 @@ def _norm(act: str, dtype: torch.dtype, *, convolved: bool = False) -> Detour:
         conv = Depthwise(filters[0], 1, 1) if filters else None
         return fused(x, Fusion(Norm(weight, bias, EPS, act), conv))[0]
 
-    def gradient(way: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    def gradient(way: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in inputs]
             return torch.autograd.grad(way(*leaves), leaves, grad.to(inputs[0].dtype))[0]
 
     layers = f"norm, {act}, depthwise 3 x 3" if convolved else f"norm and {act}"
-    return Detour(
+    return _detour(
         f"{layers}, {_short(dtype)}",
-        lambda: gradient(own, inputs),
-        lambda: gradient(ours, inputs),
-        gradient(own, [t.double() for t in inputs]),
+        partial(gradient, own),
+        partial(gradient, ours),
+        [x, torch.ones(chans), torch.zeros(chans), *([filters.float()] if convolved else [])],
     )
 
 

@@ -259,6 +259,3 @@ def timer_for(device: torch.device) -> Timer:
     """The timer for inferences on a device."""
     clock = device_clock(device)
     return lambda run: clock.time(run) / 1e3
-
-
-wall_timer = timer_for(torch.device("cpu"))

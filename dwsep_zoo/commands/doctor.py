@@ -6,6 +6,7 @@ import os
 import platform
 
 from dwsep_zoo.commands.arguments import Arguments, read
+from dwsep_zoo.terminal import stdout_console, table
 
 
 class DoctorArguments(Arguments):
@@ -14,40 +15,32 @@ class DoctorArguments(Arguments):
 
 def run(arguments: list[str]) -> None:
     read("doctor", arguments, DoctorArguments)
-    from rich.table import Table
-
     from dwsep_zoo.analysis.doctor import detours, examine
-    from dwsep_zoo.analysis.runtimes import available_runtimes
-    from dwsep_zoo.terminal import stdout_console
 
     console = stdout_console()
-    machine = Table(title="this machine", show_header=False)
-    for key, value in _machine().items():
-        machine.add_row(key, value)
-    for runtime, line in available_runtimes().items():
-        machine.add_row(f"runtime {runtime}", "ready" if line is None else f"absent; {line}")
-    console.print(machine)
-    found = Table(
-        title="training on the CPU: PyTorch's own operators against ours",
-        caption="gain: PyTorch's time over ours, median [99 % interval]; for a layer of 128 "
-        "channels, 28 x 28 pixels unless said, 16 images",
-        caption_justify="left",
+    console.print(table("this machine", ("", ""), _machine().items(), show_header=False))
+    console.print(
+        table(
+            "training on the CPU: PyTorch's own operators against ours",
+            ("operator", "gain", "ours is"),
+            (
+                (found.name, rf"{g.ratio:.1f}x \[{g.low:.1f}, {g.high:.1f}]", found.verdict)
+                for found in map(examine, detours())
+                for g in [found.gain]
+            ),
+            words=("operator", "ours is"),
+            caption="gain: PyTorch's time over ours, median [99 % interval]; for a layer of 128 "
+            "channels, 28 x 28 pixels unless said, 16 images",
+            caption_justify="left",
+        )
     )
-    found.add_column("operator")
-    found.add_column("gain", justify="right")
-    found.add_column("ours is")
-    for detour in detours():
-        finding = examine(detour)
-        gain = finding.gain
-        interval = rf"{gain.ratio:.1f}x \[{gain.low:.1f}, {gain.high:.1f}]"
-        found.add_row(finding.name, interval, finding.verdict)
-    console.print(found)
 
 
 def _machine() -> dict[str, str]:
     import torch
 
     from dwsep_zoo.analysis.device import device_name
+    from dwsep_zoo.analysis.runtimes import available_runtimes
     from dwsep_zoo.ops import native
 
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
@@ -62,4 +55,8 @@ def _machine() -> dict[str, str]:
         "GPU": device_name(gpu) if torch.cuda.is_available() else "none that PyTorch can use",
         "Python": platform.python_version(),
         "PyTorch": torch.__version__,
+        **{
+            f"runtime {runtime}": "ready" if line is None else f"absent; {line}"
+            for runtime, line in available_runtimes().items()
+        },
     }

@@ -117,7 +117,7 @@ def explain_model(options: ModelArguments) -> Iterator[RenderableType]:
     )
     fields = receptive_fields(model, cost.input_size)
     yield _layer_table(heading, cost, fields)
-    yield _unit_table(swapped_units(model, cost), swapped_units(standard, reference))
+    yield _unit_table(swapped_units(cost), swapped_units(reference))
     yield _kind_table(model, cost)
     yield _field_sentence(fields, cost)
     if chosen != standard.build_args["conv"]:

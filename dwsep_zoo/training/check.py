@@ -97,27 +97,29 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
         UserError: for a folder without a record, or an unknown key; :func:`check` refuses a change
             that would make another run.
     """
-    config: Mapping[str, object] = _recorded(run).config
+    config = _recorded_settings(run).plain()
     for key, value in {
         **(changes or {}),
         "paths.output_dir": str(run),
         "resume": str(run),
         "ckpt_path": None,
     }.items():
-        config = _with(config, key.split("."), key, value)
+        config = _with(config, key, value)
     return parse_settings(config)
 
 
-def _with(
-    config: Mapping[str, object], path: list[str], key: str, value: object
-) -> dict[str, object]:
-    first, *rest = path
-    choose(first, config, f"key in {key!r}" if len(path) > 1 else f"key {key!r}:")
+def _with(config: dict[str, object], key: str, value: object, group: str = "") -> dict[str, object]:
+    first, _, rest = key.partition(".")
+    if not (group or rest or first in config):
+        for name, values in config.items():
+            if isinstance(values, dict) and first in values:
+                raise UserError(f"unknown key {key!r}; did you mean {name}.{key}=...?")
+    choose(first, config, f"key of {group}" if group else "key")
     if rest:
-        inner = config[first]
+        inner, path = config[first], f"{group}.{first}" if group else first
         if not isinstance(inner, dict):
-            raise UserError(f"unknown key {key!r}: {first} has no parts")
-        value = _with(inner, rest, key, value)
+            raise UserError(f"unknown key '{path}.{rest}': {path} has no parts")
+        value = _with(inner, rest, value, path)
     return {**config, first: value}
 
 
@@ -131,6 +133,14 @@ def _recorded(run: Path) -> RunRecord:
         raise UserError(f"resume={run}: cannot read {file}: {error}") from error
 
 
+def _recorded_settings(run: Path) -> Settings:
+    record = _recorded(run)
+    try:
+        return parse_settings(record.config)
+    except UserError as error:
+        raise UserError(f"resume={run}: its settings cannot be read: {error}") from error
+
+
 def _check_resume(settings: Settings) -> RunRecord:
     """The record of the run that is resumed, before anything of it is overwritten."""
     run = Path(str(settings.resume))
@@ -141,7 +151,7 @@ def _check_resume(settings: Settings) -> RunRecord:
             f"resume={run}: this run is finished; to train it further than its {done} epochs, set "
             "trainer.max_epochs"
         )
-    before = parse_settings(earlier.config).plain()
+    before = _recorded_settings(run).plain()
     for key, old, new in _differences(before, settings.plain()):
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE):
             raise UserError(

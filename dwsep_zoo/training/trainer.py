@@ -193,6 +193,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",  # sets in memory need none
         ".*smaller than the logging interval.*",
         ".*could not find the monitored key.*",  # trained without validation
+        '.*callbacks used to create the checkpoint.*"(OneFile|EarlyStopping).*',  # they may change
         ".*Checkpoint directory .* exists and is not empty.*",  # resumed runs
         ".*The dirpath has changed from.*",  # ckpt_path goes on in a new folder
         ".*isn't in the list of.*weights_only.*",

@@ -17,6 +17,7 @@ from helpers import different, last_weights
 
 from dwsep_zoo import UserError
 from dwsep_zoo.schema.record import read_record
+from dwsep_zoo.training import resume_settings
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.trainer import OneFile
 
@@ -61,9 +62,24 @@ def test_changes_that_would_make_another_run_are_refused(run, old, change):
     before = contents(old)
     with pytest.raises(UserError) as error:
         run("run", f"resume={old}", change)
-    assert change.partition("=")[0] in str(error.value)
+    assert change.partition("=")[0].split(".")[-1] in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(old) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("max_epochs", "did you mean trainer.max_epochs="),
+        ("recipe.lrr", "unknown key of recipe 'lrr'; did you mean 'lr'"),
+        ("data.augment.flop", "unknown key of data.augment 'flop'; did you mean 'flip'"),
+        ("seed.x", "seed has no parts"),
+        ("sed", "unknown key 'sed'; did you mean 'seed'"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(key, hint):
+    with pytest.raises(UserError, match=hint):
+        resume_settings(INTERRUPTED, {key: 3})
 
 
 def test_places_words_and_lengths_may_change(run, stopped):
