@@ -91,8 +91,11 @@ def _locate(detail: ErrorDetails, values: object) -> tuple[list[str], object, bo
     """The path and value that an error is about, and whether that is an element of a plain list."""
     path, in_list = [], False
     for part in detail["loc"]:  # pydantic's names of types stand between the keys
-        inside = dict(enumerate(values)) if isinstance(values, (list, tuple)) else values
-        items: Mapping[int | str, object] = inside if isinstance(inside, Mapping) else {}
+        items: dict[int | str, object] = {}
+        if isinstance(values, (list, tuple)):
+            items = dict(enumerate(values))
+        elif isinstance(values, Mapping):
+            items = {str(key): value for key, value in values.items()}  # YAML has numbers as keys
         if isinstance(part, int) and not isinstance(items.get(part), Mapping):
             in_list = True
         elif part in items or detail["type"] == "missing":
