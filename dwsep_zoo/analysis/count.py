@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,10 @@ def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                stack.enter_context(module.register_forward_hook(_recorder(name, layers)))
+                hook = module.register_forward_hook(
+                    lambda *call, name=name: layers.append(_layer(name, *call))
+                )
+                stack.enter_context(hook)
         for context in (in_mode(model, training=False), torch.no_grad(), _ShapesOnly()):
             stack.enter_context(context)
         dtype = next(model.parameters()).dtype
@@ -106,25 +109,22 @@ class _ShapesOnly(TorchFunctionMode):
         return x.new_empty(len(x), len(weight), *one.shape[2:])
 
 
-def _recorder(name: str, layers: list[LayerCount]) -> Callable[..., None]:
-    def hook(module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        window: dict[str, Any] = {"kernel_size": (1, 1), "stride": (1, 1), "groups": 1}
-        if isinstance(module, nn.Conv2d):
-            window = {key: getattr(module, key) for key in window}
-        layers.append(
-            LayerCount(
-                name=name,
-                kind=conv_kind(module),
-                in_shape=tuple(inputs[0].shape[1:]),
-                out_shape=tuple(output.shape[1:]),
-                params=sum(p.numel() for p in module.parameters()),
-                # every weight is used once for each output pixel
-                macs=module.weight.numel() * math.prod(output.shape[2:]),
-                **window,
-            )
-        )
-
-    return hook
+def _layer(
+    name: str, module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor
+) -> LayerCount:
+    window: dict[str, Any] = {"kernel_size": (1, 1), "stride": (1, 1), "groups": 1}
+    if isinstance(module, nn.Conv2d):
+        window = {key: getattr(module, key) for key in window}
+    return LayerCount(
+        name=name,
+        kind=conv_kind(module),
+        in_shape=tuple(inputs[0].shape[1:]),
+        out_shape=tuple(output.shape[1:]),
+        params=sum(p.numel() for p in module.parameters()),
+        # every weight is used once for each output pixel
+        macs=module.weight.numel() * math.prod(output.shape[2:]),
+        **window,
+    )
 
 
 def conv_kind(module: nn.Conv2d | nn.Linear) -> str:

@@ -86,9 +86,7 @@ def detours() -> list[Detour]:
     ]
 
 
-def examine(
-    detour: Detour, timer: Timer = timer_for(torch.device("cpu")), min_run_time: float = 0.2
-) -> Finding:
+def examine(detour: Detour, timer: Timer | None = None, min_run_time: float = 0.2) -> Finding:
     """Time both ways in turns, and compare both with the exact result."""
     largest = detour.exact.abs().max()
 
@@ -96,17 +94,15 @@ def examine(
         return float((way().double() - detour.exact).abs().max() / largest)
 
     with torch.no_grad():
+        timer = timer or timer_for(detour.exact.device)
         ours, own = take_turns([detour.ours, detour.own], timer, min_run_time)
         return Finding(detour.name, compare_turns(ours, own), error(detour.ours), error(detour.own))
 
 
-def _operands(
-    kernel: int, stride: int, dtype: torch.dtype, pixels: int | None = None
-) -> list[Tensor]:
+def _operands(kernel: int, stride: int, dtype: torch.dtype, pixels: int) -> list[Tensor]:
     """Gradient of the output, input and filters of a depthwise convolution."""
     generator = torch.Generator().manual_seed(kernel)
     images, chans, *_ = SHAPE
-    pixels = pixels or SHAPE[2]
     out = pixels // stride
     shapes = (images, chans, out, out), (images, chans, pixels, pixels), (chans, 1, kernel, kernel)
     return [
@@ -130,26 +126,28 @@ def _gradient(
     pad, index = kernel // 2, 1 if kind == "weight" else 0
     mask = (kind != "weight", kind != "input")
 
-    def own(*operands: Tensor) -> Tensor:
-        return cpu.aten_backward(*operands, stride=stride, padding=(pad, pad), mask=mask)[index]
+    def own(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return cpu.aten_backward(grad, x, weight, stride, (pad, pad), mask)[index]
 
-    def both(*operands: Any) -> Any:
-        return cpu.backward(*operands, mask)[0]
+    def ours(grad: Tensor, x: Tensor, weight: Tensor) -> Any:
+        if kind == "depthwise":
+            return cpu.backward(grad, x, weight, stride, pad, mask)[0]
+        way = cpu.weight_grad if kind == "weight" else cpu.input_grad
+        return way(grad, x, weight, stride, pad)
 
-    ours = {"input": cpu.input_grad, "weight": cpu.weight_grad, "depthwise": both}[kind]
-    what = f"{kind} gradient{'s' if kind == 'depthwise' else ''}"
     size = f", {pixels} x {pixels} pixels" if pixels else ""
     return _detour(
-        f"{what}, {kernel} x {kernel}, stride {stride}, {_short(dtype)}{size}",
+        f"{kind} gradient{'s' if kind == 'depthwise' else ''}, {kernel} x {kernel}, "
+        f"stride {stride}, {_short(dtype)}{size}",
         own,
-        lambda *operands: ours(*operands, stride, pad),
-        _operands(kernel, stride, dtype, pixels),
+        ours,
+        _operands(kernel, stride, dtype, pixels or SHAPE[2]),
     )
 
 
 def _norm(act: str, dtype: torch.dtype, *, convolved: bool = False) -> Detour:
     """Norm and activation, forward and backward, with a depthwise convolution behind or without."""
-    grad, x, filters = _operands(3, 1, dtype)
+    grad, x, filters = _operands(3, 1, dtype, SHAPE[2])
     chans = x.shape[1]
 
     def own(x: Tensor, weight: Tensor, bias: Tensor, *filters: Tensor) -> Tensor:

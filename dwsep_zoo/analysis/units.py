@@ -88,22 +88,21 @@ def units(model: nn.Module) -> Iterator[Unit]:
     Gates and mixed depthwise convolutions are units; all others are modules without children.
     Modules that do nothing at inference (dropout, identity, flatten) belong to none.
     """
-    parts = {name for name, _ in model.named_children()} if isinstance(model, ConvNet) else set()
-    yield from _units(model, "", parts)
+    inside = ""  # of a unit that has children
+    for name, module in model.named_modules():
+        if inside and name.startswith(inside):
+            continue
+        part = name.split(".")[0] if isinstance(model, ConvNet) else ""
+        kind = _function(module, name, part)
+        if isinstance(module, SqueezeExcite | MixedDepthwise):
+            inside = f"{name}."
+        elif kind != SHORTCUT and any(module.children()):
+            continue
+        if kind:
+            yield Unit(name, kind, module)
 
 
-def _units(module: nn.Module, name: str, parts: set[str]) -> Iterator[Unit]:
-    whole = isinstance(module, SqueezeExcite | MixedDepthwise)
-    children = () if whole else tuple(module.named_children())
-    for child_name, child in children:
-        yield from _units(child, f"{name}.{child_name}".lstrip("."), parts)
-    kind = _function(module, name, parts)
-    if kind and (not children or kind == SHORTCUT):
-        yield Unit(name, kind, module)
-
-
-def _function(module: nn.Module, name: str, parts: set[str]) -> str | None:
-    part = name.split(".")[0] if parts else ""
+def _function(module: nn.Module, name: str, part: str) -> str | None:
     match module:
         case SqueezeExcite():
             return SQUEEZE_EXCITE

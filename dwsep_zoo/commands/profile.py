@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,23 +144,21 @@ def _pairs(options: ProfileArguments) -> tuple[list[tuple[str, str]], list[str]]
     from dwsep_zoo.analysis.runtimes import DTYPES, RUNTIMES, Workload, available_runtimes
 
     Workload(device=options.device).check()
-    every = options.runtimes == ("all",)
-    named = () if every or options.runtimes is None else tuple(dict.fromkeys(options.runtimes))
-    names = named or (RUNTIMES if every else DEFAULT_RUNTIMES)
-    precisions = tuple(dict.fromkeys(options.precision))
+    asked = options.runtimes or DEFAULT_RUNTIMES
+    names = tuple(RUNTIMES) if asked == ("all",) else asked
     for name in names:
         choose(name, RUNTIMES, "runtime")
-    for precision in precisions:
+    for precision in options.precision:
         choose(precision, DTYPES, "precision")
-    missing = available_runtimes()
-    for name in named:
-        if missing[name]:
+    missing = {name: line for name, line in available_runtimes().items() if line and name in names}
+    if names is options.runtimes:  # named one by one
+        for name in missing:
             Workload(name).check()  # says so
-    notes = [
-        f"{name} is absent; install it with: {missing[name]}" for name in names if missing[name]
-    ]
+    notes = [f"{name} is absent; install it with: {line}" for name, line in missing.items()]
     pairs = []
-    for name, precision in product((name for name in names if not missing[name]), precisions):
+    for name, precision in product(dict.fromkeys(names), dict.fromkeys(options.precision)):
+        if name in missing:
+            continue
         try:
             Workload(name, precision, device=options.device).check()
         except UserError as error:
@@ -184,16 +182,14 @@ def _roofline(plan: Variants, costs: Sequence[Cost], figure: Path) -> Iterator[R
     layers = alone[0].only(*(one.networks[0] for one in alone))
     yield from roofline_tables(layers)
     yield from gaps(layers)
-    measured = dict(zip(plan.networks, costs, strict=True))
-    same = ("eager", layers.precision, layers.batch_size)
-    eager = [
-        i for i, w in enumerate(plan.workloads) if (w.runtime, w.precision, w.batch_size) == same
-    ]
+    timings = {name: cost.timings for name, cost in zip(plan.networks, costs, strict=True)}
+    eager = replace(plan.workloads[0], runtime="eager")
     for name in plan.networks:
         if name != plan.reference:
             speed = None  # by the passes of the roofline
-            if eager:
-                turns = (measured[n].timings[eager[0]].turns for n in (plan.reference, name))
+            if eager in plan.workloads:
+                index = plan.workloads.index(eager)
+                turns = (timings[n][index].turns for n in (plan.reference, name))
                 speed = 1 / compare_turns(*turns).ratio
             yield sentence(layers, plan.reference, name, speed)
     figure.write_text(document(roofline_figure(layers)), encoding="utf-8")
