@@ -76,6 +76,7 @@ class Sweep:
         if isinstance(error, UserError) or not recorded:
             say(error)
         if not recorded:  # so that no failure is missing from the report
+            folder.mkdir(parents=True, exist_ok=True)
             text = " ".join(str(error).split()) or type(error).__name__
             RecordFile(
                 folder,

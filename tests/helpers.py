@@ -29,6 +29,16 @@ REPRESENTATIVES = (
     "efficientnet_lite0",
 )
 """One model a family."""
+SMALL = (
+    "model=mobilenet_v1",
+    "model.width_mult=0.125",
+    "trainer.max_epochs=2",
+    "trainer.precision=32-true",
+    "trainer.limit_train_batches=4",
+    "data.batch_size=32",
+    "profile.roofline=false",  # takes longer than the training
+)
+"""Overrides of a run that takes a second."""
 KERNELS = ("triton_common", "triton_depthwise", "triton_norm", "triton_expand")
 """Modules with Triton kernels."""
 

@@ -11,21 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import SMALL
 
 from dwsep_zoo.analysis.cost import measure_cost
 from dwsep_zoo.config import compose_settings, read_line
 from dwsep_zoo.training import resume_settings, train
 from dwsep_zoo.training.classifier import LitClassifier
-
-SMALL = (
-    "model=mobilenet_v1",
-    "model.width_mult=0.125",
-    "trainer.max_epochs=2",
-    "trainer.precision=32-true",
-    "trainer.limit_train_batches=4",
-    "data.batch_size=32",
-    "profile.roofline=false",  # takes longer than the training
-)
 
 
 @pytest.fixture
