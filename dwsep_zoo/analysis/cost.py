@@ -5,18 +5,16 @@ The end of a run, a sweep and ``dwsep profile`` all measure with :func:`measure_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
-import torch
 from torch import nn
 
 from dwsep_zoo.analysis.latency import Timing, time_models
 from dwsep_zoo.analysis.memory import inference_memory, training_memory
 from dwsep_zoo.analysis.roofline import Roofline, measure_roofline
-from dwsep_zoo.analysis.runtimes import RUNTIMES, Workload
+from dwsep_zoo.analysis.runtimes import Workload
 
 
 @dataclass(frozen=True)
@@ -40,22 +38,6 @@ class Cost:
             "memory": dict(self.memory),
             "roofline": self.roofline and self.roofline.plain(),
         }
-
-
-def workloads(
-    runtimes: Iterable[str],
-    precisions: Iterable[str],
-    batch_sizes: Iterable[int],
-    devices: Iterable[str | torch.device] = ("cpu",),
-) -> list[Workload]:
-    """All combinations, without the runtimes that do not run on a device."""
-    return [
-        Workload(runtime, precision, batch_size, device)
-        for device, runtime, precision, batch_size in product(
-            devices, runtimes, precisions, batch_sizes
-        )
-        if torch.device(device).type in RUNTIMES[runtime].devices
-    ]
 
 
 def measure_cost(

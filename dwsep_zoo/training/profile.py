@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 
-from dwsep_zoo.analysis.cost import measure_cost, workloads
-from dwsep_zoo.analysis.runtimes import Workload
+from dwsep_zoo.analysis.cost import measure_cost
+from dwsep_zoo.analysis.runtimes import RUNTIMES, Workload
 from dwsep_zoo.schema.settings import ProfileSettings
 
 
@@ -31,10 +32,15 @@ def profile(
         train_batch_size: images of a training step, for its memory.
     """
     devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
+    every = product(devices, settings.runtimes, settings.precisions, settings.batch_sizes)
     costs = measure_cost(
         models,
         input_size,
-        workloads(settings.runtimes, settings.precisions, settings.batch_sizes, devices),
+        [
+            Workload(runtime, precision, batch_size, where)
+            for where, runtime, precision, batch_size in every
+            if where.type in RUNTIMES[runtime].devices
+        ],
         train_batch_size=train_batch_size,
         roofline=Workload(device=devices[-1]) if settings.roofline else None,
     )
