@@ -99,6 +99,15 @@ def test_the_recipe_is_outside_the_model():
         ("data=folder data.root=nowhere", "data.root=nowhere: there is no such folder"),
         ("data.cache=true", "data.cache=true has no effect on data=digits"),
         ("profile.runtimes=[foo]", "unknown runtime 'foo'"),
+        ("trainer.max_time=abc", "trainer: "),
+        ("ckpt_path=.", "ckpt_path=.: there is no checkpoint"),
+        ("tags={a:1}", "tags"),
+        ("recipe.lr=${oc.env:NOWHERE}", "Environment variable 'NOWHERE' not found"),
+        ("seed=${seed}", "Recursive interpolation"),
+        ("+conv.foo=3", "unknown option of conv=depthwise_separable 'foo'"),
+        ("+model.foo=3", "unknown option of mobilenet_v1 'foo'"),
+        ("recipe.initial_size=1000", "recipe.initial_size must be"),
+        ("~recipe.lr", "recipe.lr is missing"),
     ],
 )
 def test_a_command_line_that_is_refused_is_one_line_and_leaves_nothing(

@@ -19,6 +19,7 @@ from dwsep_zoo.schema.settings import Settings, parse_settings
 from dwsep_zoo.training.optim import check_optimizer
 from dwsep_zoo.training.prepare import check_network_and_data
 from dwsep_zoo.training.search import check_optuna
+from dwsep_zoo.training.trainer import create_trainer
 
 MAY_CHANGE = (
     *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.profiler"),
@@ -80,6 +81,7 @@ def check(settings: Settings) -> Plan:
         profile.runtimes, profile.precisions, profile.batch_sizes
     ):
         Workload(runtime, precision, batch_size).check()
+    create_trainer(settings, folder, [], save=False)  # Lightning checks its options
     check_network_and_data(settings)
     earlier = _check_resume(settings) if settings.resume else None
     start = _read_start(settings)
