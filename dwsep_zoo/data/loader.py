@@ -68,6 +68,7 @@ class EpochSampler:
         shuffle: ``False``: every epoch in the order of the split.
         even: give every process equally many, dropping up to ``world_size - 1`` images an epoch;
             else each image once, and some processes one more than others.
+        limit: only the first images of the order; ``None``: all.
         rank: of this process.
         world_size: number of processes.
     """
@@ -79,6 +80,7 @@ class EpochSampler:
         seed: int,
         shuffle: bool,
         even: bool,
+        limit: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -86,6 +88,7 @@ class EpochSampler:
         self.seed = seed
         self.shuffle = shuffle
         self.even = even
+        self.used = num_images if limit is None else min(limit, num_images)
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -95,8 +98,8 @@ class EpochSampler:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        left = 0 if self.even else self.num_images % self.world_size
-        return self.num_images // self.world_size + (self.rank < left)
+        left = 0 if self.even else self.used % self.world_size
+        return self.used // self.world_size + (self.rank < left)
 
     def indices(self) -> Tensor:
         """(len(self),) int64; batch k of all processes together is batch k of a single one."""
@@ -106,7 +109,7 @@ class EpochSampler:
             )
         else:
             order = torch.arange(self.num_images)
-        return order[self.rank :: self.world_size][: len(self)]
+        return order[self.rank : self.used : self.world_size][: len(self)]
 
 
 class EpochBatches:

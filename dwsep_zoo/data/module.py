@@ -144,6 +144,24 @@ class ImageData(L.LightningDataModule):
         """Every test image once, in order."""
         return self._loader("test", training=False)
 
+    def statistics_dataloader(self, num_images: int) -> Loader:
+        """Training images as evaluation has them, for the statistics of norms.
+
+        They are drawn by ``data.split_seed``, so that they are the same every time, and come in
+        batches of the training's size.
+        """
+        rank, world_size = self._place()
+        sampler = EpochSampler(
+            len(self.splits["train"]),
+            seed=self.settings.split_seed,
+            shuffle=True,
+            even=True,
+            limit=num_images,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._load("train", sampler, training=False, equal_batches=True)
+
     def on_after_batch_transfer(
         self, batch: RawBatch, dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
@@ -151,22 +169,34 @@ class ImageData(L.LightningDataModule):
         return self.pipeline.prepare_batch(batch), batch.labels
 
     def _loader(self, split: str, *, training: bool) -> Loader:
-        trainer, num_images = self.trainer, len(self.splits[split])
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        num_images = len(self.splits[split])
+        rank, world_size = self._place()
         if training and num_images < world_size:
             raise UserError(f"{num_images} training images for {world_size} processes")
         sampler = EpochSampler(
             num_images,
             seed=self.seed,
-            shuffle=training and not getattr(trainer, "overfit_batches", 0),
+            shuffle=training and not getattr(self.trainer, "overfit_batches", 0),
             even=training,
             rank=rank,
             world_size=world_size,
         )
-        batch_size = min(self.batch_size, len(sampler)) if training else self.batch_size
+        return self._load(split, sampler, training=training, equal_batches=training)
+
+    def _load(
+        self, split: str, sampler: EpochSampler, *, training: bool, equal_batches: bool
+    ) -> Loader:
+        trainer, batch_size = self.trainer, self.batch_size
+        if equal_batches:
+            batch_size = min(batch_size, len(sampler))
         return Loader(
             self.pipeline.reader(split, training=training),
-            EpochBatches(sampler, batch_size, drop_last=training),
-            num_workers=self.pipeline.num_workers(world_size),
+            EpochBatches(sampler, batch_size, drop_last=equal_batches),
+            num_workers=self.pipeline.num_workers(sampler.world_size),
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process, and number of processes."""
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)

@@ -22,7 +22,7 @@ from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.settings import upgrade_config
 
 FILE_NAME = "result.json"
-SCHEMA = 2
+SCHEMA = 3
 
 Json: TypeAlias = dict[str, JsonValue]
 
@@ -278,13 +278,15 @@ class RunRecord(Part):
         return value
 
 
-def _from_1(values: Json) -> Json:
-    """Version 2 has the keys of version 1; its settings are those of the typed configuration."""
+def _upgrade(values: Json, version: int) -> Json:
+    """The content of an older record with the settings of today's typed configuration."""
     match = values.get("match")
     if isinstance(match, dict) and match.get("to") == values.get("conv"):
         values = {**values, "match": None}  # a network was once matched to itself
     config = values.get("config")
-    return {**values, "config": upgrade_config(config)} if isinstance(config, dict) else values
+    if not isinstance(config, dict):
+        return values
+    return {**values, "config": upgrade_config(config, version)}
 
 
 def parse_record(values: object) -> RunRecord:
@@ -296,9 +298,9 @@ def parse_record(values: object) -> RunRecord:
     if not isinstance(values, dict):
         raise UserError("it does not hold a JSON object")
     version = values.get("schema", 1)
-    if version not in (1, SCHEMA):
+    if version not in range(1, SCHEMA + 1):
         raise UserError(f"its schema is {version!r}; this version reads up to {SCHEMA}")
-    values = _from_1(values) if version == 1 else values
+    values = _upgrade(values, version) if version < SCHEMA else values
     return parse(RunRecord, {**values, "schema": SCHEMA})
 
 

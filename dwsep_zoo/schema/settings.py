@@ -192,6 +192,9 @@ class Recipe(Group):
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
     initial_size: Natural | None = Field(description="first side of training images, which grows")
     full_size_from: Portion = Field(description="part of the training before the full size")
+    norm_statistics: Literal["precise", "running"] = Field(
+        description="of batch norms in evaluation; precise: computed anew for its weights"
+    )
     eval_flip: bool = Field(description="average the outputs of each image and its mirror image")
     eval_shift: bool = Field(description="average those of the image moved by a pixel as well")
     freeze: tuple[str, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
@@ -337,17 +340,20 @@ def parse_settings(config: object) -> Settings:
     return parse(Settings, config)
 
 
-def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring a configuration of schema 1 to schema 2, with the values that were true then.
+def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Bring the configuration of an older record to today's, with the values that were true then.
 
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
+    Schema 2 knew the running statistics of norms only.
     """
-    groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}
     upgraded = {"hparams_search": None, **config}
-    for name, kind in groups.items():
-        upgraded[name] = {**dict.fromkeys(kind.model_fields), **(upgraded.get(name) or {})}
-    if (upgraded.get("recipe") or {}).get("betas") == [0.9, 0.999]:
-        upgraded["recipe"] = {**upgraded["recipe"], "betas": None}  # they were AdamW's own
-    data = upgraded["data"]
-    data["augment"] = {**dict.fromkeys(AugmentSettings.model_fields), **(data["augment"] or {})}
-    return upgraded
+    recipe = {"norm_statistics": "running", **(upgraded.get("recipe") or {})}
+    if version == 1:
+        groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}
+        for name, kind in groups.items():
+            upgraded[name] = {**dict.fromkeys(kind.model_fields), **(upgraded.get(name) or {})}
+        if recipe.get("betas") == [0.9, 0.999]:
+            recipe["betas"] = None  # they were AdamW's own
+        data = upgraded["data"]
+        data["augment"] = {**dict.fromkeys(AugmentSettings.model_fields), **(data["augment"] or {})}
+    return {**upgraded, "recipe": recipe}

@@ -20,6 +20,7 @@ from dwsep_zoo.training.callbacks import EpochTable, Predictions
 from dwsep_zoo.training.check import Plan, Start, check, load_checkpoint
 from dwsep_zoo.training.classifier import LitClassifier, check_network_of
 from dwsep_zoo.training.compile import Compile
+from dwsep_zoo.training.norm_statistics import keep_norms, recall_norms
 from dwsep_zoo.training.out_of_memory import is_out_of_memory, out_of_memory
 from dwsep_zoo.training.prepare import Prepared, prepare
 from dwsep_zoo.training.process_memory import PeakMemory, keep_memory
@@ -218,6 +219,8 @@ def _test(training: Training, checkpoint: Path | None) -> dict[str, object]:
     if checkpoint:
         saved = load_checkpoint(checkpoint)
         training.module.load_state_dict(saved["state_dict"])
+        if training.settings.train:
+            recall_norms(training.trainer, saved)
         results["best_epoch"] = saved["epoch"] + 1
         for row in training.table.rows():
             if row["epoch"] == results["best_epoch"]:
@@ -229,6 +232,8 @@ def _test(training: Training, checkpoint: Path | None) -> dict[str, object]:
             training.module, datamodule=training.prepared.data, verbose=False
         )
         metrics |= tested
+        if checkpoint and training.settings.train and training.trainer.is_global_zero:
+            keep_norms(training.module, saved, checkpoint)
     return results
 
 

@@ -28,6 +28,7 @@ from dwsep_zoo.training.callbacks import SaveOnInterrupt
 from dwsep_zoo.training.ddp import DataParallel
 from dwsep_zoo.training.finetune import FineTune
 from dwsep_zoo.training.non_finite import StopOnNonFinite
+from dwsep_zoo.training.norm_statistics import PreciseStatistics
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -107,6 +108,8 @@ def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
         # All tensors at once, where Lightning's EMAWeightAveraging takes one after the other.
         average = get_ema_multi_avg_fn(recipe.model_ema_decay)
         callbacks.append(WeightAveraging(multi_avg_fn=average))
+    if recipe.norm_statistics == "precise":  # of the average, which has taken its place by then
+        callbacks.append(PreciseStatistics())
     return callbacks
 
 
