@@ -53,6 +53,8 @@ def _compared(ratio: float, tolerance: float, above: str, below: str, same: str)
 
 def _explained(network: NetworkTime) -> str:
     """The bound that takes the most time, with the kinds of layers that cause it."""
+    if _is_gap(network):
+        return f"the time of {network.name} is not explained: {_gap(network)}"
     rest = sum(unit.time_ms for unit in network.units if unit.kind == REST)
     times = {bound: [la for la in network.layers if la.bound == bound] for bound in BOUNDS}
     totals = {bound: _time(layers) for bound, layers in times.items()}
@@ -75,10 +77,10 @@ def _explained(network: NetworkTime) -> str:
             named += by_word[word]
     share, reached = percent(_time(named) / network.sum_ms), percent(attained(named))
     listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-    return (
-        f"{share} of the time of {network.name} is {BOUNDS[bound]} {listed} work, at {reached} of "
-        "what this device can do"
-    )
+    rate = f"at {reached} of what this device can do"
+    if attained(named) > 1:  # which cannot be
+        rate = "as fast as this device was found to be"
+    return f"{share} of the time of {network.name} is {BOUNDS[bound]} {listed} work, {rate}"
 
 
 def _time(layers: Sequence[LayerTime]) -> float:
@@ -90,10 +92,24 @@ def percent(fraction: float) -> str:
 
 
 def gaps(roofline: Roofline) -> list[str]:
-    """One warning for each network whose units do not add up to its time."""
-    return [
-        f"{network.name}: its units add up to {percent(network.sum_ms / network.total_ms)} of "
-        "its time; the machine may have been busy: measure again"
-        for network in roofline.networks
-        if abs(network.sum_ms / network.total_ms - 1) > CLOSES
-    ]
+    """One warning for each network whose times cannot be right: a busy machine disturbed them."""
+    found = [f"{n.name}: {_gap(n)}" for n in roofline.networks if _is_gap(n)]
+    for network in roofline.networks:
+        above = [layer for layer in network.layers if layer.attained > 1 + CLOSES]
+        if above:
+            found.append(
+                f"{network.name}: {len(above)} layers are faster than the ceilings measured for "
+                f"this device, {above[0].name} by {percent(above[0].attained - 1)}; measure again"
+            )
+    return found
+
+
+def _is_gap(network: NetworkTime) -> bool:
+    return abs(network.sum_ms / network.total_ms - 1) > CLOSES
+
+
+def _gap(network: NetworkTime) -> str:
+    return (
+        f"its units add up to {percent(network.sum_ms / network.total_ms)} of its time; the "
+        "machine may have been busy: measure again"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from dwsep_zoo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class LayerCount:
     groups: int
     params: int
     macs: int
+    macs_inside: int  # without those of taps that lie on padding
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,66 @@ class Count:
     layers: tuple[LayerCount, ...]
 
 
-def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
-    """Count a network's parameters and multiply-adds for one image of ``input_size`` (C, H, W).
+def image_shape(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """Return the ``(C, H, W)`` of a network's images.
+
+    Args:
+        model: of this zoo, of timm's, or any other that takes ``(N, C, H, W)``.
+        input_size: the shape that the user wants; ``None``: the network's own.
+
+    Raises:
+        UserError: for a shape that is none, or of other channels than the network's; and for
+            ``None`` where a network does not say which images it takes.
+    """
+    described = getattr(model, "default_cfg", None) or {}
+    own = described.get("input_size")
+    if input_size is None:
+        if own is None:
+            raise UserError(f"{type(model).__name__} does not say its input_size; give (C, H, W)")
+        input_size = own
+    is_shape = isinstance(input_size, Sequence) and not isinstance(input_size, str)
+    if not (
+        is_shape
+        and len(input_size) == 3
+        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in input_size)
+    ):
+        shown = list(input_size) if is_shape else input_size
+        raise UserError(f"input_size must be (C, H, W), three whole numbers; got {shown!r}")
+    if own is not None and own[0] != input_size[0]:
+        raise UserError(
+            f"the network takes images of {own[0]} channels; got input_size={tuple(input_size)}"
+        )
+    channels, height, width = input_size
+    return channels, height, width
+
+
+def common_shape(
+    models: Iterable[nn.Module], input_size: Sequence[int] | None = None
+) -> tuple[int, int, int]:
+    """Return the ``(C, H, W)`` of images that all of the networks take.
+
+    Raises:
+        UserError: see :func:`image_shape`, and where the networks' own differ.
+    """
+    shapes = {image_shape(model, input_size) for model in models}
+    if len(shapes) > 1:
+        raise UserError(f"the networks' own sizes differ, {sorted(shapes)}; give an input_size")
+    return shapes.pop()
+
+
+def count(model: nn.Module, input_size: Sequence[int] | None = None) -> Count:
+    """Count a network's parameters and multiply-adds for one image.
 
     The network runs on a batch of no images, with weights that take no memory. This gives every
     shape without arithmetic, whatever the size and on the meta device too. (A batch on the meta
     device would load PyTorch's compiler first: seconds instead of milliseconds.)
+
+    Args:
+        model: the network.
+        input_size: ``(C, H, W)``; ``None``: the network's own.
+
+    Raises:
+        UserError: see :func:`image_shape`.
     """
     layers: list[LayerCount] = []
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -60,7 +117,7 @@ def count(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Count:
         name: torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
         for name, tensor in tensors.items()
     }
-    channels, height, width = input_size
+    channels, height, width = image_shape(model, input_size)
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -123,8 +180,30 @@ def _layer(
         params=sum(p.numel() for p in module.parameters()),
         # every weight is used once for each output pixel
         macs=module.weight.numel() * math.prod(output.shape[2:]),
+        macs_inside=_macs_inside(module, inputs[0].shape[2:], output.shape[2:]),
         **window,
     )
+
+
+def _macs_inside(
+    module: nn.Conv2d | nn.Linear, in_size: Sequence[int], out_size: Sequence[int]
+) -> int:
+    """The multiply-adds whose factors are both numbers of the image and of the filter."""
+    if isinstance(module, nn.Linear):
+        return module.weight.numel()
+    macs = math.prod(module.weight.shape[:2])
+    for i, (size, outputs) in enumerate(zip(in_size, out_size, strict=True)):
+        step, stride = module.dilation[i], module.stride[i]
+        extent = step * (module.kernel_size[i] - 1) + 1
+        missing = max((outputs - 1) * stride + extent - size, 0)  # at both ends together
+        padding = module.padding[i] if isinstance(module.padding, tuple) else 0
+        first = -(padding or missing // 2)
+        macs *= sum(
+            0 <= start + tap < size
+            for start in range(first, first + outputs * stride, stride)
+            for tap in range(0, extent, step)
+        )
+    return macs
 
 
 def conv_kind(module: nn.Conv2d | nn.Linear) -> str:

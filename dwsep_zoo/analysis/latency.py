@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dwsep_zoo.analysis.count import common_shape
 from dwsep_zoo.analysis.device import device_clock, device_name, torch_threads
 from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, Inference, Workload, prepare
 from dwsep_zoo.errors import UserError
@@ -78,7 +79,7 @@ class LatencyComparison:
 
 
 def measure_latency(
-    model: nn.Module, input_size: Sequence[int] = (3, 224, 224), **conditions: Any
+    model: nn.Module, input_size: Sequence[int] | None = None, **conditions: Any
 ) -> Latency:
     """Time inference on random input; arguments as in :func:`measure_latencies`.
 
@@ -90,7 +91,7 @@ def measure_latency(
 
 def measure_latencies(
     models: Mapping[str, nn.Module],
-    input_size: Sequence[int] = (3, 224, 224),
+    input_size: Sequence[int] | None = None,
     *,
     min_run_time: float = 1.0,
     **conditions: Any,
@@ -99,7 +100,7 @@ def measure_latencies(
 
     Args:
         models: by name; each takes ``(N, C, H, W)`` and stays as it is.
-        input_size: ``(C, H, W)``.
+        input_size: ``(C, H, W)``; ``None``: the networks' own.
         min_run_time: seconds of measuring for each network; at least 24 runs are made.
         conditions: fields of :class:`~dwsep_zoo.analysis.runtimes.Workload`.
 
@@ -113,7 +114,7 @@ def measure_latencies(
 def compare_latency(
     a: nn.Module,
     b: nn.Module,
-    input_size: Sequence[int] = (3, 224, 224),
+    input_size: Sequence[int] | None = None,
     *,
     min_run_time: float = COMPARE_S,
     **conditions: Any,
@@ -129,7 +130,7 @@ def compare_latency(
 
 def time_models(
     models: Mapping[str, nn.Module],
-    input_size: Sequence[int],
+    input_size: Sequence[int] | None,
     workload: Workload,
     *,
     min_run_time: float = 1.0,
@@ -144,8 +145,9 @@ def time_models(
         raise UserError(f"min_run_time must be greater than 0; got {min_run_time!r}")
     device, threads = torch.device(workload.device), workload.threads or torch.get_num_threads()
     workload = replace(workload, threads=threads)
+    shape = common_shape(models.values(), input_size)
     with torch_threads(threads):
-        runs = [prepare(model, input_size, workload) for model in models.values()]
+        runs = [prepare(model, shape, workload) for model in models.values()]
         with torch.inference_mode():
             measured = take_turns(runs, timer_for(device), min_run_time)
     conditions = {**vars(workload), "device": device.type, "device_name": device_name(device)}

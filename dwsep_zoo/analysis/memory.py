@@ -17,25 +17,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # no public module has these
 from torch.utils._pytree import tree_leaves
 
-from dwsep_zoo.analysis.count import in_mode
+from dwsep_zoo.analysis.count import image_shape, in_mode
 from dwsep_zoo.errors import UserError
 
 
 def inference_memory(
-    model: nn.Module, input_size: Sequence[int] = (3, 224, 224), *, batch_size: int = 1
+    model: nn.Module, input_size: Sequence[int] | None = None, *, batch_size: int = 1
 ) -> int:
     """Bytes at the peak of eager float32 inference: weights, input, and the activations alive.
 
     Args:
         model: takes ``(N, C, H, W)``; it stays as it is.
-        input_size: ``(C, H, W)``.
+        input_size: ``(C, H, W)``; ``None``: the network's own.
         batch_size: N.
     """
-    return _peak(model, input_size, batch_size, training=False)
+    return _peak(model, image_shape(model, input_size), batch_size, training=False)
 
 
 def training_memory(
-    model: nn.Module, input_size: Sequence[int] = (3, 224, 224), *, batch_size: int = 1
+    model: nn.Module, input_size: Sequence[int] | None = None, *, batch_size: int = 1
 ) -> int:
     """Bytes at the peak of a float32 training step, forward and backward of the cross-entropy.
 
@@ -43,19 +43,20 @@ def training_memory(
 
     Args:
         model: takes ``(N, C, H, W)`` and returns ``(N, classes)``; it stays as it is.
-        input_size: ``(C, H, W)``.
+        input_size: ``(C, H, W)``; ``None``: the network's own.
         batch_size: N.
 
     Raises:
         UserError: if a norm has a single number per channel to take its statistics from.
     """
+    shape = image_shape(model, input_size)
     try:
-        return _peak(model, input_size, batch_size, training=True)
+        return _peak(model, shape, batch_size, training=True)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"a batch of {batch_size} of {' x '.join(map(str, input_size))} cannot be trained: its "
+            f"a batch of {batch_size} of {' x '.join(map(str, shape))} cannot be trained: its "
             "last feature map has one pixel, and a norm needs more than one value per channel"
         ) from error
 
@@ -65,7 +66,7 @@ def state_dict_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def _peak(model: nn.Module, input_size: Sequence[int], batch_size: int, training: bool) -> int:
+def _peak(model: nn.Module, shape: tuple[int, int, int], batch_size: int, training: bool) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and not public
 
     with (
@@ -81,7 +82,7 @@ def _peak(model: nn.Module, input_size: Sequence[int], batch_size: int, training
         }
         live.add(state.values())
         device = next(iter(state.values())).device
-        x = torch.empty(batch_size, *input_size, device=device)
+        x = torch.empty(batch_size, *shape, device=device)
         output = torch.func.functional_call(model, state, (x,))
         if training:
             labels = torch.empty(batch_size, dtype=torch.int64, device=device)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dwsep_zoo.analysis.count import image_shape
 from dwsep_zoo.analysis.device import torch_threads
 from dwsep_zoo.analysis.latency import BATCHES, take_turns, timer_for
 from dwsep_zoo.analysis.runtimes import (
@@ -22,7 +23,6 @@ from dwsep_zoo.analysis.runtimes import (
     random_input,
 )
 from dwsep_zoo.errors import UserError, choose, first_line
-from dwsep_zoo.models import ConvNet
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -70,9 +70,9 @@ class Optimised:
 
 def optimise(
     model: nn.Module,
-    runtime: str = AUTO,
-    *,
     input_size: Sequence[int] | None = None,
+    *,
+    runtime: str = AUTO,
     batch_size: int = 1,
     precision: str = "fp32",
     threads: int | None = None,
@@ -85,9 +85,9 @@ def optimise(
 
     Args:
         model: on the device where it is to run; it stays as it is.
+        input_size: ``(C, H, W)``; ``None``: the network's own.
         runtime: one of ``RUNTIMES`` to have that one; ``auto``: the fastest. Compiling takes up to
             a minute.
-        input_size: ``(C, H, W)``; ``None``: the network's own.
         batch_size: images at a time.
         precision: ``fp32`` or ``bf16``, in which weights and activations are kept.
         threads: CPU threads; ``None``: torch's setting.
@@ -98,15 +98,12 @@ def optimise(
             none is left. An error of the ``runtime`` that was asked for comes through.
     """
     choose(runtime, [AUTO, *RUNTIMES], "runtime")
-    if input_size is None:
-        if not isinstance(model, ConvNet):
-            raise UserError("optimise: input_size=(C, H, W) is needed for a network of another zoo")
-        input_size = model.default_cfg["input_size"]
+    shape = image_shape(model, input_size)
     threads = threads or torch.get_num_threads()
     device = next(model.parameters()).device
     eager = Workload("eager", precision, batch_size, device, threads)
     eager.check()
-    images = random_input(batch_size, input_size)
+    images = random_input(batch_size, shape)
     with torch_threads(threads), torch.inference_mode():
         runs, left_out = _candidates(model, images, runtime, eager)
         if not runs:

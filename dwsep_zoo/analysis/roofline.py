@@ -15,6 +15,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
+from dwsep_zoo.analysis.count import common_shape
 from dwsep_zoo.analysis.device import Clock, device_clock, device_name, torch_threads
 from dwsep_zoo.analysis.peaks import Peaks, measure_peaks, traffic_of
 from dwsep_zoo.analysis.runtimes import Workload, as_input, copied, random_input
@@ -33,10 +34,11 @@ class LayerTime:
     Attributes:
         kind: one of ``units.KINDS``.
         macs: multiply-adds of one image.
+        intensity: FLOP per byte; taps on padding are no FLOP.
         bytes: input, output and weights, each once, of a batch.
         time_ms: median for a batch, the cost of the hooks taken off.
-        bound: the ceiling that takes longest: ``compute`` (2 FLOPs a MAC over the
-            arithmetic rate), ``memory`` (bytes over the bandwidth at that traffic) or ``overhead``
+        bound: the ceiling that takes longest: ``compute`` (FLOPs over the arithmetic
+            rate), ``memory`` (bytes over the bandwidth at that traffic) or ``overhead``
             (the calls of the unit's operators, each as long as on one pixel).
         attained: roofline time, the longer of the first two, over ``time_ms``.
     """
@@ -45,7 +47,7 @@ class LayerTime:
     kind: str
     macs: int
     bytes: int
-    intensity: float  # FLOP per byte
+    intensity: float
     time_ms: float
     bound: str
     attained: float
@@ -114,7 +116,7 @@ class Roofline(Conditions):
 
 def measure_roofline(
     models: Mapping[str, nn.Module],
-    input_size: Sequence[int] = (3, 224, 224),
+    input_size: Sequence[int] | None = None,
     workload: Workload | None = None,
     *,
     min_run_time: float = 1.0,
@@ -127,7 +129,7 @@ def measure_roofline(
 
     Args:
         models: by name; each takes ``(N, C, H, W)``.
-        input_size: ``(C, H, W)``.
+        input_size: ``(C, H, W)``; ``None``: the networks' own.
         workload: the other conditions; all times are for its whole batch.
         min_run_time: seconds of measuring for each network; at least 10 rounds are made.
         peaks: the device's ceilings, if already measured.
@@ -142,20 +144,20 @@ def measure_roofline(
     workload.check()
     device, threads = torch.device(workload.device), workload.threads or torch.get_num_threads()
     dtype, _ = workload.tensors()
-    channels, height, width = input_size
-    work = {name: works(model, input_size) for name, model in models.items()}
+    shape = common_shape(models.values(), input_size)
+    work = {name: works(model, shape) for name, model in models.items()}
     clock = clock or device_clock(device)
     with torch_threads(threads), torch.inference_mode():
         cost = hook_cost(device, clock)
         peaks = peaks or measure_peaks(device, dtype, clock, cost)
-        x = as_input(random_input(workload.batch_size, input_size), workload)
+        x = as_input(random_input(workload.batch_size, shape), workload)
         networks = [copied(model, workload) for model in models.values()]
         turns = _take_turns(networks, x, clock, cost, min_run_time)
     conditions = {**vars(workload), "device": device.type, "threads": threads}
     return Roofline(
         **conditions,
         device_name=device_name(device),
-        input_size=(channels, height, width),
+        input_size=shape,
         runs=len(turns),
         peaks=peaks,
         networks=tuple(
@@ -208,7 +210,7 @@ def _network_time(
                 kind=unit.kind,
                 macs=unit.macs,
                 bytes=traffic,
-                intensity=2 * unit.macs * batch_size / traffic,
+                intensity=2 * unit.macs_inside * batch_size / traffic,
                 time_ms=time_ms,
                 bound=max(limits, key=limits.__getitem__),
                 attained=roof / time_ms if time_ms else 0.0,

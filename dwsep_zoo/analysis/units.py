@@ -65,6 +65,7 @@ class Work:
 
     Attributes:
         macs: multiply-adds of convolutions and linear layers.
+        macs_inside: those of them that are not on padding, which takes no arithmetic.
         activations: numbers read and written.
         weights: numbers read once for a whole batch.
         calls: operators that are called, see :func:`operator`.
@@ -73,6 +74,7 @@ class Work:
     name: str
     kind: str
     macs: int
+    macs_inside: int
     activations: int
     weights: int
     calls: tuple[str, ...]
@@ -164,10 +166,11 @@ def works(model: nn.Module, input_size: Sequence[int]) -> list[Work]:
 
 def _work(unit: Unit, activations: int, layers: list[LayerCount]) -> Work:
     """The work of a unit, whose layers are removed from the front of ``layers``."""
-    macs = 0
+    macs = macs_inside = 0
     own = [] if unit.kind == SHORTCUT else list(unit.module.modules())
     while layers and own and (layers[0].name + ".").startswith(unit.name + "."):
-        macs += layers.pop(0).macs
+        layer = layers.pop(0)
+        macs, macs_inside = macs + layer.macs, macs_inside + layer.macs_inside
     leaves = [module for module in own if not list(module.children())]
     # A unit with children has an operator of its own: the gate's product, the mixture's cat.
     of_itself = () if unit.module in leaves else (OTHER,)
@@ -175,6 +178,7 @@ def _work(unit: Unit, activations: int, layers: list[LayerCount]) -> Work:
         name=unit.name,
         kind=unit.kind,
         macs=macs,
+        macs_inside=macs_inside,
         activations=activations,
         weights=sum(
             tensor.numel()

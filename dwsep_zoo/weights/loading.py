@@ -57,6 +57,7 @@ def _description(source: Source, theirs: dict[str, Any], model: ConvNet) -> dict
         found = {key: value for key, value in found.items() if key not in ("mean", "std")}
     if size:
         found["input_size"] = (chans, size, size)
+        found["pool_size"] = (-(-size // model.output_stride),) * 2
     if source.class_names and theirs["num_classes"] == model.num_classes:
         found["label_names"] = list(source.class_names)
     return found

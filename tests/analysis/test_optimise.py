@@ -45,7 +45,7 @@ def test_a_runtime_that_is_asked_for(model, images, name):
     except UserError as error:
         pytest.skip(str(error))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fast = dwsep_zoo.optimise(model, name, input_size=SIZE, min_run_time=0.01)
+    fast = dwsep_zoo.optimise(model, runtime=name, input_size=SIZE, min_run_time=0.01)
     assert fast.runtime == name
     with torch.no_grad():
         want = model(images)
@@ -73,7 +73,7 @@ def test_a_runtime_that_computes_something_else_is_not_believed(model, no_compil
     assert fast.runtime != "fused"
     assert "differ from float32 PyTorch's by 1.0%" in fast.left_out["fused"]
     with pytest.raises(UserError, match="fused: its outputs differ"):
-        dwsep_zoo.optimise(model, "fused", input_size=SIZE)
+        dwsep_zoo.optimise(model, runtime="fused", input_size=SIZE)
 
 
 class Constant(nn.Module):
@@ -143,7 +143,7 @@ def test_a_runtime_that_fails_is_left_out_unless_it_was_asked_for(monkeypatch, c
     for name, reason in fast.left_out.items():
         assert f"runtime {name} failed: {reason}" in caplog.text
     with pytest.raises(RuntimeError, match="cannot execute"):
-        dwsep_zoo.optimise(Constant(1.0), "compiled", input_size=SIZE)
+        dwsep_zoo.optimise(Constant(1.0), runtime="compiled", input_size=SIZE)
 
 
 class Cancelling(Constant):
@@ -161,7 +161,7 @@ def test_bf16_is_compared_with_float32(monkeypatch):
     assert fast.runtime == "exact"
     assert "differ from float32 PyTorch's by" in fast.left_out["eager"]
     with pytest.raises(UserError, match="eager: its outputs differ"):
-        dwsep_zoo.optimise(model, "eager", input_size=SIZE, precision="bf16")
+        dwsep_zoo.optimise(model, SIZE, runtime="eager", precision="bf16")
     few_runtimes(monkeypatch)
     with pytest.raises(UserError, match="eager: its outputs differ"):
         dwsep_zoo.optimise(model, input_size=SIZE, precision="bf16")
@@ -173,7 +173,9 @@ def test_bf16_is_what_it_says(images):
     model = create_model("mobilenet_v3_small", width_mult=0.25, num_classes=5, output_stride=8)
     calibrate(model, torch.randn(16, *SIZE))
     nn.init.normal_(model.get_classifier().weight, std=0.1)
-    fast = dwsep_zoo.optimise(model, "eager", input_size=SIZE, precision="bf16", min_run_time=0.01)
+    fast = dwsep_zoo.optimise(
+        model, runtime="eager", input_size=SIZE, precision="bf16", min_run_time=0.01
+    )
     with torch.no_grad():
         want = model(images)
     difference = (fast(images) - want).abs().max() / want.abs().max()
@@ -183,7 +185,7 @@ def test_bf16_is_what_it_says(images):
 
 def test_bad_input(model):
     with pytest.raises(UserError, match="did you mean 'openvino'"):
-        dwsep_zoo.optimise(model, "openvin")
+        dwsep_zoo.optimise(model, runtime="openvin")
     with pytest.raises(UserError, match="precision"):
         dwsep_zoo.optimise(model, input_size=SIZE, precision="bf61")
     with pytest.raises(UserError, match="input_size"):
@@ -195,7 +197,9 @@ def test_a_size_is_compiled_for_once(model, images):
         pytest.skip(reason)
     torch.compiler.reset()
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    fast = dwsep_zoo.optimise(model, "compiled", input_size=SIZE, min_run_time=0.01, batch_size=2)
+    fast = dwsep_zoo.optimise(
+        model, runtime="compiled", input_size=SIZE, min_run_time=0.01, batch_size=2
+    )
     with torch.no_grad():
         want = model(images)
     with torch.inference_mode():

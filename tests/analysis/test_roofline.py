@@ -142,7 +142,9 @@ def test_bandwidth_never_rises_with_the_traffic():
 
 
 def test_limits_by_hand():
-    limits = PEAKS.limits(Work("", "dense", 10**9, 2**26, 0, ("dense", "norm", "other")), 2, 2)
+    limits = PEAKS.limits(
+        Work("", "dense", 2 * 10**9, 10**9, 2**26, 0, ("dense", "norm", "other")), 2, 2
+    )
     assert limits == pytest.approx(
         {"compute": 2 * 2 * 10**9 / 100e9 * 1e3, "memory": 2**28 / 20e9 * 1e3, "overhead": 0.04}
     )
@@ -261,8 +263,8 @@ def measured():
     patch = pytest.MonkeyPatch()
     patch.setattr(peaks_module, "TRAFFIC", (2**16, 2**20))
     patch.setattr(peaks_module, "BUDGET_MS", 0.0)
-    patch.setattr(peaks_module, "LEAST_GEMM", 64)
-    patch.setattr(peaks_module, "LONG_GEMM_MS", 0.0)
+    patch.setattr(peaks_module, "LEAST_PRODUCT", 64)
+    patch.setattr(peaks_module, "LONG_CALL_MS", 0.0)
     models = {
         conv: create_model("mobilenet_v3_small", conv=conv, width_mult=0.35, num_classes=10)
         for conv in ("standard", "depthwise_separable")
@@ -382,6 +384,7 @@ MEMORY = [
     layer("shortcut", "memory", 0.5, 0.2),
     layer("squeeze-excite", "memory", 0.1, 0.2),
 ]
+SLOW = [replace(la, time_ms=3.8 * la.time_ms) for la in MEMORY]
 
 
 @pytest.mark.parametrize(
@@ -393,14 +396,14 @@ MEMORY = [
             ("60 %", "bandwidth-bound depthwise and elementwise", "40 %"),
         ),
         (
-            network("slower", 38.0, MEMORY, rest_ms=0.9),
+            network("slower", 38.0, SLOW, rest_ms=3.42),
             "8.6x fewer MACs, yet 2.0x slower",
             ("60 %", "bandwidth-bound depthwise and elementwise", "40 %"),
         ),
         (
-            network("calls", 19.1, MEMORY, rest_ms=20.0),
+            network("calls", 19.1, MEMORY, rest_ms=10.0),
             "8.6x fewer MACs, yet about as fast",
-            ("69 %", "call"),
+            ("52 %", "call"),
         ),
         (
             network("compute", 9.5, [layer("pointwise", "compute", 9.5, 0.25, macs=8600)]),
@@ -448,6 +451,16 @@ def test_units_that_do_not_add_up_are_named():
     busy = network("busy", 20.0, [layer("dense", "compute", 10.0, macs=5)])
     (line,) = gaps(roofline_of(good, busy))
     assert line.startswith("busy: its units add up to 50 % of its time")
+    said = sentence(roofline_of(good, busy), "good", "busy")
+    assert "50 % of its time" in said
+    assert "bound" not in said
+
+
+def test_more_than_the_ceiling_is_asked_about_and_not_stated():
+    fast = network("fast", 10.0, [layer("dense", "compute", 10.0, 1.3, macs=5)])
+    assert "130" not in sentence(roofline_of(STANDARD, fast), "standard", "fast")
+    (line,) = gaps(roofline_of(STANDARD, fast))
+    assert "x.dense by 30 %" in line
 
 
 def test_damaged_records_are_refused_in_a_line(measured):

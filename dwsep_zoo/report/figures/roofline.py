@@ -89,7 +89,7 @@ def _draw_layers(roofline: Roofline, axes: Axes) -> list[Mark]:
     longest = max((layer.time_ms for *_, layer in layers), default=1.0)
     marks = []
     for index, network, layer in sorted(layers, key=lambda found: -found[2].time_ms):
-        rate = 2e-6 * layer.macs * (roofline.batch_size or 1) / layer.time_ms
+        rate = 1e-6 * layer.intensity * layer.bytes / layer.time_ms
         (artist,) = axes.plot(
             layer.intensity,
             rate,
