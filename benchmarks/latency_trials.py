@@ -58,7 +58,7 @@ def kinds() -> list[Kind]:
 def share_of_right_verdicts(kind: Kind, trials: list[LatencyComparison], latency: Latency) -> Ratio:
     """Return the share, with the range of the ratios and the coverage of the true one."""
     ratios = [trial.ratio for trial in trials]
-    inside = sum(trial.low <= kind.ratio <= trial.high for trial in trials)
+    ends = [(t.low, t.high) for t in trials if t.low is not None and t.high is not None]
     return Ratio(
         f"{kind.title}: right verdicts / trials",
         sum(trial.verdict == kind.verdict for trial in trials) / len(trials),
@@ -68,8 +68,11 @@ def share_of_right_verdicts(kind: Kind, trials: list[LatencyComparison], latency
             "true ratio": kind.ratio,
             "smallest found": min(ratios),
             "largest found": max(ratios),
-            "width of the interval": statistics.median(t.high - t.low for t in trials),
-            "trials with the true ratio inside": inside,
+            "width of the interval": statistics.median(high - low for low, high in ends),
+            "intervals": len(ends),
+            "intervals with the true ratio inside": sum(
+                low <= kind.ratio <= high for low, high in ends
+            ),
             "first network ms": latency.p50_ms,
         },
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from dwsep_zoo.analysis.latency import Timing, time_models
+from dwsep_zoo.analysis.latency import BATCHES, Timing, time_models
 from dwsep_zoo.analysis.memory import inference_memory, training_memory
 from dwsep_zoo.analysis.roofline import Roofline, measure_roofline
 from dwsep_zoo.analysis.runtimes import Workload
@@ -48,6 +48,7 @@ def measure_cost(
     train_batch_size: int | None = None,
     roofline: Workload | None = None,
     min_run_time: float = 1.0,
+    least_turns: int = BATCHES,
     say: Callable[[str], None] = lambda what: None,
 ) -> list[Cost]:
     """Measure networks in turns.
@@ -59,6 +60,7 @@ def measure_cost(
         train_batch_size: images of a training step; ``None``: do not measure memory.
         roofline: the conditions of the times of single layers; ``None``: do not measure them.
         min_run_time: seconds for each network and workload.
+        least_turns: of each workload, if that takes longer.
         say: called with a description of each measurement.
 
     Raises:
@@ -67,7 +69,10 @@ def measure_cost(
     timings = []
     for workload in workloads:
         say(str(workload))
-        timings.append(time_models(models, input_size, workload, min_run_time=min_run_time))
+        timed = time_models(
+            models, input_size, workload, min_run_time=min_run_time, least_turns=least_turns
+        )
+        timings.append(timed)
     layers = None
     if roofline is not None:
         say("each layer")

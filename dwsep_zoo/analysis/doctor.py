@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dwsep_zoo.analysis.latency import (
+    COMPARE_TURNS,
     LatencyComparison,
     Timer,
     compare_turns,
@@ -56,9 +57,12 @@ class Finding:
     def verdict(self) -> str:
         if self.error > 4 * self.own_error + 1e-5:
             return "WRONG: please report this"
-        if self.gain.low > NEEDED:
+        low, high = self.gain.low, self.gain.high
+        if low is not None and low > NEEDED:
             return "needed"
-        return "no longer needed here" if self.gain.high < NEEDED else "not clear; try when idle"
+        if high is not None and high < NEEDED:
+            return "no longer needed here"
+        return "not clear; try when idle"
 
 
 def detours() -> list[Detour]:
@@ -95,7 +99,7 @@ def examine(detour: Detour, timer: Timer | None = None, min_run_time: float = 0.
 
     with torch.no_grad():
         timer = timer or timer_for(detour.exact.device)
-        ours, own = take_turns([detour.ours, detour.own], timer, min_run_time)
+        ours, own = take_turns([detour.ours, detour.own], timer, min_run_time, COMPARE_TURNS)
         return Finding(detour.name, compare_turns(ours, own), error(detour.ours), error(detour.own))
 
 

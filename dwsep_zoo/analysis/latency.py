@@ -25,6 +25,8 @@ from dwsep_zoo.schema.record import LatencyRecord
 BLOCK_S = 0.02  # a network's time before it is another one's turn
 LEAD_IN_S = 0.2  # shorter runs are preceded by one that is not counted and fills the caches
 BATCHES = 12  # of turns, for the interval
+COMPARE_TURNS = 72  # in fewer, correlation cannot be told from chance
+CORRELATED = 0.65  # of neighbouring turns; above it, batches of them are correlated as well
 COMPARE_S = 3.0
 WARM_S, WARM_MAX_S = 0.1, 1.0
 WARM = 0.03  # change from one warm-up block to the next below which a network is warm
@@ -68,14 +70,22 @@ class LatencyComparison:
     """Latency of ``b`` relative to ``a``, with a 99 % interval.
 
     Attributes:
+        low: end of the interval; ``None``: the turns do not allow one, see :func:`compare_turns`.
+        high: likewise.
         verdict: of ``b``: ``slower`` or ``faster`` if the interval excludes 1 and the ratio is
-            more than 3 % away from it, else ``no difference``.
+            more than 3 % away from it; ``unclear`` without an interval; else ``no difference``.
     """
 
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     verdict: str
+
+    def text(self, digits: int = 2) -> str:
+        """The ratio with its interval, ``1.30 [1.25, 1.34]``."""
+        if self.low is None or self.high is None:
+            return f"{self.ratio:.{digits}f}"
+        return f"{self.ratio:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def measure_latency(
@@ -121,10 +131,12 @@ def compare_latency(
 ) -> LatencyComparison:
     """Compare two networks; arguments as in :func:`measure_latencies`.
 
-    A verdict takes longer than a single figure: three seconds each by default.
+    A verdict takes longer than a single figure: three seconds each by default, and 144 runs.
     """
-    models = {"a": a, "b": b}
-    timings = time_models(models, input_size, Workload(**conditions), min_run_time=min_run_time)
+    models, workload = {"a": a, "b": b}, Workload(**conditions)
+    timings = time_models(
+        models, input_size, workload, min_run_time=min_run_time, least_turns=COMPARE_TURNS
+    )
     return compare_turns(timings["a"].turns, timings["b"].turns)
 
 
@@ -134,8 +146,16 @@ def time_models(
     workload: Workload,
     *,
     min_run_time: float = 1.0,
+    least_turns: int = BATCHES,
 ) -> dict[str, Timing]:
     """Time copies of several networks in turns, each warmed up before.
+
+    Args:
+        models: by name.
+        input_size: ``(C, H, W)``; ``None``: the networks' own.
+        workload: the conditions.
+        min_run_time: seconds for each network.
+        least_turns: :data:`COMPARE_TURNS` for :func:`compare_turns`.
 
     Raises:
         UserError: for a workload that cannot be measured here.
@@ -149,7 +169,7 @@ def time_models(
     with torch_threads(threads):
         runs = [prepare(model, shape, workload) for model in models.values()]
         with torch.inference_mode():
-            measured = take_turns(runs, timer_for(device), min_run_time)
+            measured = take_turns(runs, timer_for(device), min_run_time, least_turns)
     conditions = {**vars(workload), "device": device.type, "device_name": device_name(device)}
     if RUNTIMES[workload.runtime].own_format:
         conditions["memory_format"] = OWN_FORMAT
@@ -173,7 +193,7 @@ def _timing(turns: Sequence[Sequence[float]], conditions: Mapping[str, Any]) -> 
 
 
 def take_turns(
-    runs: Sequence[Inference], timer: Timer, min_run_time: float
+    runs: Sequence[Inference], timer: Timer, min_run_time: float, least_turns: int = BATCHES
 ) -> list[list[list[float]]]:
     """Warm up, then time in turns.
 
@@ -181,19 +201,20 @@ def take_turns(
         runs: the calls to time.
         timer: times one call.
         min_run_time: seconds for each of ``runs``.
+        least_turns: number of turns, if that takes longer.
 
     Returns:
         For each run and turn the seconds of its calls: an even number, half of them timed on the
         way forward through ``runs`` and half on the way back.
     """
     typical = [_warm_up(run, timer) for run in runs]
-    block_s = min(BLOCK_S, min_run_time / BATCHES / 2)
+    block_s = min(BLOCK_S, min_run_time / least_turns / 2)
     calls = [max(1, round(block_s / seconds)) for seconds in typical]
     # Alone, a network finds the caches as it left them.
     lead_in = [len(runs) > 1 and seconds < LEAD_IN_S for seconds in typical]
     turns: list[list[list[float]]] = [[] for _ in runs]
     spent = 0.0
-    while len(turns[0]) < BATCHES or spent < min_run_time * len(runs):
+    while len(turns[0]) < least_turns or spent < min_run_time * len(runs):
         for turn in turns:
             turn.append([])
         forward = list(range(len(runs)))
@@ -238,23 +259,44 @@ def compare_turns(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) ->
     """Compare times that were measured in turns.
 
     The ratio of a turn is that of its medians. Neighbouring turns share transient machine load, so
-    they are put together into 12 batches. The median of the batches' medians is the ratio, and the
-    second smallest and the second largest of them are the ends of the interval: of 12 independent
-    values, whatever their distribution, they enclose its median with a probability of 99.4 %.
+    they are put together into 12 batches. The median of the batches' medians is the ratio, and
+    their range is the interval: the range of 12 independent values encloses their median in all
+    but 0.05 % of cases, whatever the distribution.
+
+    Batches are less than independent where turns are correlated. With fewer than
+    :data:`COMPARE_TURNS` turns, or a rank correlation of neighbouring ones above
+    :data:`CORRELATED`, there is no interval. Otherwise it holds the truth in 99 % of cases or more
+    (``benchmarks/latency_coverage.py``).
 
     Args:
         a: times of each turn, in any unit.
         b: times of the other network in the same turns.
     """
-    logs = [np.log(np.median(y) / np.median(x)) for x, y in zip(a, b, strict=True)]
-    batches = np.sort([np.median(batch) for batch in np.array_split(logs, BATCHES)])
-    low, ratio, high = np.exp([batches[1], np.median(batches), batches[-2]]).tolist()
+    logs = [float(np.log(np.median(y) / np.median(x))) for x, y in zip(a, b, strict=True)]
+    batches = [np.median(batch) for batch in np.array_split(logs, BATCHES)]
+    ratio, low, high = np.exp([np.median(batches), min(batches), max(batches)]).tolist()
+    if len(logs) < COMPARE_TURNS or autocorrelation(logs) > CORRELATED:
+        return LatencyComparison(ratio, None, None, "unclear")
     verdict = "no difference"
     if low > 1 and ratio > 1 + INDIFFERENCE:
         verdict = "slower"
     elif high < 1 and ratio < 1 / (1 + INDIFFERENCE):
         verdict = "faster"
     return LatencyComparison(ratio, low, high, verdict)
+
+
+def autocorrelation(values: Sequence[float]) -> float:
+    """Rank correlation of each value with the next, its bias for short series taken off.
+
+    The bias of the estimate is that of a first-order autoregression, -(1 + 3 r) / n (Kendall 1954,
+    doi:10.1093/biomet/41.3-4.403).
+    """
+    order = np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(float)
+    ranks = order - order.mean()
+    if np.ptp(values) == 0:
+        return 0.0
+    found = float((ranks[1:] * ranks[:-1]).sum() / (ranks**2).sum())
+    return found + (1 + 3 * max(found, 0.0)) / len(ranks)
 
 
 def timer_for(device: torch.device) -> Timer:

@@ -15,6 +15,8 @@ class DoctorArguments(Arguments):
 
 def run(arguments: list[str]) -> None:
     read("doctor", arguments, DoctorArguments)
+    from rich.markup import escape
+
     from dwsep_zoo.analysis.doctor import detours, examine
 
     console = stdout_console()
@@ -24,9 +26,8 @@ def run(arguments: list[str]) -> None:
             "training on the CPU: PyTorch's own operators against ours",
             ("operator", "gain", "ours is"),
             (
-                (found.name, rf"{g.ratio:.1f}x \[{g.low:.1f}, {g.high:.1f}]", found.verdict)
+                (found.name, escape(found.gain.text(1)), found.verdict)
                 for found in map(examine, detours())
-                for g in [found.gain]
             ),
             words=("operator", "ours is"),
             caption="gain: PyTorch's time over ours, median [99 % interval]; for a layer of 128 "

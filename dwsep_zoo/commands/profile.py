@@ -80,6 +80,7 @@ def run(arguments: list[str]) -> None:
     from rich.console import Console
 
     from dwsep_zoo.analysis.cost import measure_cost
+    from dwsep_zoo.analysis.latency import BATCHES, COMPARE_TURNS
     from dwsep_zoo.commands.profile_tables import cost_table, latency_table
     from dwsep_zoo.ops import fallbacks
 
@@ -92,6 +93,7 @@ def run(arguments: list[str]) -> None:
             plan.networks,
             plan.input_size,
             plan.workloads,
+            least_turns=COMPARE_TURNS if len(plan.networks) > 1 else BATCHES,
             roofline=plan.workloads[0] if options.roofline else None,
             say=lambda what: status.update(f"measuring {what}"),
         )

@@ -96,7 +96,7 @@ def _latency(timing: Timing, reference: Timing) -> Sequence[str]:
     if timing is reference:
         return p50, rf"\[{ends}]", "", "reference"
     c = compare_turns(reference.turns, timing.turns)
-    return p50, rf"\[{ends}]", rf"{c.ratio:.2f} \[{c.low:.2f}, {c.high:.2f}]", c.verdict
+    return p50, rf"\[{ends}]", escape(c.text()), c.verdict
 
 
 def _legend(latencies: Sequence[Latency], plan: Variants) -> str:
@@ -108,7 +108,7 @@ def _legend(latencies: Sequence[Latency], plan: Variants) -> str:
         "times of a whole batch on random input, each network in its turn; median of "
         f"{min(x.runs for x in latencies):,} runs or more",
         f"ratio: to {plan.reference}; no difference: its 99 % interval includes 1, or it is "
-        "within 3 % of 1",
+        "within 3 % of 1; unclear: the machine's speed changed too slowly for an interval",
     ]
     if not all(x.stable for x in latencies):
         lines.append(

@@ -12,7 +12,9 @@ from torch import nn
 
 from dwsep_zoo import UserError
 from dwsep_zoo.analysis.latency import (
+    COMPARE_TURNS,
     WARM_MAX_S,
+    autocorrelation,
     compare_latency,
     compare_turns,
     is_stable,
@@ -57,8 +59,8 @@ def restless(seed):
 
 
 def compared(machine, ratio, min_run_time=1.0):
-    a, b = take_turns([lambda: BASE, lambda: BASE * ratio], machine.clock, min_run_time)
-    return compare_turns(a, b)
+    runs = [lambda: BASE, lambda: BASE * ratio]
+    return compare_turns(*take_turns(runs, machine.clock, min_run_time, COMPARE_TURNS))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,44 @@ def test_a_difference_of_a_tenth_is_found_and_none_is_not(ratio, verdict):
 
 def test_the_interval_covers_the_ratio_as_often_as_it_says():
     comparisons = [compared(restless(seed), 1.3, min_run_time=0.3) for seed in range(200)]
-    assert sum(c.low <= 1.3 <= c.high for c in comparisons) >= 0.97 * 200
-    assert all(c.low <= c.ratio <= c.high for c in comparisons)
-    assert np.median([c.high / c.low for c in comparisons]) < 1.1
+    shown = [c for c in comparisons if c.low is not None]
+    assert len(shown) > 100
+    assert sum(c.low <= 1.3 <= c.high for c in shown) >= 0.98 * len(shown)
+    assert all(c.low <= c.ratio <= c.high for c in shown)
+    assert np.median([c.high / c.low for c in shown]) < 1.1
+
+
+@pytest.mark.parametrize(("correlation", "shown"), [(0.0, 0.98), (0.5, 0.85), (0.9, 0.0)])
+def test_correlated_turns_do_not_mislead(correlation, shown):
+    random, trials = np.random.default_rng(1), 300
+    noise = random.standard_normal((trials, 200 + COMPARE_TURNS))
+    found = []
+    for series in noise:
+        for i in range(1, len(series)):
+            series[i] = correlation * series[i - 1] + (1 - correlation**2) ** 0.5 * series[i]
+        ratios = np.exp(0.02 * series[200:, None])
+        found.append(compare_turns(np.ones_like(ratios).tolist(), ratios.tolist()))
+    intervals = [c for c in found if c.low is not None]
+    assert len(intervals) >= shown * trials
+    assert len(intervals) >= trials / 20 or correlation > 0.8
+    assert sum(not c.low <= 1 <= c.high for c in intervals) <= 0.015 * trials
+
+
+def test_few_turns_have_no_interval():
+    series = [[1.0], [1.1]] * COMPARE_TURNS
+    ones = [[1.0]] * len(series)
+    few = compare_turns(ones[: COMPARE_TURNS - 1], series[: COMPARE_TURNS - 1])
+    assert (few.low, few.high, few.verdict) == (None, None, "unclear")
+    assert compare_turns(ones, series).low is not None
+
+
+@pytest.mark.parametrize("n", [72, 500])
+def test_autocorrelation(n):
+    random = np.random.default_rng(0)
+    assert abs(autocorrelation(random.standard_normal(n))) < 0.3
+    assert autocorrelation(list(range(n))) > 0.9
+    assert autocorrelation([sign * i for i in range(n // 2) for sign in (1, -1)]) < -0.9
+    assert autocorrelation([2.0] * n) == 0
 
 
 def test_a_real_but_small_difference_is_none():
@@ -90,7 +127,8 @@ def test_a_steady_drift_cancels():
 
 
 def test_the_other_way_round_is_the_reciprocal():
-    a, b = take_turns([lambda: BASE, lambda: BASE * 1.2], restless(0).clock, 0.5)
+    runs = [lambda: BASE, lambda: BASE * 1.2]
+    a, b = take_turns(runs, Machine(noise=0.03, spikes=0.02).clock, 0.5, COMPARE_TURNS)
     one, other = compare_turns(a, b), compare_turns(b, a)
     assert one.ratio * other.ratio == pytest.approx(1)
     assert (one.low * other.high, one.high * other.low) == pytest.approx((1, 1))
