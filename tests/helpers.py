@@ -75,15 +75,13 @@ def load_kernels_again(patch: pytest.MonkeyPatch) -> SimpleNamespace:
 def model_conv_pairs(*, costly: bool = False) -> list[Any]:
     """Every model with every conv type, as parameters of a test; most of them are slow ones.
 
-    By default, the representatives meet every conv type and all other models the default one. With
-    ``costly``, the representatives meet the default one, and MobileNetV2 all of them.
+    By default, the representatives meet the default conv type, and MobileNetV2 all of them. With
+    ``costly``, only MobileNetV2 does, and two networks of other families meet the default one.
     """
 
     def quick(name: str, conv: str) -> bool:
-        default = conv == list_convs()[0]
-        if costly:
-            return (name in REPRESENTATIVES and default) or name == "mobilenet_v2"
-        return name in REPRESENTATIVES or default
+        some = ("efficientnet_b0", "xception") if costly else REPRESENTATIVES
+        return name == "mobilenet_v2" or (name in some and conv == list_convs()[0])
 
     return [
         pytest.param(name, conv, marks=[] if quick(name, conv) else pytest.mark.slow)

@@ -175,7 +175,7 @@ def test_wrong_verdicts_of_the_latency_comparison_miss_the_bar(run):
     ratio = trials["share_of_right_verdicts"](kind, [right, right, wrong, right], latency)
     assert ratio.value == 0.75
     assert ratio.met is False
-    assert ratio.figures["trials with the true ratio inside"] == 3
+    assert ratio.figures["intervals with the true ratio inside"] == 3
     assert trials["share_of_right_verdicts"](kind, [right], latency).met is True
 
 

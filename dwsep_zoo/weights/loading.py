@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, build_model
@@ -35,10 +36,9 @@ def load_into(model: ConvNet, source: Source) -> None:
         UserError: naming the first tensor that does not fit.
     """
     state = source.read()
-    layout = recognise(state)
-    if layout is None:
-        first = next(iter(state))
-        raise UserError(f"{source.what}: the names of its tensors are unknown, such as {first!r}")
+    layout = _layout(state, source.what)
+    if source.published is None:
+        _say_assumptions(model, source.what)
     with torch.device("meta"):
         args = {**model.build_args, **_head_and_stem(state, layout, model)}
         pattern = build_model(**args)
@@ -47,6 +47,21 @@ def load_into(model: ConvNet, source: Source) -> None:
     _adapt_stem(converted, model, source.what)
     model.load_state_dict(converted)
     model.default_cfg = {**model.default_cfg, **_description(source, args, model)}
+
+
+def _say_assumptions(model: ConvNet, what: str) -> None:
+    """What the tensors of an unknown file do not tell, and which options do."""
+    cfg = model.default_cfg
+    eps = next(m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    log.info(
+        "%s: not a published file that is known here; assumed: padding=%s bn_eps=%g, images with "
+        "mean=%s std=%s; if it was trained otherwise, give padding=, bn_eps=, mean= and std=",
+        what,
+        model.build_args.get("padding") or "symmetric",
+        eps,
+        list(cfg["mean"]),
+        list(cfg["std"]),
+    )
 
 
 def _description(source: Source, theirs: dict[str, Any], model: ConvNet) -> dict[str, Any]:
@@ -83,22 +98,23 @@ def load(path: str | Path) -> ConvNet:
             f"{path}: does not say which network it is; use create_model(name, pretrained=...)"
         )
     state = source.read()
-    if "stem.0.conv.weight" not in state:
-        raise UserError(f"{path}: stem.0.conv.weight is missing, which {published.model} needs")
-    options = {**published.options, **_sizes(state)}
-    model = build_model(published.model, width_mult=published.width_mult or 1.0, **options)
+    args = {"width_mult": published.width_mult or 1.0, **published.options}
+    with torch.device("meta"):
+        pattern = build_model(published.model, **args)
+    sizes = _head_and_stem(state, _layout(state, source.what), pattern)
+    model = build_model(published.model, **{**args, "num_classes": 0, **sizes})
     load_into(model, replace(source, read=lambda: state))
     model.class_names = list(source.class_names)
     return model.eval()
 
 
-def _sizes(state: State) -> dict[str, int]:
-    """num_classes and in_chans of a network of ours, from its tensors."""
-    classifier = state.get("classifier.weight")
-    return {
-        "num_classes": 0 if classifier is None else len(classifier),
-        "in_chans": state["stem.0.conv.weight"].shape[1],
-    }
+def _layout(state: State, what: str) -> Layout:
+    """Raises UserError for tensors with unknown names."""
+    layout = recognise(state)
+    if layout is None:
+        first = next(iter(state))
+        raise UserError(f"{what}: the names of its tensors are unknown, such as {first!r}")
+    return layout
 
 
 def _head_and_stem(state: State, layout: Layout, model: ConvNet) -> dict[str, int]:

