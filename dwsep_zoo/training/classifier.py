@@ -72,7 +72,17 @@ class LitClassifier(L.LightningModule):
             groups = self.trainer.optimizers[0].param_groups
             # Made on the device: a copy from the CPU would wait for it.
             self.log("train/lr", torch.full_like(loss, max(group["lr"] for group in groups)))
-        return loss
+        factor = self._accumulation_factor(batch_idx)
+        return loss if factor == 1 else loss * factor
+
+    def _accumulation_factor(self, batch_idx: int) -> float:
+        """Makes a mean of the gradients of a step that accumulates fewer than k batches.
+
+        Lightning divides each by k, also in the last step of an epoch.
+        """
+        k: int = self.trainer.accumulate_grad_batches
+        first = batch_idx - batch_idx % k
+        return k / min(k, int(self.trainer.num_training_batches) - first)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)

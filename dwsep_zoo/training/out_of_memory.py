@@ -46,11 +46,22 @@ def out_of_memory(
             f"out of memory with data.batch_size=1 on this {device.type}: smaller images "
             "(data.image_size) or a narrower network (model.width_mult) are needed"
         )
+    size = smaller_batch(batch_size, fits)
+    steps = -(-batch_size // size)
     return UserError(
         f"out of memory with data.batch_size={batch_size}; about {fits} would fit on this "
-        f"{device.type}, and trainer.accumulate_grad_batches={-(-batch_size // fits)} makes "
-        "steps of as many images of it"
+        f"{device.type}: data.batch_size={size} trainer.accumulate_grad_batches={steps} makes "
+        f"steps of {steps * size} images"
     )
+
+
+def smaller_batch(batch_size: int, fits: int) -> int:
+    """The batch size, at most ``fits``, whose multiple comes nearest to ``batch_size``.
+
+    A divisor gives steps of as many images, but a small one would cost speed.
+    """
+    divisor = max(size for size in range(1, fits + 1) if batch_size % size == 0)
+    return divisor if 2 * divisor >= fits else -(-batch_size // -(-batch_size // fits))
 
 
 def _memory(device: torch.device) -> int:

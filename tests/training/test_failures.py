@@ -9,7 +9,12 @@ from torch.nn import functional as F
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.analysis.memory import training_memory
 from dwsep_zoo.training.classifier import LitClassifier
-from dwsep_zoo.training.out_of_memory import USABLE, is_out_of_memory, out_of_memory
+from dwsep_zoo.training.out_of_memory import (
+    USABLE,
+    is_out_of_memory,
+    out_of_memory,
+    smaller_batch,
+)
 
 SIZE = (3, 32, 32)
 
@@ -68,7 +73,10 @@ def test_out_of_memory_names_a_batch_size(run, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     failing_in(monkeypatch, 0, 1, fail)
-    with pytest.raises(UserError, match=r"data.batch_size=32; about 16 would fit.*batches=2"):
+    with pytest.raises(
+        UserError,
+        match=r"data.batch_size=32; about 16 would fit.*data.batch_size=16 .*batches=2 .*32 images",
+    ):
         run("run")
 
 
@@ -80,6 +88,16 @@ def test_the_batch_size_that_fits_does(monkeypatch, fits):
     error = out_of_memory(model, SIZE, 1000, torch.device("cpu"))
     (named,) = map(int, re.findall("about ([0-9]+) would fit", str(error)))
     assert named == pytest.approx(fits, abs=2)
+
+
+@pytest.mark.parametrize("batch_size", [2, 100, 127, 128, 1000])
+def test_smaller_batches_make_nearly_the_same_steps(batch_size):
+    for fits in range(1, batch_size // 2 + 1):
+        size = smaller_batch(batch_size, fits)
+        steps = -(-batch_size // size)
+        assert fits / 2 <= size <= fits
+        assert batch_size <= steps * size <= batch_size + steps
+    assert smaller_batch(128, 48) == 32
 
 
 @pytest.mark.parametrize(("batch_size", "said"), [(1, "smaller images"), (2, "about 1 would fit")])

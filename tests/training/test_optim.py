@@ -5,15 +5,18 @@ import io
 import math
 from collections import OrderedDict
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import different, recipe
 from timm.optim import list_optimizers
 from torch import nn
+from torch.utils.data import DataLoader
 
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.nn import DepthwiseConv2d
+from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.optim import (
     OWN,
     check_optimizer,
@@ -205,3 +208,47 @@ def test_warm_up_then_half_a_cosine():
 def test_constant():
     changes = {"optimizer": "adamw", "schedule": "constant", "warmup_fraction": 0.0}
     assert rates(5, lr=0.1, **changes) == [0.1] * 6
+
+
+class Batches(L.LightningDataModule):
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = DataLoader(batches, batch_size=None)
+
+    def train_dataloader(self):
+        return self.batches
+
+    def val_dataloader(self):
+        return self.batches
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
+@pytest.mark.parametrize("accumulated", [1, 2, 3, 4, 5])
+def test_a_step_takes_the_mean_of_the_batches_that_went_in(accumulated):
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3), torch.randint(5, (4,))) for _ in range(5)]
+    plain = recipe(
+        **{"lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "warmup_fraction": 0.0},
+        schedule="constant",
+    )
+    model = nn.Linear(3, 5)
+    expected = copy.deepcopy(model)
+    for first in range(0, 5, accumulated):
+        part = batches[first : first + accumulated]
+        losses = [
+            F.cross_entropy(expected(x), y, label_smoothing=plain.label_smoothing) for x, y in part
+        ]
+        grads = torch.autograd.grad(torch.stack(losses).mean(), list(expected.parameters()))
+        with torch.no_grad():
+            for parameter, grad in zip(expected.parameters(), grads, strict=True):
+                parameter -= plain.lr * grad
+    module = LitClassifier(model, num_classes=5, recipe=plain, seed=0, description={})
+    trainer = L.Trainer(
+        **{"accelerator": "cpu", "max_epochs": 1, "accumulate_grad_batches": accumulated},
+        **{"log_every_n_steps": 1, "num_sanity_val_steps": 0},
+        **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False),
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Batches(batches))
+    torch.testing.assert_close(model.state_dict(), expected.state_dict())
