@@ -30,7 +30,7 @@ class ConvNet(nn.Module):
         num_classes: outputs; 0 leaves the classifier out, the network then gives pooled features.
         in_chans: channels of the input images.
         drop_rate: dropout before the classifier; ``None``: the paper's.
-        drop_path_rate: stochastic depth of the last block, linear from 0; ``None``: the paper's.
+        drop_path_rate: stochastic depth r, block i of n has r i / n; ``None``: the paper's.
 
     Input ``(N, in_chans, H, W)``, output ``(N, num_classes)``. The methods are those that timm's
     tools expect of a network, with timm's names and arguments.
@@ -274,10 +274,13 @@ def _stem(arch: Architecture, chans: int) -> Chain:
 
 
 def _stages(arch: Architecture, conv: ConvOp, drop_path_rate: float) -> Chain:
-    """The stages; the drop path rate of the blocks grows linearly with their depth."""
+    """The stages; the drop path rate of the blocks grows linearly with their depth.
+
+    As in timm, which takes the convolution before a hidden layer for a block too.
+    """
     stages = Chain()
     chans, depth = arch.stem[-1].channels, 0
-    num_blocks = sum(stage.repeats for stage in arch.stages)
+    num_blocks = sum(stage.repeats for stage in arch.stages) + bool(arch.hidden)
     for stage in arch.stages:
         blocks = Chain()
         for i in range(stage.repeats):

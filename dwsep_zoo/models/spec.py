@@ -52,7 +52,7 @@ class Architecture:
     hidden: int = 0  # width of a fully connected layer after the pooling; 0: none
     hidden_norm: bool = False  # a norm, instead of a bias, in that layer
     drop_rate: float = 0.0  # dropout before the classifier
-    drop_path_rate: float = 0.0  # of the last block; earlier ones linearly less
+    drop_path_rate: float = 0.0  # block i of n has i / n of it
     top1: float | None = None  # per cent on ImageNet at width 1, as the paper has it
 
     @property

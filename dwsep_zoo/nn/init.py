@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Generator, Tensor, nn
 
+CLASSIFIER = "classifier"
 Draw = Callable[[Tensor, Generator], object]
 
 
@@ -29,6 +30,8 @@ def init_mobilenet(model: nn.Module) -> None:
 
 def init_efficientnet(model: nn.Module) -> None:
     """Normal with variance 2 / fan-out; classifier uniform in +-1 / sqrt(classes).
+
+    A hidden layer behind the pooling is a 1 x 1 convolution in the reference.
 
     The fan-out of a depthwise filter has one output channel, as in TensorFlow's TPU code.
     """
@@ -64,7 +67,7 @@ def _init(model: nn.Module, conv: Draw, linear: Draw) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             generator = Generator(module.weight.device)
             generator.manual_seed(seed ^ zlib.crc32(name.encode()))
-            (conv if isinstance(module, nn.Conv2d) else linear)(module.weight, generator)
+            (linear if name == CLASSIFIER else conv)(module.weight, generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):

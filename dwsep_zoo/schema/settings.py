@@ -187,7 +187,9 @@ class Recipe(Group):
     decay_depthwise: bool = Field(description="decay depthwise filters as well")
     warmup_fraction: Share = Field(description="part of all steps with a rising rate")
     schedule: Literal["cosine", "constant"] = Field(description="of the rate after the warm-up")
-    min_lr: Amount = Field(description="rate at the end of the cosine")
+    min_lr: Amount = Field(
+        description="rate at the end of the cosine; of other peaks the same part"
+    )
     label_smoothing: Share = Field(description="probability given to all other classes")
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
     initial_size: Natural | None = Field(description="first side of training images, which grows")

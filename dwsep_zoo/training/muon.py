@@ -19,8 +19,9 @@ class Muon(Optimizer):
     A few directions dominate the gradient of a matrix. Muon gives all of them the same length
     (:func:`orthogonalise`), so rare directions are learned as fast: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon. A norm behind a convolution makes the length of
-    its weight meaningless; it is set to what an orthogonal one has before each step,
-    as in Jordan's CIFAR-10 speed runs (arXiv:2404.00498), and takes the place of weight decay.
+    its weight meaningless; before each step the Frobenius norm is set to the root of the number
+    of rows, as in Jordan's CIFAR-10 speed runs (arXiv:2404.00498), which takes the place of weight
+    decay.
 
     ``torch.optim.Muon`` takes parameters of two dimensions only, and needs a second optimizer for
     the others.

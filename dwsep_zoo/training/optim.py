@@ -158,7 +158,11 @@ def check_optimizer(recipe: Recipe) -> None:
 
 
 def create_schedule(optimizer: Optimizer, recipe: Recipe, *, steps: int) -> LambdaLR:
-    """Linear warm-up, then half a cosine down to ``min_lr``, or a constant rate."""
+    """Linear warm-up, then half a cosine down to ``min_lr``, or a constant rate.
+
+    Groups with another peak (``classifier_lr``, ``layer_decay``, ``muon_lr``) follow in proportion
+    and end at the same part ``min_lr / lr`` of it.
+    """
     warmup_steps = int(steps * recipe.warmup_fraction)
     lr, min_lr = recipe.lr, recipe.min_lr
 

@@ -243,3 +243,32 @@ def test_the_configuration_names_the_first_and_the_last_layer(name: str) -> None
     assert model.get_submodule(cfg["first_conv"]).in_channels == cfg["input_size"][0] == 2
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
     assert len(cfg["mean"]) == len(cfg["std"]) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in TWINS if name != "mobilenet_v1"])
+def test_stochastic_depth_has_timms_rates(name):
+    with torch.device("meta"):
+        ours = create_model(name, drop_path_rate=0.2)
+        theirs = timm.create_model(TWINS[name][0], drop_path_rate=0.2)
+    rates = [m.drop_prob for m in ours.modules() if type(m).__name__ == "DropPath"]
+    blocks = [m for m in theirs.modules() if getattr(m, "has_skip", False)]
+    assert rates == pytest.approx([getattr(m.drop_path, "drop_prob", 0.0) for m in blocks])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v4_conv_small", "efficientnet_lite4"])
+def test_initial_weights_have_timms_deviations(name):
+    """Of the convolutions, and of the hidden layer, which is one in timm."""
+
+    def deviations(model):
+        found = {}
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.numel() > 50_000:
+                shape = tuple(module.weight.flatten().shape)
+                found.setdefault(shape, []).append(float(module.weight.detach().std()))
+        return {shape: sorted(own) for shape, own in found.items()}
+
+    ours = deviations(create_model(name, num_classes=0))
+    theirs = deviations(timm.create_model(TWINS[name][0], num_classes=0))
+    assert ours.keys() == theirs.keys()
+    for shape, own in ours.items():
+        assert own == pytest.approx(theirs[shape], rel=0.02)
