@@ -12,10 +12,13 @@ import yaml
 
 from dwsep_zoo.config import (
     OUTPUT_DIR,
+    Composed,
     Line,
+    checked_place,
     compose_line,
     groups_with_names,
     hydra_main,
+    quoted,
     read_line,
 )
 from dwsep_zoo.errors import UserError, say
@@ -24,6 +27,7 @@ from dwsep_zoo.schema.help import help_lines
 from dwsep_zoo.schema.record import FILE_NAME
 from dwsep_zoo.schema.settings import Settings
 
+LOG_DIR = "paths.log_dir"
 HYDRAS_OWN = ("cfg", "info", "hydra_help", "version", "shell_completion")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 USAGE = """\
@@ -56,14 +60,15 @@ def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser().parse_intermixed_args(arguments)
         line = read_line(options.overrides, options.config_dir)
         if options.help:
             _print_help(line, " ".join([Path(sys.argv[0]).name, *prefix]))
         elif any(getattr(options, name) for name in HYDRAS_OWN):
+            compose_line(line, line.first)  # checks the words
             hydra_main(lambda cfg: None, arguments)
-        elif resume := line.value("resume"):
-            _resume(line, str(resume), multirun=options.multirun, prefix=prefix)
+        elif (resume := line.value("resume")) is not None:
+            _resume(line, checked_place("resume", resume), multirun=options.multirun, prefix=prefix)
         else:
             _train(line, arguments, multirun=options.multirun, prefix=prefix)
     except UserError as error:
@@ -78,21 +83,34 @@ def _train(line: Line, arguments: list[str], *, multirun: bool, prefix: Sequence
     if line.swept and not multirun:
         text = line.swept[0].input_line
         raise UserError(f"{text} has several values; add -m to train all of them")
-    check_writable("paths.log_dir", Path(settings.paths.log_dir))
+    check_writable(LOG_DIR, Path(settings.paths.log_dir))
     if not multirun:
         _run_once(settings, [*prefix, *arguments], line.first)
         return
-    for overrides in line.further():
-        _ = compose_line(line, overrides).settings  # checks them
+    _check_sweep(line, composed)
     from dwsep_zoo.sweep import Sweep
 
     sweep = Sweep(composed.sweep_dir, [*prefix, *arguments])
-    own = [] if line.value("hydra.sweep.dir") else [f"hydra.sweep.dir='{composed.sweep_dir}'"]
+    folder = f"hydra.sweep.dir={quoted(composed.sweep_dir)}"
     texts = [o.input_line or "" for o in line.overrides]  # in one piece: argparse wants that
     place = ["--config-dir", line.own] if line.own else []
-    hydra_main(sweep.run_job, ["-m", *place, *texts, *own])
+    hydra_main(sweep.run_job, ["-m", *place, *texts, folder])
     if not sweep.finish():
         sys.exit(1)
+
+
+def _check_sweep(line: Line, composed: Composed) -> None:
+    """Check every value of a sweep before the first run of it is made."""
+    from dwsep_zoo.training import check
+
+    if line.value(OUTPUT_DIR) is not None:
+        raise UserError(f"with -m each run has a folder of its own; leave {OUTPUT_DIR}= out")
+    check_writable("hydra.sweep.dir", composed.sweep_dir)
+    for overrides in (line.first, *line.further()):
+        settings = compose_line(line, overrides).settings
+        if settings.trainer.strategy == "ddp":
+            raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
+        check(settings)
 
 
 def _resume(line: Line, run: str, *, multirun: bool, prefix: Sequence[str]) -> None:
@@ -100,13 +118,14 @@ def _resume(line: Line, run: str, *, multirun: bool, prefix: Sequence[str]) -> N
         raise UserError("resume= goes on with one run; it cannot be used with -m")
     folder = Path(run)
     if run == "last":
-        folder = _last_run(Path(str(line.value("paths.log_dir") or "logs")))
+        places = Line(tuple(o for o in line.overrides if o.key_or_group == LOG_DIR), line.own)
+        folder = _last_run(Path(compose_line(places, places.first).settings.paths.log_dir))
     from dwsep_zoo.training import resume_settings
 
     changes = {key: line.value(key) for key in line.keys if key != "resume"}
     settings = resume_settings(folder, changes)
     texts = [o.input_line or "" for o in line.overrides if o.key_or_group != "resume"]
-    _run_once(settings, [*prefix, *texts, f"resume='{folder}'"])
+    _run_once(settings, [*prefix, *texts, f"resume={quoted(folder)}"])
 
 
 def _last_run(log_dir: Path) -> Path:
@@ -125,7 +144,7 @@ def _run_once(
     folder = Path(settings.paths.output_dir)
     sys.argv[1:] = arguments
     if settings.trainer.strategy == "ddp" and not settings.resume:
-        sys.argv.append(f"{OUTPUT_DIR}='{folder}'")
+        sys.argv.append(f"{OUTPUT_DIR}={quoted(folder)}")
     plan = check(settings)
     if overrides is not None:  # where Hydra's users look for them
         kept = {"config": settings.plain(), "overrides": list(overrides)}
