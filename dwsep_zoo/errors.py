@@ -26,7 +26,7 @@ def choose(value: str, choices: Iterable[str], what: str) -> str:
         return value
     near = nearest(str(value), names)
     hint = f"; did you mean {near!r}?" if near else ";"
-    raise UserError(f"unknown {what} {value!r}{hint} choices: {', '.join(names)}")
+    raise UserError(f"unknown {what} {value!r}{hint} choices: {', '.join(names) or 'none'}")
 
 
 def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:

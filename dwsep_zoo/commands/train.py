@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +15,21 @@ from dwsep_zoo.config import (
     OUTPUT_DIR,
     Composed,
     Line,
-    checked_place,
     compose_line,
     groups_with_names,
     hydra_main,
     quoted,
     read_line,
 )
-from dwsep_zoo.errors import UserError, say
+from dwsep_zoo.errors import UserError, choose, say
 from dwsep_zoo.files import check_writable
 from dwsep_zoo.schema.help import help_lines
 from dwsep_zoo.schema.record import FILE_NAME
 from dwsep_zoo.schema.settings import Settings
+from dwsep_zoo.schema.texts import checked_place
 
 LOG_DIR = "paths.log_dir"
-HYDRAS_OWN = ("cfg", "info", "hydra_help", "version", "shell_completion")
+HYDRAS_OWN = ("cfg", "info", "hydra_help", "version")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 USAGE = """\
 usage: {program} [key=value | group=name ...] [-m] [--config-dir DIR]
@@ -64,8 +65,11 @@ def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) 
         line = read_line(options.overrides, options.config_dir)
         if options.help:
             _print_help(line, " ".join([Path(sys.argv[0]).name, *prefix]))
+        elif options.shell_completion:
+            _check_completion(line)
+            hydra_main(lambda cfg: None, arguments)
         elif any(getattr(options, name) for name in HYDRAS_OWN):
-            compose_line(line, line.first)  # checks the words
+            _check_shown(line, options)
             hydra_main(lambda cfg: None, arguments)
         elif (resume := line.value("resume")) is not None:
             _resume(line, checked_place("resume", resume), multirun=options.multirun, prefix=prefix)
@@ -80,9 +84,7 @@ def _train(line: Line, arguments: list[str], *, multirun: bool, prefix: Sequence
     composed = compose_line(line, line.first)
     settings = composed.settings
     multirun = multirun or composed.multirun
-    if line.swept and not multirun:
-        text = line.swept[0].input_line
-        raise UserError(f"{text} has several values; add -m to train all of them")
+    _check_single(line, multirun=multirun)
     check_writable(LOG_DIR, Path(settings.paths.log_dir))
     if not multirun:
         _run_once(settings, [*prefix, *arguments], line.first)
@@ -97,6 +99,32 @@ def _train(line: Line, arguments: list[str], *, multirun: bool, prefix: Sequence
     hydra_main(sweep.run_job, ["-m", *place, *texts, folder])
     if not sweep.finish():
         sys.exit(1)
+
+
+def _check_single(line: Line, *, multirun: bool) -> None:
+    if line.swept and not multirun:
+        text = line.swept[0].input_line
+        raise UserError(f"{text} has several values; add -m to train all of them")
+
+
+def _check_shown(line: Line, options: argparse.Namespace) -> None:
+    """Check what Hydra is asked to print."""
+    if options.multirun or sum(bool(getattr(options, name)) for name in HYDRAS_OWN) > 1:
+        raise UserError(f"of -m, --{', --'.join(HYDRAS_OWN).replace('_', '-')}, use one at a time")
+    _check_single(line, multirun=False)
+    values: object = compose_line(line, line.first).values
+    for name in options.package.split(".") if options.package else ():
+        if not isinstance(values, dict) or name not in values:
+            raise UserError(f"--package {options.package}: there is no such group")
+        values = values[name]
+
+
+def _check_completion(line: Line) -> None:
+    if len(line.keys) != 1 or ("COMP_LINE" not in os.environ and line.keys == ["query"]):
+        raise UserError("--shell-completion takes install=bash, fish or zsh, or uninstall=")
+    (key,) = line.keys
+    choose(key, ("install", "uninstall", "query"), "task of --shell-completion")
+    choose(str(line.value(key)), ("bash", "fish", "zsh"), key)
 
 
 def _check_sweep(line: Line, composed: Composed) -> None:
@@ -171,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--package", "-p")
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=INFOS)
     for flags in (
         ("--help", "-h"),

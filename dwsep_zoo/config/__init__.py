@@ -9,14 +9,13 @@ from dwsep_zoo.config.compose import (
     hydra_main,
 )
 from dwsep_zoo.config.files import config_dir, groups_with_names
-from dwsep_zoo.config.line import Line, checked_place, quoted, read_line
+from dwsep_zoo.config.line import Line, quoted, read_line
 
 __all__ = [
     "OUTPUT_DIR",
     "Composed",
     "Line",
     "check_key",
-    "checked_place",
     "compose_line",
     "compose_settings",
     "config_dir",

@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dwsep_zoo.config.files import check_files, config_dir, configs, groups_with_names
-from dwsep_zoo.config.line import Line, checked_place, quoted, read_line, values_of, with_value
+from dwsep_zoo.config.files import check_files, config_dir, configs
+from dwsep_zoo.config.line import Line, quoted, read_line, values_of, with_value
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.schema.parse import key_names, unknown_key
 from dwsep_zoo.schema.settings import Settings, parse_settings
+from dwsep_zoo.schema.texts import checked_place
 
 OUTPUT_DIR = "paths.output_dir"
 OPTIONAL_GROUPS = ("experiment", "debug", "hparams_search")
@@ -100,9 +101,8 @@ _CONFIG_ERRORS = (
 
 
 def _composed(line: Line, cfg: DictConfig) -> Composed:
-    run, sweep = (
-        checked_place(f"hydra.{name}.dir", cfg.hydra[name].dir) for name in ("run", "sweep")
-    )
+    places = ("paths.log_dir", "hydra.run.dir", "hydra.sweep.dir")
+    _, run, sweep = (checked_place(key, OmegaConf.select(cfg, key)) for key in places)
     if line.value(OUTPUT_DIR) is None:
         cfg.paths.output_dir = str(Path(run).absolute())
     if cfg.hydra.callbacks:
@@ -139,7 +139,7 @@ def _check_groups(loader: ConfigLoader, line: Line, chosen: Sequence[Override]) 
     for override in chosen:
         group = override.key_or_group
         if override.package is not None:
-            raise UserError(f"{override.input_line}: a group has one place; use {group}=...")
+            raise UserError(f"{group}@{override.package}: a group has one place; use {group}=...")
         names = loader.get_group_options(group, config_name="train", overrides=_search_path(line))
         if group in ("model", "data"):  # their defaults are what the others share
             names = [name for name in names if name != "default"]
@@ -185,15 +185,14 @@ def check_key(cfg: DictConfig, key: str) -> None:
     for part in key.split("."):
         group = ".".join(path)
         if node is None and group in OPTIONAL_GROUPS:
-            raise UserError(f"{key} needs {group}={'|'.join(groups_with_names()[group])}")
+            raise UserError(f"{key} has no effect: {group} is null; choose one with {group}=NAME")
         if not isinstance(node, DictConfig):
             raise UserError(f"unknown key {key!r}: {group} has no parts")
         path.append(part)
         if part not in node:
             raise unknown_key(".".join(path), [*key_names(Settings), *_leaves(cfg)])
         node = node._get_node(part)
-        if isinstance(node, DictConfig) and node._is_none():
-            node = None
+        node = None if node is None or node._is_none() else node
 
 
 def _leaves(cfg: DictConfig, path: str = "") -> Iterator[str]:

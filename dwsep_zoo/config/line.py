@@ -17,7 +17,7 @@ from dwsep_zoo.config.files import groups_with_names
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.parse import key_names, nearest_key
 from dwsep_zoo.schema.settings import Settings
-from dwsep_zoo.schema.texts import place
+from dwsep_zoo.schema.texts import checked_place
 
 MOST_RUNS = 10_000
 """Of a sweep."""
@@ -85,16 +85,6 @@ def read_line(overrides: Sequence[str], own: str | None = None) -> Line:
     return line
 
 
-def checked_place(key: str, text: object) -> str:
-    """The path that a text names, ``~`` included; raises UserError with the key."""
-    if not isinstance(text, str):
-        raise UserError(f"{key} must be text; got {text!r}")
-    try:
-        return place(text)
-    except ValueError as error:
-        raise UserError(f"{key} {error}; got {text!r}") from None
-
-
 def _parse_override(parser: OverridesParser, text: str) -> Override:
     if text.startswith("+") and not text.startswith("++"):
         text = f"+{text}"  # adds the key or, if it exists, sets it
@@ -139,11 +129,12 @@ def _spread(parser: OverridesParser, override: Override) -> Override:
             raise UserError(f"{text} must have at most {MOST_RUNS:,} values")
     if isinstance(value, Glob):
         names = groups_with_names().get(override.key_or_group, [])
-        found = ",".join(name for name in names if value.filter([name]))
-        return parser.parse_override(f"{override.get_key_element()}={found}")
-    if not values_of(override):
-        raise UserError(f"{text} has no values")
-    return override
+        found = value.filter(names)
+        if found:
+            return parser.parse_override(f"{override.get_key_element()}={','.join(found)}")
+    elif values_of(override):
+        return override
+    raise UserError(f"{text} has no values")
 
 
 def values_of(override: Override) -> list[Any]:

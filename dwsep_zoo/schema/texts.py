@@ -8,6 +8,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from dwsep_zoo.errors import UserError
+
+LONGEST_NAME = 200
+"""Bytes of a folder's or file's name; systems take 255, and ``.part`` and the like are added."""
+
 
 def _text(text: str) -> str:
     if not text.strip() or any(ord(char) < 32 for char in text):
@@ -22,9 +27,22 @@ def place(text: str) -> str:
         ValueError: for a text that is no path, or with a ``~`` that stands for nothing.
     """
     path = os.path.expanduser(_text(text))
-    if path.startswith("~") or "~" in Path(path).parts:
+    parts = Path(path).parts
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        raise ValueError(f"must have names of at most {LONGEST_NAME} bytes")
+    if path.startswith("~") or "~" in parts:
         raise ValueError("must be a path with ~ for the home folder, or without ~")
     return path
+
+
+def checked_place(key: str, text: object) -> str:
+    """The path that a text names; raises UserError with the key."""
+    if not isinstance(text, str):
+        raise UserError(f"{key} must be text; got {text!r}")
+    try:
+        return place(text)
+    except ValueError as error:
+        raise UserError(f"{key} {error}; got {text!r}") from None
 
 
 def _name(text: str) -> str:
