@@ -116,8 +116,14 @@ def _composed(line: Line, cfg: DictConfig) -> Composed:
 
 
 def _reason(error: BaseException) -> str:
-    """The first lines of an error and of the one behind it."""
-    found = [str(e).strip().partition("\n")[0] for e in (error, error.__cause__) if e is not None]
+    """An error and the one behind it in a line, without Hydra's and OmegaConf's further ones."""
+    if isinstance(error, RecursionError):
+        return "an alias in a YAML file leads back to itself"
+    found = []
+    for one in (error, error.__cause__):
+        lines = str(one or "").strip().splitlines()
+        own = isinstance(one, HydraException | OmegaConfBaseException)
+        found.append(" ".join(" ".join(lines[:1] if own else lines).split()))
     return ": ".join(dict.fromkeys(text for text in found if text)) or type(error).__name__
 
 
