@@ -40,6 +40,7 @@ Width = Annotated[float, Field(gt=0, le=32)]
 
 LARGEST_SIDE = 4096  # pixels; 50 MB an image as float32, and its activations many times that
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Devices = Annotated[int, Field(ge=1, le=64)]
 Pixels = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
 
 
@@ -222,10 +223,10 @@ class TrainerSettings(Group):
 
     max_epochs: Natural = Field(description="passes over the training images")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(description="kind of device")
-    devices: Literal["auto"] | Natural | tuple[Whole, ...] = Field(
+    devices: Literal["auto"] | Devices | tuple[Whole, ...] = Field(
         description="number of devices, or a list of them"
     )
-    num_nodes: Natural | None = Field(description="machines; null: 1")
+    num_nodes: Devices | None = Field(description="machines; null: 1")
     strategy: Literal["auto", "ddp"] = Field(description="ddp: one process a device")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"] = Field(
         description="auto: bf16-mixed where the hardware is fast at it, else 32-true"
@@ -249,6 +250,15 @@ class TrainerSettings(Group):
     max_steps: Natural | None = Field(description="stop after this many steps")
     max_time: Text | None = Field(description="stop after days:hours:minutes:seconds")
     check_val_every_n_epoch: Natural | None = Field(description="null: 1")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainerSettings:
+        devices = len(self.devices) if isinstance(self.devices, tuple) else self.devices
+        if self.strategy != "ddp" and (
+            devices not in ("auto", 1) or self.num_nodes not in (None, 1)
+        ):
+            raise UserError("trainer.devices and trainer.num_nodes above 1 need trainer=ddp")
+        return self
 
 
 class CallbackSettings(Group):
