@@ -1,4 +1,4 @@
-"""Worker processes hand over their batches in shared memory, which containers may have little of."""
+"""Shared memory, in which worker processes hand over their batches; containers have little."""
 
 from __future__ import annotations
 
