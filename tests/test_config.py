@@ -127,11 +127,6 @@ def test_a_command_line_that_is_refused_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_value_that_was_refused_is_read_as_the_message_says():
-    settings = compose_settings(["data=folder", "data.root='~/photos (1)'"])
-    assert settings.data.root == "~/photos (1)"
-
-
 def test_a_folder_of_ones_own_yaml_files(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
