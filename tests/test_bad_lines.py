@@ -192,6 +192,14 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
     assert settings.paths.output_dir.startswith("/somewhere/logs/train/runs/")
 
 
+def exit_code(words: list[str]) -> object:
+    try:
+        run_train(words)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -205,7 +213,7 @@ def test_help_and_information_are_printed(words, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setattr(logging.root, "handlers", [])  # Hydra changes them
     monkeypatch.setattr(logging.root, "level", logging.WARNING)
-    run_train(words.split())
+    assert not exit_code(words.split())
     assert capsys.readouterr().out
     assert os.listdir(tmp_path) == []
 
