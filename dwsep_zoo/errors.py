@@ -26,14 +26,35 @@ def choose(value: str, choices: Iterable[str], what: str) -> str:
         return value
     near = nearest(str(value), names)
     hint = f"; did you mean {near!r}?" if near else ";"
-    raise UserError(f"unknown {what} {value!r}{hint} choices: {', '.join(names)}")
+    raise UserError(f"unknown {what} {value!r}{hint} choices: {', '.join(names) or 'none'}")
 
 
-def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.5) -> str | None:
-    """The name most like a word, if any is like it at all; upper and lower case are alike."""
-    folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=cutoff)
-    return folded[near[0]] if near else None
+def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The name most like a word, if any is like it at all; the first of equals.
+
+    Upper and lower case are alike, and so are ``-`` and ``_``.
+    """
+    word = _folded(word)
+    likeness = {name: _likeness(word, _folded(name)) for name in names}
+    best = max(likeness, key=likeness.__getitem__, default=None)
+    return best if best is not None and likeness[best] >= cutoff else None
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("-", "_")
+
+
+def _likeness(word: str, name: str) -> float:
+    """Above 1 for the name itself, its beginning and one of its words, in this order."""
+    parts = name.split("_")
+    if word == name:
+        return 4.0
+    if len(word) > 2 and name.startswith(word):
+        return 3.0
+    if len(word) > 1 and word in parts:
+        return 2.0
+    alike = difflib.SequenceMatcher(None, word, name).ratio()
+    return max(alike, *(0.9 * difflib.SequenceMatcher(None, word, p).ratio() for p in parts))
 
 
 def say(error: Exception, where: str = "") -> None:

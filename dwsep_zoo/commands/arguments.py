@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from dwsep_zoo.errors import UserError, choose, first_line, nearest
 from dwsep_zoo.schema.help import help_lines
@@ -49,7 +50,15 @@ def _numbers(value: object) -> object:
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 Number = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(_numbers), Field(min_length=1)]
-Conv = str | dict[str, Any]
+
+
+def _conv(value: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(value, dict) and not isinstance(value.get("name"), str):
+        raise ValueError("must be a name or {name: NAME, option: value}, a blank behind each colon")
+    return value
+
+
+Conv = Annotated[str | dict[str, Any], AfterValidator(_conv)]
 
 
 class NetworkArguments(Arguments):
@@ -127,7 +136,7 @@ def read(
     values: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if equals:
+        if equals and not (words and _is_path(key, argument, fields)):
             values[choose(key, fields, "key")] = _value(key, text)
         elif words and not argument.startswith("-"):
             plain.append(argument)
@@ -140,8 +149,16 @@ def read(
     return plain, parse(kind, values)
 
 
+def _is_path(key: str, argument: str, fields: set[str]) -> bool:
+    return key not in fields and ("/" in key or os.path.exists(argument))
+
+
 def _value(key: str, text: str) -> Any:
-    """A scalar, list or mapping, as YAML reads it; ``1e5`` is a number here."""
+    """A scalar, list or mapping, as YAML reads it; ``1e5`` is a number and ``~`` a folder here."""
+    if not text.strip():
+        raise UserError(f"{key}= has no value")
+    if text == "~":
+        return text
     if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
         return float(text)
     try:

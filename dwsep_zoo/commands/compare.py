@@ -8,12 +8,13 @@ from pydantic import Field
 
 from dwsep_zoo.commands.arguments import Arguments, Texts, read
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.texts import Place, checked_place
 
 
 class CompareArguments(Arguments):
     """Compare finished runs; a filter takes one value or several, as in conv=standard,grouped."""
 
-    out: str | None = Field(
+    out: Place | None = Field(
         None, description="folder of the report; null: the sweep's, or a new one in logs/compare"
     )
     by: Texts = Field(("model",), description="order of the rows: by=model,conv")
@@ -38,7 +39,7 @@ def run(arguments: list[str]) -> None:
     given = [name for name in FIELDS if name in options.model_fields_set]
     where = {name: getattr(options, name) or ("null",) for name in given}
     compare(
-        [Path(path) for path in paths],
+        [Path(checked_place("folder", path)) for path in paths],
         Path(options.out) if options.out else None,
         options=Options(by=options.by, reference=options.reference, where=where),
     )

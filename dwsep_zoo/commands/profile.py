@@ -12,6 +12,8 @@ from pydantic import Field
 
 from dwsep_zoo.commands.arguments import NetworkArguments, Numbers, Texts, read
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.files import check_writable
+from dwsep_zoo.schema.texts import Place
 from dwsep_zoo.terminal import stdout_console
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class ProfileArguments(NetworkArguments):
     )
     device: str = Field("cpu", description="cpu or cuda")
     roofline: bool = Field(False, description="time every layer; --roofline does the same")
-    out: str | None = Field(None, description=f"figure of the roofline; null: {FIGURE}")
+    out: Place | None = Field(None, description=f"figure of the roofline; null: {FIGURE}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def run(arguments: list[str]) -> None:
     figure = Path(options.out or FIGURE)
     if figure.suffix != ".svg" or not figure.parent.is_dir():
         raise UserError(f"out must be an .svg file in a folder that exists; got {options.out}")
+    if options.roofline:
+        check_writable("out", figure.parent)
     from rich.console import Console
 
     from dwsep_zoo.analysis.cost import measure_cost

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dwsep_zoo.data.pictures import find_pictures
+from dwsep_zoo.data.pictures import find_pictures, leads_back
 from dwsep_zoo.data.source import ALL, existing_root
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.errors import UserError
@@ -112,6 +112,10 @@ def _list(root: Path, folder: str, classes: Sequence[str], *, needed: bool) -> I
 
 def _subfolders(folder: Path) -> list[str]:
     try:
-        return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        return sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.is_dir() and path.name[0] != "." and not leads_back(path, folder)
+        )
     except OSError as error:
         raise UserError(f"cannot list {error.filename or folder}: {error.strerror}") from error

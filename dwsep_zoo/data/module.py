@@ -14,6 +14,7 @@ from torch import Tensor
 from dwsep_zoo.data.loader import EpochBatches, EpochSampler, Loader, RawBatch
 from dwsep_zoo.data.pictures import file_sizes
 from dwsep_zoo.data.pipelines import Pipeline, create_pipeline
+from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.source import Source
 from dwsep_zoo.data.splits import Images, fingerprint, is_subset, make_splits, select_classes, thin
 from dwsep_zoo.errors import UserError
@@ -192,7 +193,11 @@ class ImageData(L.LightningDataModule):
         return Loader(
             self.pipeline.reader(split, training=training),
             EpochBatches(sampler, batch_size, drop_last=equal_batches),
-            num_workers=self.pipeline.num_workers(sampler.world_size),
+            num_workers=fitting_workers(
+                self.pipeline.num_workers(sampler.world_size),
+                batch_size * self.in_chans * self.image_size**2,
+                sampler.world_size,
+            ),
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )
 

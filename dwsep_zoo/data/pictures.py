@@ -97,22 +97,24 @@ def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Tran
 def find_pictures(folder: Path) -> list[str]:
     """List the pictures in a folder and its subfolders, as sorted relative paths, but hidden ones.
 
+    Links to folders are followed; a folder counts once, and a link back to one around it not at
+    all.
+
     Raises:
-        UserError: for a folder that cannot be listed, a link to a folder around it, a folder of the
-            kernel's, such as /proc, and one with very many other files.
+        UserError: for a folder that cannot be listed, one of the kernel's, such as /proc, and one
+            with very many other files.
     """
     found, others = [], 0
-    around = {str(folder): frozenset([os.path.realpath(folder)])}  # real paths, of itself too
+    seen = {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, onerror=_not_listed, followlinks=True):
         if os.stat(parent).st_dev in _kernel_devices():
             raise UserError(f"{parent} belongs to the operating system and has no pictures")
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        real = around.pop(parent)
-        for name in folders:
-            path = os.path.join(parent, name)
-            if (target := os.path.realpath(path)) in real:
-                raise UserError(f"{path} leads back to {target}, a folder that contains it")
-            around[path] = real | {target}
+        inside = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
+        folders.clear()
+        for name, real in inside.items():
+            if not (name.startswith(".") or real in seen or leads_back(Path(real), folder)):
+                seen.add(real)
+                folders.append(name)
         pictures = [n for n in files if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
         found += [Path(parent, name).relative_to(folder).as_posix() for name in pictures]
         others += len(folders) + len(files) - len(pictures)
@@ -122,6 +124,11 @@ def find_pictures(folder: Path) -> list[str]:
                 "data.root= must be a folder of pictures"
             )
     return sorted(found)
+
+
+def leads_back(link: Path, folder: Path) -> bool:
+    """Whether a link leads to ``folder`` or to one around it."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
 def _not_listed(error: OSError) -> NoReturn:

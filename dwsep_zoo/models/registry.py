@@ -80,7 +80,7 @@ def create_architecture(
     choose(name, MODELS, "model")
     options = {key: value for key, value in options.items() if value is not None}
     own = inspect.signature(MODELS[name]).parameters
-    names = {*own, "bn_eps", "bn_momentum", "padding", "act"} - {"width_mult"}
+    names = {*own, "bn_eps", "bn_momentum", "padding", "act"}
     for key, value in options.items():
         choose(key, names, f"option of {name}")
         _check_option(f"model.{key}", value, own[key].default)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import UserError, choose, nearest
 
 M = TypeVar("M", bound=BaseModel)
 G = TypeVar("G", bound="Group")
@@ -30,6 +30,16 @@ _PHRASES = {
     "string_type": "text",
     "tuple_type": "a list",
 }
+
+_ALIASES = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "gpus": "devices",
+    "dropout": "drop_rate",
+    "patience": "early_stopping",
+}
+"""Names that other programs have for keys, for hints."""
 
 
 class Group(BaseModel):
@@ -71,12 +81,10 @@ def _refuse(
     details = error.errors(include_url=False)
     path, value, in_list = _locate(details[0], values)
     same = [one for one in details if _locate(one, values)[0] == path]
-    first, prefix = same[0], [where] if where else []
-    key, group = ".".join([*prefix, *path]), ".".join([*prefix, *path[:-1]])
+    first, key = same[0], ".".join([where, *path] if where else path)
     if first["type"] == "extra_forbidden":
-        for name in path[:-1]:
-            kind = nested_model(kind.model_fields[name].annotation) or kind
-        choose(path[-1], kind.model_fields, f"key of {group}" if group else "key")
+        prefix = f"{where}." if where else ""
+        raise unknown_key(key, [f"{prefix}{name}" for name in key_names(kind)]) from None
     if first["type"] == "missing" and not in_list:
         raise UserError(f"{key} is missing") from None
     if first["type"] == "value_error" and not str(first["ctx"]["error"]).startswith("must "):
@@ -102,6 +110,45 @@ def _locate(detail: ErrorDetails, values: object) -> tuple[list[str], object, bo
             path.append(str(part))
             values = items.get(part)
     return path, values, in_list
+
+
+def key_names(kind: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Dotted names of all fields, a group before its keys."""
+    for name, field in kind.model_fields.items():
+        key = f"{path}{field.alias or name}"
+        yield key
+        if model := nested_model(field.annotation):
+            yield from key_names(model, f"{key}.")
+
+
+def nearest_key(key: str, keys: Iterable[str]) -> str | None:
+    """The key that a wrong one stands for, all dotted, if it is like any."""
+    group, _, word = key.rpartition(".")
+    everywhere: dict[str, str] = {}
+    beside: dict[str, str] = {}
+    for name in keys:
+        own_group, _, last = name.rpartition(".")
+        everywhere.setdefault(last, name)
+        if own_group == group:
+            beside[last] = name
+    word = _ALIASES.get(word.casefold(), word)
+    # First a key of this very name anywhere, then one much like it, at last one a little like it.
+    for names, cutoff in ((everywhere, 4.0), (beside, 0.8), (everywhere, 0.8), (beside, 0.6)):
+        if found := nearest(word, names, cutoff=cutoff):
+            return names[found]
+    return None
+
+
+def unknown_key(key: str, keys: Sequence[str]) -> UserError:
+    """The error for a key that is none of ``keys``, all dotted, with the nearest one."""
+    group, _, word = key.rpartition(".")
+    what = f"key of {group}" if group else "key"
+    found = nearest_key(key, keys)
+    if found and found.rpartition(".")[0] != group:
+        return UserError(f"unknown {what} {word!r}; did you mean {found}=...?")
+    hint = f"; did you mean {found.rpartition('.')[2]!r}?" if found else ";"
+    beside = {name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == group}
+    return UserError(f"unknown {what} {word!r}{hint} choices: {', '.join(sorted(beside))}")
 
 
 def nested_model(annotation: object) -> type[BaseModel] | None:

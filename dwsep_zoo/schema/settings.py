@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -19,12 +20,14 @@ from pydantic import (
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.parse import Group, parse
+from dwsep_zoo.schema.texts import FolderName, Place, Text
 
 Scalar = bool | int | float | str
 Option = Scalar | Annotated[tuple[Scalar, ...], Field(strict=False)] | None
 
-Whole = Annotated[int, Field(ge=0)]
-Natural = Annotated[int, Field(ge=1)]
+LARGEST_NUMBER = 10**9  # of images, steps or epochs
+Whole = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
+Natural = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Portion = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -37,6 +40,17 @@ Width = Annotated[float, Field(gt=0, le=32)]
 
 LARGEST_SIDE = 4096  # pixels; 50 MB an image as float32, and its activations many times that
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Devices = Annotated[int, Field(ge=1, le=64)]
+Pixels = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
+
+
+def _not_bool(value: object) -> object:
+    if isinstance(value, bool):  # equals 1 or 0, which a choice may have
+        raise ValueError("must be a number or a word")
+    return value
+
+
+NotBool = BeforeValidator(_not_bool)
 
 
 def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
@@ -78,11 +92,11 @@ class ConvSettings(Named):
 class ModelSettings(Named):
     """The network; ``options`` are those of one family, such as ``depth_mult``."""
 
-    pretrained: bool | str | None = Field(
+    pretrained: bool | Text | None = Field(
         description="weights to begin with: true (the best known), a name, a file or a run folder"
     )
     width_mult: Width = Field(description="factor on every width")
-    output_stride: Literal["auto"] | Literal[1, 2, 4, 8, 16, 32] = Field(
+    output_stride: Annotated[Literal["auto", 1, 2, 4, 8, 16, 32], NotBool] = Field(
         description="32 is the paper's; auto: the largest that leaves a last map of 2 x 2 pixels"
     )
     drop_rate: Share | None = Field(description="dropout before the classifier; null: the paper's")
@@ -90,7 +104,7 @@ class ModelSettings(Named):
     padding: Literal["symmetric", "same"] | None = Field(
         description="same: TensorFlow's; null: the model's"
     )
-    act: str | None = Field(description="another main activation; null: the paper's")
+    act: Text | None = Field(description="another main activation; null: the paper's")
     bn_eps: Portion | None = Field(description="epsilon of the norms; null: the model's")
     bn_momentum: Portion | None = Field(description="weight of the newest batch; null: the model's")
 
@@ -104,7 +118,7 @@ class SubsetSettings(Group):
     )
     images_per_class: Natural | None = Field(description="training images of each class")
     fraction: Portion | None = Field(description="part of the training images")
-    seed: Whole = Field(description="of the draws")
+    seed: Seed = Field(description="of the draws")
 
     @model_validator(mode="after")
     def _exclusive(self) -> SubsetSettings:
@@ -120,12 +134,12 @@ class AugmentSettings(Group):
     flip: bool | Literal["alternate"] | None = Field(
         description="mirror every other image; alternate: each image in every other epoch"
     )
-    crop_padding: Whole | None = Field(description="largest random shift in pixels")
+    crop_padding: Pixels | None = Field(description="largest random shift in pixels")
     padding_mode: Literal["reflect", "zeros"] | None = Field(description="what is shifted in")
-    cutout: Whole | None = Field(description="side of a square that is blanked out")
+    cutout: Pixels | None = Field(description="side of a square that is blanked out")
     scale: AreaRange | None = Field(description="part of the area that a random crop keeps")
     ratio: Range | None = Field(description="width / height of that crop")
-    auto_augment: str | None = Field(description="timm's policy, such as rand-m9-mstd0.5")
+    auto_augment: Text | None = Field(description="timm's policy, such as rand-m9-mstd0.5")
     color_jitter: Amount | None = Field(description="of brightness, contrast and saturation")
 
 
@@ -136,11 +150,13 @@ class DataSettings(Group):
     batch_size: Natural = Field(description="images in a step of each process")
     val_fraction: Fraction = Field(description="part of the training images held out to validate")
     test_fraction: Fraction | None = Field(description="part held out where no test set is given")
-    split_seed: Whole = Field(description="of those choices, the same for all runs")
+    split_seed: Seed = Field(description="of those choices, the same for all runs")
     subset: SubsetSettings = Field(description="train on a part")
-    root: str | None = Field(description="folder of the images or of the archive")
-    url: str | None = Field(description="another place to download from")
-    size: Literal[160, 320, "full"] | None = Field(description="Imagenette: stored shorter side")
+    root: Place | None = Field(description="folder of the images or of the archive")
+    url: Text | None = Field(description="another place to download from")
+    size: Annotated[Literal[160, 320, "full"], NotBool] | None = Field(
+        description="Imagenette: stored shorter side"
+    )
     image_size: Side | None = Field(description="side of the images in pixels")
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
@@ -175,7 +191,7 @@ class Recipe(Group):
     """How a network is trained, the same for every row of a comparison."""
 
     epochs: Natural = Field(description="passes over the training images")
-    optimizer: str = Field(description="sgd, muon, or any optimizer of timm")
+    optimizer: Text = Field(description="sgd, muon, or any optimizer of timm")
     lr: Rate = Field(description="peak learning rate, for the whole batch")
     classifier_lr: Rate | None = Field(description="peak of the classifier; null: lr")
     momentum: Share = Field(description="sgd: Nesterov's momentum")
@@ -192,14 +208,14 @@ class Recipe(Group):
     )
     label_smoothing: Share = Field(description="probability given to all other classes")
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
-    initial_size: Natural | None = Field(description="first side of training images, which grows")
+    initial_size: Side | None = Field(description="first side of training images, which grows")
     full_size_from: Portion = Field(description="part of the training before the full size")
     norm_statistics: Literal["precise", "running"] = Field(
         description="of batch norms in evaluation; precise: computed anew for its weights"
     )
     eval_flip: bool = Field(description="average the outputs of each image and its mirror image")
     eval_shift: bool = Field(description="average those of the image moved by a pixel as well")
-    freeze: tuple[str, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
+    freeze: tuple[Text, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
     freeze_epochs: Whole | None = Field(description="epochs that train the classifier alone")
     layer_decay: Portion | None = Field(description="rate of a part / that of the next; null: 1")
 
@@ -209,10 +225,10 @@ class TrainerSettings(Group):
 
     max_epochs: Natural = Field(description="passes over the training images")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(description="kind of device")
-    devices: Literal["auto"] | Natural | tuple[Whole, ...] = Field(
+    devices: Literal["auto"] | Devices | tuple[Whole, ...] = Field(
         description="number of devices, or a list of them"
     )
-    num_nodes: Natural | None = Field(description="machines; null: 1")
+    num_nodes: Devices | None = Field(description="machines; null: 1")
     strategy: Literal["auto", "ddp"] = Field(description="ddp: one process a device")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"] = Field(
         description="auto: bf16-mixed where the hardware is fast at it, else 32-true"
@@ -234,8 +250,17 @@ class TrainerSettings(Group):
     limit_val_batches: Limit | None = Field(description="likewise, in validation")
     limit_test_batches: Limit | None = Field(description="likewise, in the test")
     max_steps: Natural | None = Field(description="stop after this many steps")
-    max_time: str | None = Field(description="stop after days:hours:minutes:seconds")
+    max_time: Text | None = Field(description="stop after days:hours:minutes:seconds")
     check_val_every_n_epoch: Natural | None = Field(description="null: 1")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainerSettings:
+        devices = len(self.devices) if isinstance(self.devices, tuple) else self.devices
+        if self.strategy != "ddp" and (
+            devices not in ("auto", 1) or self.num_nodes not in (None, 1)
+        ):
+            raise UserError("trainer.devices and trainer.num_nodes above 1 need trainer=ddp")
+        return self
 
 
 class CallbackSettings(Group):
@@ -248,7 +273,7 @@ class CallbackSettings(Group):
 class ProfileSettings(Group):
     """What is measured when a run ends."""
 
-    runtimes: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="what runs it")
+    runtimes: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(description="what runs it")
     batch_sizes: Annotated[tuple[Natural, ...], Field(min_length=1)] = Field(description="images")
     precisions: Annotated[tuple[Literal["fp32", "bf16"], ...], Field(min_length=1)] = Field(
         description="of inference"
@@ -265,9 +290,9 @@ class LoggerSettings(Group):
 class PathSettings(Group):
     """Folders."""
 
-    data_dir: str = Field(description="data sets, downloaded once")
-    log_dir: str = Field(description="all runs")
-    output_dir: str = Field(description="this run")
+    data_dir: Place = Field(description="data sets, downloaded once")
+    log_dir: Place = Field(description="all runs")
+    output_dir: Place = Field(description="this run")
 
 
 class SearchSettings(Group):
@@ -285,17 +310,17 @@ class SearchSettings(Group):
 class Settings(Group):
     """All settings of one run."""
 
-    task_name: str = Field(description="folder of the runs below paths.log_dir")
+    task_name: FolderName = Field(description="folder of the runs below paths.log_dir")
     seed: Seed = Field(description="initial weights, batch order, augmentation, dropout")
     match: Literal["params", "macs", "latency"] | None = Field(
         description="solve for the width that costs what conv=<to> costs"
     )
-    to: str = Field(description="conv type whose width is model.width_mult")
+    to: Text = Field(description="conv type whose width is model.width_mult")
     tags: tuple[str | int | float | bool, ...] = Field(description="free words for the record")
     train: bool = Field(description="train")
     test: bool = Field(description="test once, with the best checkpoint")
-    ckpt_path: str | None = Field(description="continue from this checkpoint in a new folder")
-    resume: str | None = Field(description="continue in the same folder: last or a run folder")
+    ckpt_path: Place | None = Field(description="continue from this checkpoint in a new folder")
+    resume: Place | None = Field(description="continue in the same folder: last or a run folder")
     model: ModelSettings = Field(description="the network")
     conv: ConvSettings = Field(description="the conv type")
     data: DataSettings = Field(description="the data set")

@@ -69,15 +69,27 @@ def test_impossible_folders(pictures, folders, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("target", [".", "..", "../b"])
-def test_links_that_lead_back_are_refused(pictures, target):
-    root = pictures({"root/a": 1, "root/b": 1}) / "root"
-    (root / "a" / "link").symlink_to(root / "a" / target)
-    (root / "b" / "link").symlink_to(root / "a")
-    with pytest.raises(
-        UserError, match=r"root/a/link\S* leads back to .*, a folder that contains it"
-    ):
-        list_folder(root)
+@pytest.mark.parametrize("target", [".", "..", "../..", "x", "x/y"])
+@pytest.mark.parametrize("place", ["a", "a/x", "a/x/y"])
+def test_a_folder_counts_once_whatever_links_lead_to_it(pictures, place, target):
+    root = pictures({"root/a": 1, "root/a/x": 2, "root/a/x/y": 4, "root/b": 8}) / "root"
+    (root / place / "link").symlink_to(root / "a" / target)
+    (root / place / "again").symlink_to(root / "a" / target)
+    assert np.bincount(list_folder(root).splits["train"].labels).tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("target", [".", ".."])
+def test_a_link_from_the_root_to_itself_is_no_class(pictures, target):
+    root = pictures({"root/a": 1, "root/b": 2}) / "root"
+    (root / "loop").symlink_to(root / target)
+    assert list_folder(root).class_names == ["a", "b"]
+
+
+def test_a_link_to_another_class_is_followed_once(pictures):
+    root = pictures({"root/a": 1, "root/b": 2}) / "root"
+    (root / "a" / "b").symlink_to(root / "b")
+    (root / "b" / "a").symlink_to(root / "a")
+    assert np.bincount(list_folder(root).splits["train"].labels).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("folder", ["/proc", "/sys"])

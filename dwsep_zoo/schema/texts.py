@@ -1,0 +1,56 @@
+"""Texts of settings and options: words, and paths with ``~`` for the home folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from dwsep_zoo.errors import UserError
+
+LONGEST_NAME = 200
+"""Bytes of a folder's or file's name; systems take 255, and ``.part`` and the like are added."""
+
+
+def _text(text: str) -> str:
+    if not text.strip() or any(ord(char) < 32 for char in text):
+        raise ValueError("must be text on one line, not empty")
+    return text
+
+
+def place(text: str) -> str:
+    """A path with the home folder for a ``~`` at its beginning.
+
+    Raises:
+        ValueError: for a text that is no path, or with a ``~`` that stands for nothing.
+    """
+    path = os.path.expanduser(_text(text))
+    parts = Path(path).parts
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        raise ValueError(f"must have names of at most {LONGEST_NAME} bytes")
+    if path.startswith("~") or "~" in parts:
+        raise ValueError("must be a path with ~ for the home folder, or without ~")
+    return path
+
+
+def checked_place(key: str, text: object) -> str:
+    """The path that a text names; raises UserError with the key."""
+    if not isinstance(text, str):
+        raise UserError(f"{key} must be text; got {text!r}")
+    try:
+        return place(text)
+    except ValueError as error:
+        raise UserError(f"{key} {error}; got {text!r}") from None
+
+
+def _name(text: str) -> str:
+    if Path(place(text)).is_absolute() or ".." in Path(text).parts or text != text.strip():
+        raise ValueError("must be the name of a folder")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Place = Annotated[str, AfterValidator(place)]
+FolderName = Annotated[str, AfterValidator(_name)]
