@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed
@@ -36,3 +37,8 @@ class DataParallel(DDPStrategy):
         assert self.lightning_module is not None
         for buffer in self.lightning_module.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the run's files; the others have the same command line."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
