@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.record import RecordFile
-from dwsep_zoo.training.signals import END, handle, restore
+from dwsep_zoo.signals import END, handle, restore
 
 log = logging.getLogger("dwsep_zoo")
 

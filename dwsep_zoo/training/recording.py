@@ -14,12 +14,12 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import locked
 from dwsep_zoo.schema.process import this_process
 from dwsep_zoo.schema.record import RecordFile, now
+from dwsep_zoo.signals import ending
 from dwsep_zoo.training.callbacks import Interrupted
 from dwsep_zoo.training.check import LOG_NAME, Plan, check_unchanged
 from dwsep_zoo.training.checkpoints import LAST
 from dwsep_zoo.training.ddp import is_first_process
 from dwsep_zoo.training.provenance import provenance
-from dwsep_zoo.training.signals import ending
 from dwsep_zoo.training.snapshot import Snapshot
 
 log = logging.getLogger("dwsep_zoo")

@@ -19,11 +19,11 @@ from dwsep_zoo.files import locked
 from dwsep_zoo.report import load_results
 from dwsep_zoo.schema.process import this_process
 from dwsep_zoo.schema.record import RecordFile, read_record, update_record
+from dwsep_zoo.signals import END, ending
 from dwsep_zoo.training import check, resume_settings
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.prepare import prepare
 from dwsep_zoo.training.recording import recording
-from dwsep_zoo.training.signals import END, ending
 
 RUNS = Path(__file__).parents[1] / "runs"
 SIGNALS = {number.name: number for number in END}
@@ -101,7 +101,9 @@ def test_a_run_without_room_leaves_all_as_it_was(run, copied, tmp_path, monkeypa
     folder = copied("finished")
     before = contents(tmp_path)
     arguments = (f"resume={folder}", "trainer.max_epochs=9") if resumed else ()
-    with pytest.raises(UserError, match="has 1 MB free; the checkpoints of this run need about [12] MB"):
+    with pytest.raises(
+        UserError, match=r"has 1 MB free; the checkpoints of this run need about [12] MB"
+    ):
         run("new", *arguments)
     assert contents(tmp_path) == before
     assert not (tmp_path / "new").exists()

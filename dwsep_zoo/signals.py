@@ -1,9 +1,10 @@
-"""Signals that ask a run to end."""
+"""Signals that ask a program to end."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,3 +61,18 @@ def ending() -> Iterator[None]:
         yield
     finally:
         restore(before)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Within, ctrl-C and the signals of :data:`END` end the program with one line.
+
+    Raises:
+        SystemExit: with code 130.
+    """
+    with ending():
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            sys.exit(130)
