@@ -57,7 +57,7 @@ def create_trainer(
     Raises:
         UserError: for options that Lightning refuses on this machine.
     """
-    options = _lightning_options(settings.trainer)
+    options = _lightning_options(settings.trainer, folder)
     save = save and not options.get("fast_dev_run")
     logger: TensorBoardLogger | bool = False
     if settings.logger.tensorboard and save:
@@ -87,7 +87,7 @@ def create_trainer(
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _lightning_options(settings: TrainerSettings) -> dict[str, Any]:
+def _lightning_options(settings: TrainerSettings, folder: Path) -> dict[str, Any]:
     """Arguments of Lightning's Trainer, with ``auto`` decided for this machine."""
     device = _device_type(settings.accelerator)
     auto = {
@@ -98,7 +98,7 @@ def _lightning_options(settings: TrainerSettings) -> dict[str, Any]:
     options = settings.model_dump(mode="json", exclude=OWN_KEYS, exclude_none=True)
     options |= {key: value for key, value in auto.items() if options[key] == "auto"}
     if options["strategy"] == "ddp":
-        options["strategy"] = DataParallel()
+        options["strategy"] = DataParallel(folder)
     return options
 
 
