@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import random
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -267,3 +270,35 @@ def test_files_that_are_no_checkpoints_are_one_line(old, content):
         with pytest.raises(UserError, match=r"last\.ckpt: damaged") as error:
             read()
         assert "\n" not in str(error.value)
+
+
+def size_of(part):
+    with suppress(FileNotFoundError):  # it has become the checkpoint
+        return part.stat().st_size
+    return 0
+
+
+def write_for_ever(saved, last):
+    for step in range(1, 10_000):
+        save_checkpoint(numbered(saved, step), last)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_20_kills_in_the_middle_of_a_write(old, saved, monkeypatch):
+    """The folder for temporary files is on another file system, where the system has one."""
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    folder, large = old / "checkpoints", {**saved, "more": torch.zeros(5_000_000)}
+    fork = multiprocessing.get_context("fork")
+    draw = random.Random(0)
+    for _ in range(20):
+        writer = fork.Process(target=write_for_ever, args=(large, folder / "last.ckpt"))
+        writer.start()
+        time.sleep(draw.uniform(0, 0.4))
+        part = folder / f"last.ckpt.{writer.pid}.part"
+        while not (part.is_file() and size_of(part) > 1_000_000):
+            assert writer.is_alive()
+        writer.kill()
+        writer.join()
+        part.unlink(missing_ok=True)
+        assert check(resume_settings(old)).start.step == step_of(folder)
+    assert (folder / "previous.ckpt").is_file()

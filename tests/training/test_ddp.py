@@ -61,14 +61,16 @@ def test_two_processes(tmp_path):
     ("code", "said"),
     [("os.kill(os.getpid(), 9)", "was killed by SIGKILL"), ("sys.exit(3)", "ended with code 3")],
 )
-def test_the_process_that_made_the_others_fail_is_named(code, said):
-    strategy = DataParallel(Path("logs/run"))
+def test_the_process_that_made_the_others_fail_is_named(tmp_path, code, said):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    strategy = DataParallel(tmp_path)
     waiting, ended = (
         subprocess.Popen([sys.executable, "-c", f"import os, sys; {text}"], stdin=subprocess.PIPE)
         for text in ("input()", code)
     )
     strategy._launcher = SimpleNamespace(procs=[waiting, ended])
-    with pytest.raises(UserError, match=f"rank 2 {said}.* resume=logs/run$") as error:
+    with pytest.raises(UserError, match=f"rank 2 {said}.* resume={tmp_path}$") as error:
         strategy.on_exception(RuntimeError("Connection closed by peer\n\n"))
     assert "\n" not in str(error.value)
     for process in (waiting, ended):
@@ -94,7 +96,7 @@ def test_a_killed_process_is_one_line(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tables := list(tmp_path.glob("logs/train/runs/*/metrics.csv"))):
+    while not (saved := list(tmp_path.glob("logs/train/runs/*/checkpoints/last.ckpt"))):
         assert process.poll() is None
         time.sleep(0.1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -104,7 +106,7 @@ def test_a_killed_process_is_one_line(tmp_path):
     os.kill(other, signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2
-    folder = tables[0].parent
+    folder = saved[0].parents[1]
     line = (
         "the process of rank 1 was killed by SIGKILL; go on from the last checkpoint with "
         f"resume={folder}"
