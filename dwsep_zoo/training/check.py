@@ -31,6 +31,12 @@ MAY_CHANGE = (
 )
 """Keys and groups that a resumed run may set anew: places, words, devices, and how long."""
 
+APPLIED = {
+    *("epochs", "warmup_fraction", "schedule", "min_lr", "label_smoothing", "norm_statistics"),
+    *("initial_size", "full_size_from", "eval_flip", "eval_shift"),
+}
+"""Values of the recipe that a training which goes on with ``ckpt_path=`` may have anew."""
+
 LOG_NAME = "train.log"
 
 
@@ -215,6 +221,17 @@ def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str,
         yield key, old, new
 
 
+def _check_recipe(saved: object, settings: Settings) -> None:
+    """Raises UserError for values that ``ckpt_path=`` would set back to those of the checkpoint."""
+    for key, new in settings.recipe.plain().items():
+        old = saved.get(key, new) if isinstance(saved, dict) else new
+        if old != new and key not in APPLIED:
+            raise UserError(
+                f"ckpt_path={settings.ckpt_path} goes on with its optimizer, whose recipe.{key} is "
+                f"{old!r}, not {new!r}; to train its weights otherwise, set model.pretrained to it"
+            )
+
+
 def _read_start(settings: Settings, trainer: L.Trainer) -> Start | None:
     """``resume=`` names a run, ``ckpt_path=`` a file."""
     key, given = (
@@ -233,6 +250,8 @@ def _read_start(settings: Settings, trainer: L.Trainer) -> Start | None:
         check_fits(saved, trainer, path)
     except UserError as error:
         raise UserError(f"{key}={given}: {error}") from error
+    if settings.ckpt_path and not settings.resume:
+        _check_recipe(saved["dwsep_zoo"].get("recipe"), settings)
     epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     start = Start(path, saved["global_step"], epochs, saved["dwsep_zoo"]["model"], warning)
     if settings.ckpt_path and settings.train and start.epochs >= settings.trainer.max_epochs:
