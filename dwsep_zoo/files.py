@@ -131,7 +131,7 @@ def check_intact(path: Path) -> None:
     """
     checksum = checksum_of(path)
     if checksum.is_file():
-        if checksum.read_bytes().strip() != sha256(path).encode():
+        if checksum.read_bytes().strip() != sha256_of(path).encode():
             raise UserError(f"{path}: damaged; its SHA-256 is not the one in {checksum.name}")
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -139,7 +139,7 @@ def check_intact(path: Path) -> None:
                 raise UserError(f"{path}: damaged in {part}")
 
 
-def sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

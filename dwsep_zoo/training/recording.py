@@ -37,21 +37,25 @@ def recording(plan: Plan) -> Iterator[RecordFile]:
         SystemExit: with code 130 if the user stopped the training; its state is saved.
     """
     folder, first = plan.folder, is_first_process()
-    with _claimed(plan) if first else nullcontext() as before, ending():
-        record = None
-        try:
-            with _logging_to(folder / LOG_NAME, enabled=first):
-                if plan.start and plan.start.warning:
-                    log.warning("%s", plan.start.warning)
-                record = _begin(plan, enabled=first)
-                with _recording_the_end(record, folder):
-                    yield record
-        except BaseException as error:
-            begun = record is not None and record.begun
-            if before and not begun and (plan.earlier or isinstance(error, UserError)):
-                with suppress(OSError):
-                    before.restore()
-            raise
+    try:
+        with _claimed(plan) if first else nullcontext() as before, ending():
+            record = None
+            try:
+                with _logging_to(folder / LOG_NAME, enabled=first):
+                    if plan.start and plan.start.warning:
+                        log.warning("%s", plan.start.warning)
+                    record = _begin(plan, enabled=first)
+                    with _recording_the_end(record, folder):
+                        yield record
+            except BaseException as error:
+                begun = record is not None and record.begun
+                wrong = isinstance(error, UserError | OSError)
+                if before and not begun and (wrong or plan.earlier):
+                    with suppress(OSError):
+                        before.restore()
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or folder}: {error.strerror}") from error
 
 
 @contextmanager
@@ -75,24 +79,21 @@ def _claimed(plan: Plan) -> Iterator[Snapshot]:
 
 def _begin(plan: Plan, *, enabled: bool) -> RecordFile:
     settings, folder = plan.settings, plan.folder
-    try:
-        return RecordFile(
-            folder,
-            enabled=enabled,
-            name=folder.name,
-            model=settings.model.name,
-            conv=settings.conv.name,
-            conv_options={k: v for k, v in settings.conv.plain().items() if k != "name"},
-            width_mult=settings.model.width_mult,
-            seed=settings.seed,
-            tags=list(settings.tags),
-            config=settings.plain(),
-            started=now(),
-            process=this_process(),
-            **provenance(),
-        )
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+    return RecordFile(
+        folder,
+        enabled=enabled,
+        name=folder.name,
+        model=settings.model.name,
+        conv=settings.conv.name,
+        conv_options={k: v for k, v in settings.conv.plain().items() if k != "name"},
+        width_mult=settings.model.width_mult,
+        seed=settings.seed,
+        tags=list(settings.tags),
+        config=settings.plain(),
+        started=now(),
+        process=this_process(),
+        **provenance(),
+    )
 
 
 @contextmanager

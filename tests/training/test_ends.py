@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dwsep_zoo import UserError
+from dwsep_zoo import UserError, files
 from dwsep_zoo.files import locked
 from dwsep_zoo.report import load_results
 from dwsep_zoo.schema.process import this_process
@@ -105,6 +106,22 @@ def test_a_run_without_room_leaves_all_as_it_was(run, copied, tmp_path, monkeypa
         UserError, match=r"has 1 MB free; the checkpoints of this run need about [12] MB"
     ):
         run("new", *arguments)
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_disk_that_is_full_at_the_start_is_one_line(run, copied, tmp_path, monkeypatch, resumed):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = copied("finished")
+    arguments = (f"resume={folder}", "trainer.max_epochs=9") if resumed else ()
+    before = contents(tmp_path)
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(UserError, match=r"cannot write .*result\.json: No space left"):
+        run("new", *arguments)
+    monkeypatch.undo()
     assert contents(tmp_path) == before
     assert not (tmp_path / "new").exists()
 
