@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from dwsep_zoo.errors import UserError, choose, say
+from dwsep_zoo.signals import stopping
 
 COMMANDS = ("train", "compare", "list", "explain", "profile", "bench", "doctor", "export-weights")
 USAGE = """\
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         choose(name, COMMANDS, "command")
         if name == "bench":
             name, rest = "profile", ["runtimes=all", "batch_size=1,32", *rest]
-        import_module(f"dwsep_zoo.commands.{name.replace('-', '_')}").run(rest)
+        with stopping():
+            import_module(f"dwsep_zoo.commands.{name.replace('-', '_')}").run(rest)
     except UserError as error:
         say(error)
         sys.exit(2)

@@ -22,6 +22,7 @@ from timm.models._features import FeatureGetterNet  # timm exports its siblings,
 from torch import nn
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.files import write_together
 from dwsep_zoo.models import ConvNet, build_model, create_architecture, list_models
 from dwsep_zoo.models.convnet import default_cfg
 from dwsep_zoo.weights import load
@@ -118,7 +119,7 @@ def save_pretrained(
         UserError: for a network that cannot be built again from its arguments, or a wrong number
             of class names.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     args = {**_build_args(model), "num_classes": model.num_classes}
     names = list(model.class_names if class_names is None else class_names)
@@ -144,8 +145,11 @@ def save_pretrained(
     }
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    contents: dict[Path, str | bytes] = {
+        folder / "config.json": json.dumps(config, indent=2) + "\n",
+        folder / "model.safetensors": save(state, metadata={"format": "pt"}),
+    }
+    write_together(contents)
 
 
 def from_pretrained(source: str | Path, cache_dir: str | Path | None = None) -> ConvNet:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dwsep_zoo.cli import main
+from dwsep_zoo.signals import END
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
@@ -74,3 +76,22 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_with_the_comparison(tmp_path):
     assert (sweep / "comparison.png").exists()
     assert list(sweep.glob("events.out.tfevents*"))
     assert len(list(sweep.glob("*-mobilenet_v1-*-s0"))) == 4
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored by the parent"])
+@pytest.mark.parametrize("number", [signal.SIGINT, *END], ids=lambda number: number.name)
+def test_signals_end_a_command_with_one_line(monkeypatch, capsys, number, ignored):
+    monkeypatch.setattr(
+        "dwsep_zoo.commands.list.run", lambda arguments: os.kill(os.getpid(), number)
+    )
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, *END)}
+    if ignored and number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["list"])
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"

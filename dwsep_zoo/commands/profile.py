@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dwsep_zoo.commands.arguments import NetworkArguments, Numbers, Texts, read
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.files import check_writable
+from dwsep_zoo.files import atomic_write, check_writable
 from dwsep_zoo.schema.texts import Place
 from dwsep_zoo.terminal import stdout_console
 
@@ -198,5 +198,5 @@ def _roofline(plan: Variants, costs: Sequence[Cost], figure: Path) -> Iterator[R
                 turns = (timings[n][index].turns for n in (plan.reference, name))
                 speed = 1 / compare_turns(*turns).ratio
             yield sentence(layers, plan.reference, name, speed)
-    figure.write_text(document(roofline_figure(layers)), encoding="utf-8")
+    atomic_write(figure, document(roofline_figure(layers)))
     yield f"wrote {figure}"

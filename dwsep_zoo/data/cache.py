@@ -29,11 +29,9 @@ from torch import Tensor
 from dwsep_zoo.data.pictures import decoded
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.files import atomic_write
+from dwsep_zoo.files import atomic_write, sha256_of
 
 log = logging.getLogger("dwsep_zoo")
-
-BLOCK = 1 << 22
 
 
 Description = dict[str, int | str | None]
@@ -212,11 +210,7 @@ def _write(path: Path, description: Description, header: bytes, chunks: Iterable
 
 def _sha256(path: Path) -> str:
     log.info("checking %s", path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(path)
 
 
 @contextmanager

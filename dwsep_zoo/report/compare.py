@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.files import is_sweep
+from dwsep_zoo.files import is_sweep, write_together
 from dwsep_zoo.report import render
 from dwsep_zoo.report.comparison import Comparison, collect
 from dwsep_zoo.report.records import csv_text, json_text
@@ -93,16 +94,16 @@ def _write(comparison: Comparison) -> list[Path]:
         pictures[_numbered("roofline", number)] = roofline_figure(profile.roofline)
     folder = comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in texts]
-    for file, content in zip(files, texts.values(), strict=True):
-        file.write_text(content, encoding="utf-8")
+    contents: dict[Path, str | bytes] = {folder / name: text for name, text in texts.items()}
     images = {name: picture.pixels() for name, picture in pictures.items()}
     for name, picture in pictures.items():
-        files += [folder / f"{name}.png", folder / f"{name}.svg"]
-        Image.fromarray(images[name]).save(files[-2])
-        files[-1].write_text(document(picture), encoding="utf-8")
+        png = BytesIO()
+        Image.fromarray(images[name]).save(png, "PNG")
+        contents[folder / f"{name}.png"] = png.getvalue()
+        contents[folder / f"{name}.svg"] = document(picture)
+    write_together(contents)
     write_comparison(folder, text, images)
-    return files
+    return list(contents)
 
 
 def _numbered(name: str, number: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dwsep_zoo.errors import UserError
 from dwsep_zoo.report.columns import row_label
 from dwsep_zoo.report.results import Problem
 from dwsep_zoo.report.table import Table
@@ -46,6 +48,7 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
         if not run.record.roofline:
             continue
         try:
+            _check_numbers(run.record.roofline)
             found = parse(Roofline, run.record.roofline)
             (network,) = found.networks
         except ValueError as error:
@@ -64,6 +67,19 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
             Profile(conditions(joined), joined, tuple(members), sentences, tuple(gaps(joined)))
         )
     return result, problems
+
+
+def _check_numbers(value: object, where: str = "") -> None:
+    """Raises UserError for a number that can be no time, size or rate."""
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    elif isinstance(value, int | float) and not 0 <= value <= sys.float_info.max:
+        raise UserError(f"{where} must be a number from 0 on; got {value!r}")
+    for key, part in parts:
+        _check_numbers(part, f"{where}.{key}" if where else str(key))
 
 
 def _sentences(table: Table, roofline: Roofline, names: Mapping[int, str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -57,7 +58,16 @@ def json_text(comparison: Comparison) -> str:
         "repeated": [{"run": r.name, "folder": str(r.folder)} for r in comparison.repeated],
         "problems": [{"file": str(p.path), "reason": p.reason} for p in comparison.problems],
     }
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    """Plain data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(table: Table) -> dict[str, object]:

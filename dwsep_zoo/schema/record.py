@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.parse import parse
+from dwsep_zoo.schema.process import has_ended
 from dwsep_zoo.schema.settings import upgrade_config
 
 FILE_NAME = "result.json"
@@ -136,6 +137,18 @@ class Machine(Part):
     system: str | None = None
 
 
+class Process(Part):
+    """The process that writes a record.
+
+    Attributes:
+        started: in clock ticks; another process may have had the same number before.
+    """
+
+    pid: int | None = None
+    host: str | None = None
+    started: int | None = None
+
+
 class DataRecord(Part):
     """The data set, its preprocessing and its splits.
 
@@ -209,6 +222,7 @@ class RunRecord(Part):
 
     Attributes:
         version: of this layout, ``schema`` in the file.
+        process: the one that writes this.
         width_mult: of the network that was trained, also where it was solved for.
         match: ``None`` if the width was used as given.
         config: the settings of the run; ``dwsep_zoo.schema.settings`` parses them.
@@ -237,6 +251,7 @@ class RunRecord(Part):
     tags: tuple[str | int | float | bool, ...] = ()
     config: Json = {}
     started: str | None = None
+    process: Process = Process()
     command: str | None = None
     versions: Mapping[str, str | None] = {}
     git_commit: str | None = None
@@ -305,7 +320,7 @@ def parse_record(values: object) -> RunRecord:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a ``result.json``.
+    """Read a ``result.json``; a run whose process has ended was interrupted.
 
     Raises:
         UserError: if it is damaged or newer than this version; see :func:`parse_record`.
@@ -313,9 +328,14 @@ def read_record(path: Path) -> RunRecord:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"it is not JSON: {error}") from None
-    return parse_record(values)
+    record = parse_record(values)
+    writer = record.process
+    if record.status == "running" and has_ended(writer.pid, writer.host, writer.started):
+        ended = {"status": "interrupted", "error": f"its process {writer.pid} was killed"}
+        return record.model_copy(update=ended)
+    return record
 
 
 def write_record(path: Path, record: RunRecord) -> None:
@@ -335,7 +355,12 @@ class RecordFile:
         folder: of the run.
         enabled: whether to write; false in all but one process of a run.
         values: to begin with; ``model`` and ``conv`` are required.
+
+    Attributes:
+        begun: whether the run has made its first step.
     """
+
+    begun = False
 
     def __init__(self, folder: Path, *, enabled: bool = True, **values: object):
         self.path, self.enabled = folder / FILE_NAME, enabled

@@ -9,6 +9,7 @@ import os
 import signal
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from dwsep_zoo.files import atomic_write
+from dwsep_zoo.schema.record import RecordFile
+from dwsep_zoo.signals import END, handle, restore
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -159,8 +162,25 @@ class Interrupted(Exception):
     """The user stopped the training; its state is saved."""
 
 
+class FirstStep(Callback):
+    """Tells the record of a run that its first step is done."""
+
+    def __init__(self, record: RecordFile):
+        self.record = record
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.record.begun = True
+
+
 class SaveOnInterrupt(Callback):
-    """On ctrl-C or a termination signal: finish the step, save ``last.ckpt``, stop.
+    """On ctrl-C, a termination signal or a hang-up: finish the step, save ``last.ckpt``, stop.
 
     A second one stops at once. After the last step of the last epoch there is nothing to stop.
 
@@ -173,12 +193,12 @@ class SaveOnInterrupt(Callback):
         self.checkpoint = checkpoint
         self.every_n_epochs = every_n_epochs
         self.requested = False
-        self.previous: dict[int, Any] = {}
+        self.before: Mapping[signal.Signals, Any] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not sooner: Lightning has put a handler of its own before this one until then.
         self.process = os.getpid()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._request)
+        self.before = handle(self._request, (signal.SIGINT, *END))
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a forked worker, which has to end with the step
@@ -209,6 +229,5 @@ class SaveOnInterrupt(Callback):
             raise Interrupted(f"stopped after epoch {trainer.current_epoch}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
+        restore(self.before)
+        self.before = {}

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import torch
+import lightning as L
 
 from dwsep_zoo.analysis.runtimes import Workload
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.files import check_writable, is_sweep
+from dwsep_zoo.files import check_writable, is_locked, is_sweep
 from dwsep_zoo.nn import CONVS
 from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 from dwsep_zoo.schema.settings import Settings, parse_settings
+from dwsep_zoo.training.callbacks import EpochTable
+from dwsep_zoo.training.checkpoints import LAST, PREVIOUS, check_fits, load_checkpoint, load_last
+from dwsep_zoo.training.ddp import is_first_process
 from dwsep_zoo.training.optim import check_optimizer
 from dwsep_zoo.training.prepare import check_network_and_data
 from dwsep_zoo.training.search import check_optuna
@@ -29,6 +31,14 @@ MAY_CHANGE = (
 )
 """Keys and groups that a resumed run may set anew: places, words, devices, and how long."""
 
+APPLIED = {
+    *("epochs", "warmup_fraction", "schedule", "min_lr", "label_smoothing", "norm_statistics"),
+    *("initial_size", "full_size_from", "eval_flip", "eval_shift"),
+}
+"""Values of the recipe that a training which goes on with ``ckpt_path=`` may have anew."""
+
+LOG_NAME = "train.log"
+
 
 @dataclass(frozen=True)
 class Start:
@@ -38,12 +48,14 @@ class Start:
         step: optimizer steps behind it.
         epochs: finished epochs.
         network: arguments of ``create_model`` for its network.
+        warning: why it is not the last one.
     """
 
     path: Path
     step: int
     epochs: int
     network: Mapping[str, object]
+    warning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +93,48 @@ def check(settings: Settings) -> Plan:
         profile.runtimes, profile.precisions, profile.batch_sizes
     ):
         Workload(runtime, precision, batch_size).check()
-    create_trainer(settings, folder, [], save=False)  # Lightning checks its options
+    # Lightning checks its options.
+    trainer = create_trainer(settings, folder, [EpochTable(folder / "metrics.csv")])
     check_network_and_data(settings)
+    if is_first_process():
+        _check_free(settings, folder)
     earlier = _check_resume(settings) if settings.resume else None
-    start = _read_start(settings)
+    start = _read_start(settings, trainer)
     return Plan(settings, folder, earlier, start)
+
+
+def _check_free(settings: Settings, folder: Path) -> None:
+    """Raises UserError if a folder is in use, or holds a run that would be overwritten."""
+    if is_locked(folder / LOG_NAME):
+        raise UserError(f"{folder}: another process is at work in this folder")
+    if not settings.resume:
+        _check_unused(folder)
+
+
+def _check_unused(folder: Path) -> None:
+    file = folder / FILE_NAME
+    if not file.is_file():
+        return
+    try:
+        status = read_record(file).status
+    except (OSError, UserError):
+        status = "damaged"
+    saved = any((folder / "checkpoints" / name).exists() for name in (LAST, PREVIOUS))
+    if saved or status != "failed":  # what failed at once is no loss
+        raise UserError(
+            f"{folder} holds a run, which is {status}; resume={folder} goes on with it, another "
+            "run needs another folder"
+        )
+
+
+def check_unchanged(plan: Plan) -> None:
+    """Raises UserError if another process has worked in the folder since it was checked."""
+    if plan.earlier is None:
+        _check_unused(plan.folder)
+        return
+    found = _recorded(plan.folder)
+    if (found.status, found.process) != (plan.earlier.status, plan.earlier.process):
+        raise UserError(f"{plan.folder}: another process has worked in this folder meanwhile")
 
 
 def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> Settings:
@@ -172,40 +221,42 @@ def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str,
         yield key, old, new
 
 
-def _read_start(settings: Settings) -> Start | None:
+def _check_recipe(saved: object, settings: Settings) -> None:
+    """Raises UserError for values that ``ckpt_path=`` would set back to those of the checkpoint."""
+    for key, new in settings.recipe.plain().items():
+        old = saved.get(key, new) if isinstance(saved, dict) else new
+        if old != new and key not in APPLIED:
+            raise UserError(
+                f"ckpt_path={settings.ckpt_path} goes on with its optimizer, whose recipe.{key} is "
+                f"{old!r}, not {new!r}; to train its weights otherwise, set model.pretrained to it"
+            )
+
+
+def _read_start(settings: Settings, trainer: L.Trainer) -> Start | None:
     """``resume=`` names a run, ``ckpt_path=`` a file."""
-    if settings.resume:
-        key, given = "resume", settings.resume
-        path = Path(given) / "checkpoints" / "last.ckpt"
-    elif settings.ckpt_path:
-        key, given = "ckpt_path", settings.ckpt_path
-        path = Path(given)
-    else:
+    key, given = (
+        ("resume", settings.resume) if settings.resume else ("ckpt_path", settings.ckpt_path)
+    )
+    if not given:
         return None
-    if not path.is_file():
-        raise UserError(f"{key}={given}: there is no checkpoint {path}")
-    saved = load_checkpoint(path)
+    warning = None
     try:
-        epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        start = Start(path, saved["global_step"], epochs, saved["dwsep_zoo"]["model"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{key}={given}: not a checkpoint of dwsep_zoo") from error
+        if settings.resume:
+            path, saved, warning = load_last(Path(given) / "checkpoints")
+        elif Path(given).is_file():
+            path, saved = Path(given), load_checkpoint(Path(given))
+        else:
+            raise UserError(f"there is no checkpoint {given}")
+        check_fits(saved, trainer, path)
+    except UserError as error:
+        raise UserError(f"{key}={given}: {error}") from error
+    if settings.ckpt_path and not settings.resume:
+        _check_recipe(saved["dwsep_zoo"].get("recipe"), settings)
+    epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    start = Start(path, saved["global_step"], epochs, saved["dwsep_zoo"]["model"], warning)
     if settings.ckpt_path and settings.train and start.epochs >= settings.trainer.max_epochs:
         raise UserError(
             f"ckpt_path={given} has all of its {start.epochs} epochs behind it; to train it "
             "further, set trainer.max_epochs"
         )
     return start
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint, which holds plain data only.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error

@@ -111,7 +111,7 @@ class LitClassifier(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["dwsep_zoo"] = self.description
+        checkpoint["dwsep_zoo"] = {**self.description, "recipe": self.recipe.plain()}
 
     def image_size(self, epoch: int, full: int) -> int:
         """Side of the training images in an epoch, from 0 on; ``full``: the side of the data."""

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
 from lightning.pytorch.strategies import DDPStrategy
+
+from dwsep_zoo.errors import UserError, say
+from dwsep_zoo.schema.record import FILE_NAME, now, update_record
+from dwsep_zoo.training.checkpoints import LAST
+
+WAIT_FOR_END = 2.0
+"""Seconds for a process to be gone after its connections are."""
 
 
 class DataParallel(DDPStrategy):
@@ -14,7 +27,62 @@ class DataParallel(DDPStrategy):
     Each image is evaluated once, so that a process can have a batch more than another. PyTorch's
     wrapper would wait at every batch to copy the running statistics of the first process to all;
     here evaluation does without the wrapper, and they are copied when it begins.
+
+    Args:
+        folder: the run's, for messages.
     """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        for thread in threading.enumerate():
+            if thread.name == "child-process-observer":
+                # Lightning's kills this process without a word, which may wait for ever for others.
+                thread._terminate_all = self._end  # type: ignore[attr-defined]
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Name the process whose end made the others fail, if that is what happened.
+
+        Raises:
+            UserError: in place of what their connections said.
+        """
+        super().on_exception(exception)
+        others = getattr(self.launcher, "procs", [])
+        deadline = time.monotonic() + (WAIT_FOR_END if others else 0)
+        while isinstance(exception, RuntimeError) and time.monotonic() < deadline:
+            if lost := self._lost():
+                raise lost from exception
+            time.sleep(0.05)
+
+    def _lost(self) -> UserError | None:
+        """The process that ended, with whose end the others are ended."""
+        processes = getattr(self.launcher, "procs", [])
+        codes = {rank: process.poll() for rank, process in enumerate(processes, 1)}
+        ended = next(((rank, code) for rank, code in codes.items() if code), None)
+        if ended is None:
+            return None
+        for process in processes:
+            process.kill()
+        processes.clear()  # the observer has nothing left to do
+        rank, code = ended
+        names = {number.value: number.name for number in signal.Signals}
+        how = f"was killed by {names.get(-code, -code)}" if code < 0 else f"ended with code {code}"
+        last = self.folder / "checkpoints" / LAST
+        go_on = f"; go on from the last checkpoint with resume={self.folder}"
+        return UserError(f"the process of rank {rank} {how}{go_on if last.exists() else ''}")
+
+    def _end(self) -> None:
+        """End this process from the observer's thread, while the main thread is at work."""
+        if lost := self._lost():
+            with suppress(OSError, UserError):
+                update_record(
+                    self.folder / FILE_NAME, status="failed", error=str(lost), finished=now()
+                )
+            say(lost)
+            os._exit(2)
 
     def on_validation_start(self) -> None:
         self._share_buffers()
@@ -36,3 +104,8 @@ class DataParallel(DDPStrategy):
         assert self.lightning_module is not None
         for buffer in self.lightning_module.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the run's files; the others have the same command line."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0

@@ -66,7 +66,8 @@ class StopOnNonFinite(Callback):
         epoch, number, lr = step
         good = ""
         if self.checkpoint.exists():
-            good = f"; the last good state is {self.checkpoint}"
+            good = "; a new run goes on from the last good state with model.pretrained="
+            good += str(self.checkpoint)
         raise UserError(
             f"{what} became {value} in step {number} of epoch {epoch}, at a learning rate of "
             f"{lr:.3g}; a smaller recipe.lr usually helps{good}"

@@ -9,7 +9,6 @@ in BatchNorm", arXiv:2105.07576, section 3).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dwsep_zoo.data import ImageData
 from dwsep_zoo.data.loader import RawBatch
-from dwsep_zoo.files import atomic_write
+from dwsep_zoo.training.checkpoints import save_checkpoint
 
 IN_VALIDATION = 512
 """Training pictures before a validation; of 10,000 they take at most 3 % of an epoch's time."""
@@ -99,9 +98,7 @@ def keep_norms(module: nn.Module, checkpoint: Mapping[str, Any], path: Path) -> 
     """After the test of a checkpoint: save the statistics with which it was tested, if others."""
     tested, before = module.state_dict(), checkpoint["state_dict"]
     if any(not torch.equal(tested[name].cpu(), before[name]) for name in before):
-        file = io.BytesIO()
-        torch.save({**checkpoint, "state_dict": tested}, file)
-        atomic_write(path, file.getvalue())
+        save_checkpoint({**checkpoint, "state_dict": tested}, path)
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.files import locked
+from dwsep_zoo.schema.process import this_process
 from dwsep_zoo.schema.record import RecordFile, now
+from dwsep_zoo.signals import ending
 from dwsep_zoo.training.callbacks import Interrupted
-from dwsep_zoo.training.check import Plan
+from dwsep_zoo.training.check import LOG_NAME, Plan, check_unchanged
+from dwsep_zoo.training.checkpoints import LAST
+from dwsep_zoo.training.ddp import is_first_process
 from dwsep_zoo.training.provenance import provenance
+from dwsep_zoo.training.snapshot import Snapshot
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -24,42 +29,89 @@ log = logging.getLogger("dwsep_zoo")
 def recording(plan: Plan) -> Iterator[RecordFile]:
     """Make the run's folder, log into it, and record how the run ends.
 
+    Wrong input that shows before the first step leaves no run. A run that goes on is left as it was
+    by whatever ends it before the first new step.
+
     Raises:
         UserError: for input that cannot work, and for a disk that is full or gone.
         SystemExit: with code 130 if the user stopped the training; its state is saved.
     """
-    settings, folder = plan.settings, plan.folder
+    folder, first = plan.folder, is_first_process()
+    try:
+        with _claimed(plan) if first else nullcontext() as before, ending():
+            record = None
+            try:
+                with _logging_to(folder / LOG_NAME, enabled=first):
+                    if plan.start and plan.start.warning:
+                        log.warning("%s", plan.start.warning)
+                    record = _begin(plan, enabled=first)
+                    with _recording_the_end(record, folder):
+                        yield record
+            except BaseException as error:
+                begun = record is not None and record.begun
+                wrong = isinstance(error, UserError | OSError)
+                if before and not begun and (wrong or plan.earlier):
+                    with suppress(OSError):
+                        before.restore()
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+
+
+@contextmanager
+def _claimed(plan: Plan) -> Iterator[Snapshot]:
+    """Lock the folder and keep what it holds.
+
+    Raises:
+        UserError: if another process is at work in it, or was since it was checked.
+    """
+    folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
-    with _logging_to(folder / "train.log", enabled=first):
-        record = RecordFile(
-            folder,
-            enabled=first,
-            name=folder.name,
-            model=settings.model.name,
-            conv=settings.conv.name,
-            conv_options={k: v for k, v in settings.conv.plain().items() if k != "name"},
-            width_mult=settings.model.width_mult,
-            seed=settings.seed,
-            tags=list(settings.tags),
-            config=settings.plain(),
-            started=now(),
-            **provenance(),
-        )
-        try:
-            yield record
-        except Interrupted as stop:
-            record.update(status="interrupted", error=str(stop), finished=now())
-            log.info("%s; saved checkpoints/last.ckpt. Go on with: resume=%s", stop, folder)
-            sys.exit(130)
-        except (KeyboardInterrupt, SystemExit):  # Lightning exits when it is interrupted
-            record.update(status="interrupted", error="stopped at once", finished=now())
-            last = folder / "checkpoints" / "last.ckpt"
-            how = f"go on from the last checkpoint with resume={folder}"
-            log.info("stopped at once; %s", how if last.exists() else "nothing was saved yet")
-            sys.exit(130)
-        except Exception as error:
-            _record_failure(record, folder, error)
+    before = Snapshot(folder)
+    with locked(folder / LOG_NAME) as mine:
+        if not mine:
+            raise UserError(f"{folder}: another process is at work in this folder")
+        check_unchanged(plan)
+        for part in [*folder.glob("*.part"), *folder.glob("checkpoints/*.part")]:
+            part.unlink(missing_ok=True)  # of processes that were killed
+        yield before
+
+
+def _begin(plan: Plan, *, enabled: bool) -> RecordFile:
+    settings, folder = plan.settings, plan.folder
+    return RecordFile(
+        folder,
+        enabled=enabled,
+        name=folder.name,
+        model=settings.model.name,
+        conv=settings.conv.name,
+        conv_options={k: v for k, v in settings.conv.plain().items() if k != "name"},
+        width_mult=settings.model.width_mult,
+        seed=settings.seed,
+        tags=list(settings.tags),
+        config=settings.plain(),
+        started=now(),
+        process=this_process(),
+        **provenance(),
+    )
+
+
+@contextmanager
+def _recording_the_end(record: RecordFile, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as stop:
+        record.update(status="interrupted", error=str(stop), finished=now())
+        log.info("%s; saved checkpoints/last.ckpt. Go on with: resume=%s", stop, folder)
+        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit):  # Lightning exits when it is interrupted
+        record.update(status="interrupted", error="stopped at once", finished=now())
+        last = folder / "checkpoints" / LAST
+        how = f"go on from the last checkpoint with resume={folder}"
+        log.info("stopped at once; %s", how if last.exists() else "nothing was saved yet")
+        sys.exit(130)
+    except Exception as error:
+        _record_failure(record, folder, error)
 
 
 def _record_failure(record: RecordFile, folder: Path, error: Exception) -> None:

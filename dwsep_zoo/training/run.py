@@ -16,8 +16,9 @@ from dwsep_zoo.models import ConvNet
 from dwsep_zoo.ops import native
 from dwsep_zoo.schema.record import RecordFile, RunRecord, now
 from dwsep_zoo.schema.settings import Settings
-from dwsep_zoo.training.callbacks import EpochTable, Predictions
-from dwsep_zoo.training.check import Plan, Start, check, load_checkpoint
+from dwsep_zoo.training.callbacks import EpochTable, FirstStep, Predictions
+from dwsep_zoo.training.check import Plan, Start, check
+from dwsep_zoo.training.checkpoints import load_checkpoint
 from dwsep_zoo.training.classifier import LitClassifier, check_network_of
 from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.norm_statistics import keep_norms, recall_norms
@@ -57,7 +58,7 @@ def run_plan(plan: Plan) -> RunRecord:
     with recording(plan) as record:
         prepared = _prepare(plan, record)
         settings = _search(plan, prepared, record)
-        training = _assemble(plan, settings, prepared)
+        training = _assemble(plan, settings, prepared, record)
         log_hparams(training.trainer, settings, prepared, record.record)
         checkpoint = plan.start.path if plan.start else None
         if settings.train:
@@ -109,7 +110,7 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
         macs=prepared.cost.macs,
         size_bytes=prepared.size_bytes,
     )
-    check_space(plan.folder, prepared.size_bytes)
+    check_space(settings, plan.folder, prepared.size_bytes, plan.start.path if plan.start else None)
     if plan.start:
         check_network_of(plan.start.network, prepared.network)
     say_prepared(settings, prepared)
@@ -174,7 +175,7 @@ def _module(settings: Settings, prepared: Prepared, model: ConvNet) -> LitClassi
     )
 
 
-def _assemble(plan: Plan, settings: Settings, prepared: Prepared) -> Training:
+def _assemble(plan: Plan, settings: Settings, prepared: Prepared, record: RecordFile) -> Training:
     """Make the Lightning module, its callbacks and its Trainer."""
     batch_size, input_size = prepared.data.batch_size, prepared.cost.input_size
     module = _module(settings, prepared, prepared.model)
@@ -183,7 +184,7 @@ def _assemble(plan: Plan, settings: Settings, prepared: Prepared) -> Training:
     trainer = create_trainer(
         settings,
         plan.folder,
-        [table, Predictions(plan.folder / "predictions.npz"), compiling],
+        [table, Predictions(plan.folder / "predictions.npz"), compiling, FirstStep(record)],
         first_step=plan.start.step if plan.start else 0,
     )
     peak = PeakMemory(trainer.strategy.root_device)

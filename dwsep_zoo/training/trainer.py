@@ -25,6 +25,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.settings import Recipe, Settings, TrainerSettings
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
+from dwsep_zoo.training.checkpoints import LAST, CheckpointStore
 from dwsep_zoo.training.ddp import DataParallel
 from dwsep_zoo.training.finetune import FineTune
 from dwsep_zoo.training.non_finite import StopOnNonFinite
@@ -56,7 +57,7 @@ def create_trainer(
     Raises:
         UserError: for options that Lightning refuses on this machine.
     """
-    options = _lightning_options(settings.trainer)
+    options = _lightning_options(settings.trainer, folder)
     save = save and not options.get("fast_dev_run")
     logger: TensorBoardLogger | bool = False
     if settings.logger.tensorboard and save:
@@ -79,13 +80,14 @@ def create_trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
+            plugins=[CheckpointStore()],
             use_distributed_sampler=False,  # the data module gives each process its share
         )
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _lightning_options(settings: TrainerSettings) -> dict[str, Any]:
+def _lightning_options(settings: TrainerSettings, folder: Path) -> dict[str, Any]:
     """Arguments of Lightning's Trainer, with ``auto`` decided for this machine."""
     device = _device_type(settings.accelerator)
     auto = {
@@ -96,7 +98,7 @@ def _lightning_options(settings: TrainerSettings) -> dict[str, Any]:
     options = settings.model_dump(mode="json", exclude=OWN_KEYS, exclude_none=True)
     options |= {key: value for key, value in auto.items() if options[key] == "auto"}
     if options["strategy"] == "ddp":
-        options["strategy"] = DataParallel()
+        options["strategy"] = DataParallel(folder)
     return options
 
 
@@ -119,8 +121,8 @@ def _saving_callbacks(settings: Settings, checkpoints: Path) -> list[Callback]:
         OneFile(checkpoints, "best", 1, monitor="val/acc", mode="max"),
         # Lightning's save_last saves only after epochs that were the best so far.
         OneFile(checkpoints, "last", every_n_epochs),
-        StopOnNonFinite(checkpoints / "last.ckpt"),  # before such a state could be saved
-        SaveOnInterrupt(checkpoints / "last.ckpt", every_n_epochs),
+        StopOnNonFinite(checkpoints / LAST),  # before such a state could be saved
+        SaveOnInterrupt(checkpoints / LAST, every_n_epochs),
     ]
 
 
@@ -169,9 +171,20 @@ def auto_precision(device: str) -> str:
     return "32-true"
 
 
-def check_space(folder: Path, size_bytes: int) -> None:
-    """Raises UserError if two checkpoints (weights, momentum, average) cannot be stored."""
-    need, free = 2 * 4 * size_bytes, shutil.disk_usage(folder).free
+def check_space(settings: Settings, folder: Path, size_bytes: int, start: Path | None) -> None:
+    """Raises UserError if the checkpoints of a run cannot be stored.
+
+    Args:
+        settings: those of the run.
+        folder: the run's.
+        size_bytes: of the network's state.
+        start: the checkpoint to go on from, which is as large as the next ones.
+    """
+    recipe = settings.recipe
+    tensors = 2 + (recipe.optimizer not in ("sgd", "muon")) + bool(recipe.model_ema_decay)
+    size = start.stat().st_size if start else tensors * size_bytes
+    files = 2 if settings.resume else 4  # best, last, the one before, and the one being written
+    need, free = files * size, shutil.disk_usage(folder).free
     if free < need:
         raise UserError(
             f"{folder} has {free / 1e6:.0f} MB free; the checkpoints of this run need about "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write, is_sweep
 from dwsep_zoo.schema.settings import Settings
 
@@ -34,7 +35,10 @@ def shared(
     key = hashlib.sha256(json.dumps(variant, sort_keys=True).encode()).hexdigest()
     file = (folder.parent if is_sweep(folder.parent) else folder) / f"{what}-{key[:12]}.json"
     if file.is_file():
-        return json.loads(file.read_text()), False
+        try:
+            return json.loads(file.read_text()), False
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file} is damaged: {error}; remove it to make it again") from error
     made = make()
     atomic_write(file, json.dumps(made, indent=2) + "\n")
     return made, True

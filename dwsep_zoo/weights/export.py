@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.files import part_of, write_part
 from dwsep_zoo.models import ConvNet, create_architecture
 from dwsep_zoo.weights import catalog, layouts
 from dwsep_zoo.weights.catalog import Published
@@ -47,14 +49,17 @@ def export_weights(path: str | Path, to: str, out: str | Path) -> str:
     state = {
         key: value.contiguous() for key, value in export_state(model, layout, template).items()
     }
-    part = out.with_name(out.name + ".part")
-    if out.suffix == ".pth":
-        torch.save(state, part)
-    else:
-        from safetensors.torch import save_file
+    try:
+        if out.suffix == ".pth":
+            write_part(out, partial(torch.save, state))
+        else:
+            from safetensors.torch import save
 
-        save_file(state, part, metadata={"format": "pt"})
-    part.replace(out)
+            content = save(state, metadata={"format": "pt"})
+            write_part(out, lambda file: file.write(content))
+        part_of(out).replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
     return name
 
 

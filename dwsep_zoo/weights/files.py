@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.files import check_intact
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".h5", ".keras")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -42,9 +42,10 @@ def read_checkpoint(path: Path) -> Any:
     """Read a file of ``torch.save`` if it holds plain data.
 
     Raises:
-        UserError: if the file is cut off or holds anything but plain data.
+        UserError: if the file is damaged, cut off, or holds anything but plain data.
     """
     try:
+        check_intact(path)
         with warnings.catch_warnings():  # about kinds of pickle that are refused anyway
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -55,7 +56,11 @@ def read_checkpoint(path: Path) -> Any:
             f"{path}: holds Python objects, which could run code on loading; save the state_dict "
             "alone, or as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path}: damaged or cut off") from error
 
 

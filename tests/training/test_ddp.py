@@ -3,26 +3,34 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from data_helpers import load_data
 
+from dwsep_zoo import UserError
+from dwsep_zoo.training.ddp import DataParallel
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
+COMMAND = [
+    *(sys.executable, str(TRAIN), "trainer=ddp", "trainer.accelerator=cpu"),
+    *("trainer.devices=2", "model=mobilenet_v1"),
+    # 179 validation images in batches of 89: one process has one batch, the other has two
+    *("model.width_mult=0.25", "data.batch_size=89"),
+]
+
+
 def test_two_processes(tmp_path):
-    command = [
-        *(sys.executable, str(TRAIN), "trainer=ddp", "trainer.accelerator=cpu"),
-        *("trainer.devices=2", "trainer.max_epochs=2", "model=mobilenet_v1"),
-        # 179 validation images in batches of 89: one process has one batch, the other has two
-        *("model.width_mult=0.25", "data.batch_size=89"),
-    ]
     done = subprocess.run(
-        command,
+        [*COMMAND, "trainer.max_epochs=2"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -47,3 +55,62 @@ def test_two_processes(tmp_path):
     for split in ("val", "test"):
         images = result["data"]["splits"][split] * result["metrics"][f"{split}/acc"]
         assert abs(images - round(images)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("os.kill(os.getpid(), 9)", "was killed by SIGKILL"), ("sys.exit(3)", "ended with code 3")],
+)
+def test_the_process_that_made_the_others_fail_is_named(tmp_path, code, said):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    strategy = DataParallel(tmp_path)
+    waiting, ended = (
+        subprocess.Popen([sys.executable, "-c", f"import os, sys; {text}"], stdin=subprocess.PIPE)
+        for text in ("input()", code)
+    )
+    strategy._launcher = SimpleNamespace(procs=[waiting, ended])
+    with pytest.raises(UserError, match=f"rank 2 {said}.* resume={tmp_path}$") as error:
+        strategy.on_exception(RuntimeError("Connection closed by peer\n\n"))
+    assert "\n" not in str(error.value)
+    for process in (waiting, ended):
+        process.communicate()
+    assert waiting.returncode == -9
+    assert strategy.launcher.procs == []
+
+
+def test_errors_of_the_process_itself_stay_what_they_are():
+    strategy = DataParallel(Path("logs/run"))
+    strategy.on_exception(UserError("train/loss became nan"))
+    strategy._launcher = SimpleNamespace(procs=[SimpleNamespace(poll=lambda: 0)])
+    strategy.on_exception(UserError("train/loss became nan"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_one_line(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "trainer.max_epochs=500"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (saved := list(tmp_path.glob("logs/train/runs/*/checkpoints/last.ckpt"))):
+        assert process.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (other,) = [
+        int(pid) for pid in children if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes()
+    ]
+    os.kill(other, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    folder = saved[0].parents[1]
+    line = (
+        "the process of rank 1 was killed by SIGKILL; go on from the last checkpoint with "
+        f"resume={folder}"
+    )
+    assert said.splitlines()[-1] == f"error: {line}"
+    record = json.loads((folder / "result.json").read_text())
+    assert (record["status"], record["error"]) == ("failed", line)

@@ -135,7 +135,7 @@ def test_damaged_records_are_named(run, old, damage, message):
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("cut", "cannot be read as a checkpoint"), ("foreign", "not a checkpoint of"), ("", "no ch")],
+    [("cut", "damaged"), ("foreign", "not a checkpoint of"), ("", "no ch")],
 )
 def test_damaged_checkpoints_are_named(run, old, damage, message):
     last = old / "checkpoints" / "last.ckpt"
@@ -234,8 +234,14 @@ def test_stopped_between_training_and_test(run, tmp_path, monkeypatch):
 def test_ckpt_path_goes_on_in_a_new_folder(run, tmp_path):
     run("first", "trainer.max_epochs=2")
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
-    run("second", "trainer.max_epochs=3", f"ckpt_path={checkpoint}")
+    longer = ("trainer.max_epochs=3", f"ckpt_path={checkpoint}")
+    run("second", *longer, "recipe.label_smoothing=0.1")
     assert epochs(tmp_path / "second") == [3]
+    # Lightning would set these back to the checkpoint's.
+    for change in ("lr=0.01", "weight_decay=0", "momentum=0.5", "optimizer=adamw"):
+        with pytest.raises(UserError, match=f"recipe.{change.split('=')[0]} is .*model.pretrained"):
+            run("third", *longer, f"recipe.{change}")
+    assert not (tmp_path / "third").exists()
 
 
 def test_checkpoints_and_runs_that_cannot_go_on(run, tmp_path):
