@@ -215,8 +215,11 @@ class SaveOnInterrupt(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        steps, inside = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        if trainer.is_last_batch or inside:  # the gradients so far are not saved
+            return
         # Several processes have to agree, which costs a synchronisation: not at every step then.
-        if trainer.is_last_batch or (trainer.world_size > 1 and batch_idx % 10):
+        if trainer.world_size > 1 and steps % 10 != 1:
             return
         if trainer.strategy.reduce_boolean_decision(self.requested, all=False):
             trainer.save_checkpoint(self.checkpoint)

@@ -86,8 +86,7 @@ def check(settings: Settings) -> Plan:
         check_optuna()
     if settings.trainer.strategy == "ddp" and is_sweep(folder.parent):
         raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
-    if settings.match:
-        choose(settings.to, CONVS, "to")
+    choose(settings.to, CONVS, "to")
     profile = settings.profile
     for runtime, precision, batch_size in product(
         profile.runtimes, profile.precisions, profile.batch_sizes

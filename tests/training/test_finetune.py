@@ -270,6 +270,7 @@ def test_images_are_prepared_as_the_weights_know_them(pictures, given, pretraine
     assert (digits["image_size"], len(digits["mean"])) == (32, 1)
 
 
+@pytest.mark.slow
 def test_few_images_of_new_classes_after_training_on_others(run, tmp_path):
     """Also: the new checkpoint builds its network without the weights that it began with."""
     size = ("model.width_mult=0.25", "trainer.limit_train_batches=1.0")
