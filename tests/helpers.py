@@ -37,6 +37,8 @@ SMALL = (
     "trainer.limit_train_batches=4",
     "data.batch_size=32",
     "profile.roofline=false",  # takes longer than the training
+    "profile.patience=0",
+    "recipe.norm_statistics=running",  # precise ones take as long as the training
 )
 """Overrides of a run that takes a second."""
 KERNELS = ("triton_common", "triton_depthwise", "triton_norm", "triton_expand")
@@ -72,19 +74,32 @@ def load_kernels_again(patch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(**found)
 
 
+def slow_unless(quick: bool) -> Any:
+    """The mark of a test that is a quick one under a condition."""
+    return () if quick else pytest.mark.slow
+
+
+def models() -> list[Any]:
+    """Every model, as parameter of a test; only the representatives are quick ones."""
+    return [
+        pytest.param(name, marks=slow_unless(name in REPRESENTATIVES)) for name in list_models()
+    ]
+
+
 def model_conv_pairs(*, costly: bool = False) -> list[Any]:
     """Every model with every conv type, as parameters of a test; most of them are slow ones.
 
     By default, the representatives meet the default conv type, and MobileNetV2 all of them. With
-    ``costly``, only MobileNetV2 does, and two networks of other families meet the default one.
+    ``costly``, there are three pairs.
     """
-
-    def quick(name: str, conv: str) -> bool:
-        some = ("efficientnet_b0", "xception") if costly else REPRESENTATIVES
-        return name == "mobilenet_v2" or (name in some and conv == list_convs()[0])
-
+    default = list_convs()[0]
+    if costly:
+        quick = {("mobilenet_v2", default), ("efficientnet_b0", default), ("xception", "mixed")}
+    else:
+        quick = {(name, default) for name in REPRESENTATIVES}
+        quick |= {("mobilenet_v2", conv) for conv in list_convs()}
     return [
-        pytest.param(name, conv, marks=[] if quick(name, conv) else pytest.mark.slow)
+        pytest.param(name, conv, marks=slow_unless((name, conv) in quick))
         for name in list_models()
         for conv in list_convs()
     ]

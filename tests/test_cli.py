@@ -59,6 +59,7 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_with_the_comparison(tmp_path):
     command = [
         *(sys.executable, str(TRAIN), "-m", "conv=standard,depthwise_separable"),
         *("model.width_mult=0.125", "trainer.max_epochs=1", "+trainer.limit_train_batches=4"),
+        *("profile.patience=0", "profile.roofline=false", "recipe.norm_statistics=running"),
         *("recipe.lr=0.1,1e30", "recipe.schedule=constant", "recipe.warmup_fraction=0"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -49,6 +49,7 @@ def measure_cost(
     roofline: Workload | None = None,
     min_run_time: float = 1.0,
     least_turns: int = BATCHES,
+    patience: float = 0.0,
     say: Callable[[str], None] = lambda what: None,
 ) -> list[Cost]:
     """Measure networks in turns.
@@ -61,6 +62,7 @@ def measure_cost(
         roofline: the conditions of the times of single layers; ``None``: do not measure them.
         min_run_time: seconds for each network and workload.
         least_turns: of each workload, if that takes longer.
+        patience: seconds for further attempts at a workload while the times are unsteady.
         say: called with a description of each measurement.
 
     Raises:
@@ -70,7 +72,12 @@ def measure_cost(
     for workload in workloads:
         say(str(workload))
         timed = time_models(
-            models, input_size, workload, min_run_time=min_run_time, least_turns=least_turns
+            models,
+            input_size,
+            workload,
+            min_run_time=min_run_time,
+            least_turns=least_turns,
+            patience=patience,
         )
         timings.append(timed)
     layers = None

@@ -41,6 +41,9 @@ class ProfileArguments(NetworkArguments):
         None, description="CPU threads; null: PyTorch's setting"
     )
     device: str = Field("cpu", description="cpu or cuda")
+    patience: Annotated[float, Field(ge=0)] = Field(
+        20.0, description="seconds to wait for steady times on a busy machine"
+    )
     roofline: bool = Field(False, description="time every layer; --roofline does the same")
     out: Place | None = Field(None, description=f"figure of the roofline; null: {FIGURE}")
 
@@ -98,6 +101,7 @@ def run(arguments: list[str]) -> None:
             plan.input_size,
             plan.workloads,
             least_turns=COMPARE_TURNS if len(plan.networks) > 1 else BATCHES,
+            patience=options.patience,
             roofline=plan.workloads[0] if options.roofline else None,
             say=lambda what: status.update(f"measuring {what}"),
         )

@@ -279,6 +279,7 @@ class ProfileSettings(Group):
         description="of inference"
     )
     roofline: bool = Field(description="time, bytes and limit of every layer")
+    patience: Amount = Field(description="seconds to wait for steady latencies on a busy machine")
 
 
 class LoggerSettings(Group):
@@ -371,9 +372,12 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     """Bring the configuration of an older record to today's, with the values that were true then.
 
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
-    Schema 2 knew the running statistics of norms only.
+    Schema 2 knew the running statistics of norms only, and measured latencies once.
     """
     upgraded = {"hparams_search": None, **config}
+    profile = upgraded.get("profile")
+    if isinstance(profile, Mapping):
+        upgraded["profile"] = {"patience": 0.0, **profile}
     recipe = {"norm_statistics": "running", **(upgraded.get("recipe") or {})}
     if version == 1:
         groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}

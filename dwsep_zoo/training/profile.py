@@ -42,6 +42,7 @@ def profile(
             if where.type in RUNTIMES[runtime].devices
         ],
         train_batch_size=train_batch_size,
+        patience=settings.patience,
         roofline=Workload(device=devices[-1]) if settings.roofline else None,
     )
     return [cost.record() for cost in costs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
 
 import numpy as np
@@ -94,6 +95,25 @@ def test_correlated_turns_do_not_mislead(correlation, shown):
     assert len(intervals) >= shown * trials
     assert len(intervals) >= trials / 20 or correlation > 0.8
     assert sum(not c.low <= 1 <= c.high for c in intervals) <= 0.015 * trials
+
+
+@pytest.mark.parametrize(("patience", "steady"), [(0.0, False), (60.0, True)])
+def test_a_busy_machine_is_waited_for(monkeypatch, patience, steady):
+    machine, attempts = Machine(noise=0.5), []
+
+    def clock(run):
+        return machine.clock(lambda: BASE)
+
+    def sleep(seconds):
+        attempts.append(seconds)
+        machine.noise = 0.0 if len(attempts) == 3 else machine.noise
+
+    monkeypatch.setattr("dwsep_zoo.analysis.latency.timer_for", lambda device: clock)
+    monkeypatch.setattr(time, "sleep", sleep)
+    models = {"a": blocks(1), "b": blocks(1)}
+    timings = time_models(models, (32, 8, 8), Workload(), patience=patience)
+    assert [t.latency.stable for t in timings.values()] == [steady] * 2
+    assert len(attempts) == (3 if steady else 0)
 
 
 def test_few_turns_have_no_interval():

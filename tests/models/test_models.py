@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import calibrate, model_conv_pairs
+from helpers import calibrate, model_conv_pairs, models
 from torch.utils.flop_counter import FlopCounterMode
 
 from dwsep_zoo import UserError, count, create_model
@@ -174,7 +174,7 @@ def test_timms_interface(name):
         torch.testing.assert_close(model(x), pooled)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", models())
 @pytest.mark.parametrize("output_stride", [32, 16, 8, 4])
 def test_output_stride_turns_the_earliest_strides_into_one(name, output_stride):
     paper = create_architecture(name)

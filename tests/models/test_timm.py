@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import timm
 import torch
-from helpers import REPRESENTATIVES, calibrate
+from helpers import calibrate, models
 from timm.models._features import FeatureGetterNet
 from timm.models._manipulate import group_parameters
 from torch import nn
@@ -20,11 +20,6 @@ def small(name: str, **options: object) -> ConvNet:
     options = {"width_mult": 0.125, "num_classes": 7, "output_stride": 8, **options}
     return create_model(name, **options)
 
-
-SOME = [
-    pytest.param(name, marks=[] if name in REPRESENTATIVES else pytest.mark.slow)
-    for name in list_models()
-]
 
 # Where timm's own network ends its stages with the same rows; its MobileNetV3 and V4 count the
 # head's convolution to the last stage and are compared without it.
@@ -55,7 +50,7 @@ def test_feature_info_is_that_of_timms_network(name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", models())
 @pytest.mark.parametrize("output_stride", [32, 8])
 def test_feature_info_describes_the_maps_that_come_out(name: str, output_stride: int) -> None:
     model = small(name, output_stride=output_stride).eval()
@@ -82,7 +77,7 @@ def test_feature_info_describes_the_maps_that_come_out(name: str, output_stride:
         torch.testing.assert_close(model.forward_features(x), features, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", models())
 def test_a_pruned_network_gives_the_same_maps(name: str) -> None:
     """Hence none of them is changed in place by what lies behind it."""
     model = calibrate(small(name), torch.randn(4, 3, 32, 32))
@@ -162,7 +157,7 @@ def _one_pass(model: ConvNet, x: torch.Tensor) -> tuple[int, int]:
     return sum(kept.values()), len(calls)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", models())
 def test_checkpointing_gives_the_same_gradients_and_statistics_from_less(name: str) -> None:
     """With dropout and stochastic depth as the paper has them."""
     model = small(name).train()
@@ -211,7 +206,7 @@ def test_only_depthwise_filters_are_exempt_from_decay_by_name(name: str) -> None
     assert small("mobilenet_v1", conv="standard").no_weight_decay() == set()
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", models())
 def test_the_classifier_and_the_pooling_can_be_reset(name: str) -> None:
     model = small(name).eval()
     x = torch.randn(2, 3, 32, 32)

@@ -193,9 +193,15 @@ def test_second_derivatives_of_one_gradient(detours, needs):
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (5, 1)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "layout", "dtype"),
+    [
+        (3, 2, torch.contiguous_format, torch.float32),
+        (5, 1, torch.channels_last, torch.float32),
+        (3, 2, torch.channels_last, torch.bfloat16),
+        pytest.param(5, 1, torch.contiguous_format, torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_torch_finds_nothing_wrong_with_the_operators(kernel_size, stride, layout, dtype):
     """Schema, fake kernel (shapes, types and strides), autograd, and tracing by the compiler."""

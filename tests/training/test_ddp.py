@@ -21,7 +21,7 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 COMMAND = [
-    *(sys.executable, str(TRAIN), "trainer=ddp", "trainer.accelerator=cpu"),
+    *(sys.executable, str(TRAIN), "trainer=ddp", "trainer.accelerator=cpu", "profile.patience=0"),
     *("trainer.devices=2", "model=mobilenet_v1"),
     # 179 validation images in batches of 89: one process has one batch, the other has two
     *("model.width_mult=0.25", "data.batch_size=89"),

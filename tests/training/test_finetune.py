@@ -207,7 +207,13 @@ def test_two_processes_freeze_and_go_on(tmp_path):
     ]
 
     def go(*overrides):
-        command = [sys.executable, str(TRAIN), "trainer=ddp", "trainer.accelerator=cpu"]
+        command = [
+            sys.executable,
+            str(TRAIN),
+            "trainer=ddp",
+            "trainer.accelerator=cpu",
+            "profile.patience=0",
+        ]
         done = subprocess.run(
             [*command, "trainer.devices=2", *overrides],
             cwd=tmp_path,

@@ -199,7 +199,9 @@ def test_a_run_goes_on_past_the_files_that_are_not_its_own(folder, ran, monkeypa
     for name in names:
         HOSTILE[name](folder, ran)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    run_train([f"resume={folder}", "profile.roofline=false", "trainer.max_epochs=3"])
+    run_train(
+        [f"resume={folder}", "profile.roofline=false", "profile.patience=0", "trainer.max_epochs=3"]
+    )
     assert not ran.exists()
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
 

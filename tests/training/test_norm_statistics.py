@@ -16,6 +16,7 @@ from dwsep_zoo.data import create_data
 from dwsep_zoo.schema.record import parse_record
 from dwsep_zoo.training.norm_statistics import IN_TEST, IN_VALIDATION, batch_moments, set_statistics
 
+PRECISE = "recipe.norm_statistics=precise"
 SMALL = {"num_classes": 10, "in_chans": 1, "width_mult": 0.125, "output_stride": 4}
 
 
@@ -124,7 +125,7 @@ def test_processes_share_the_pictures_in_batches_of_one_size(world_size, limit):
 
 @pytest.mark.parametrize("average", [None, 0.5])
 def test_checkpoints_have_the_statistics_of_their_weights(run, tmp_path, average):
-    record = run("run", f"recipe.model_ema_decay={average or 'null'}")
+    record = run("run", PRECISE, f"recipe.model_ema_decay={average or 'null'}")
     folder = tmp_path / "run" / "checkpoints"
     for name, num_images in (("last", IN_VALIDATION), ("best", IN_TEST)):
         weights = state(folder / f"{name}.ckpt")
@@ -151,7 +152,7 @@ def test_running_statistics_are_left_alone(run, tmp_path):
 def test_frozen_norms_keep_their_statistics(run, tmp_path):
     run("first")
     before = state(tmp_path / "first/checkpoints/best.ckpt")
-    run("tuned", f"model.pretrained={tmp_path / 'first'}", "recipe.freeze=[stem,stages.0]")
+    run("tuned", PRECISE, f"model.pretrained={tmp_path / 'first'}", "recipe.freeze=[stem,stages.0]")
     after = state(tmp_path / "tuned/checkpoints/best.ckpt")
     for key, value in before.items():
         if key.endswith(("running_mean", "running_var")):
@@ -162,7 +163,7 @@ def test_a_test_without_training_uses_the_checkpoint_as_it_is(run, tmp_path):
     trained = run("run", "recipe.norm_statistics=running")
     best = tmp_path / "run/checkpoints/best.ckpt"
     before = best.read_bytes()
-    tested = run("tested", f"ckpt_path={best}", "train=false")
+    tested = run("tested", f"ckpt_path={best}", "train=false", PRECISE)
     assert tested["metrics"]["test/loss"] == trained["metrics"]["test/loss"]
     assert best.read_bytes() == before
 

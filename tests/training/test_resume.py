@@ -21,6 +21,7 @@ from dwsep_zoo.training import resume_settings
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.trainer import OneFile
 
+PRECISE = "recipe.norm_statistics=precise"
 TRAIN = Path(__file__).parents[2] / "train.py"
 INTERRUPTED = Path(__file__).parents[1] / "runs" / "interrupted"
 
@@ -154,19 +155,19 @@ def test_damaged_checkpoints_are_named(run, old, damage, message):
 @pytest.mark.parametrize(
     ("epoch", "batch", "extra"),
     [
-        (0, 1, ("recipe.model_ema_decay=0.9",)),
+        (0, 1, ("recipe.model_ema_decay=0.9", PRECISE)),
         (0, 1, ("recipe.optimizer=muon",)),
         (1, 3, ()),  # the last batch of an epoch
         (1, 0, ("trainer.accumulate_grad_batches=3",)),  # inside a step
         (2, 0, ("recipe=adamw", "trainer.limit_val_batches=0")),
         # the classifier alone is trained in the first epoch
-        (0, 1, ("recipe=finetune",)),
+        (0, 1, ("recipe=finetune", PRECISE)),
         (0, 3, ("recipe=finetune", "recipe.model_ema_decay=0.9")),
         (1, 1, ("recipe=finetune", "recipe.optimizer=sgd", "recipe.freeze=[stem]")),
     ],
 )
 def test_ctrl_c_saves_and_the_rest_is_the_same(run, tmp_path, stopped_in, epoch, batch, extra):
-    extra = (*extra, "trainer.max_epochs=3", "model=mobilenet_v2", "model.drop_rate=0.5")
+    extra = (*extra, "trainer.max_epochs=3", "model.drop_rate=0.5")
     run("whole", *extra)
     with stopped_in(epoch, batch):
         run("stopped", *extra)
@@ -180,7 +181,13 @@ def test_ctrl_c_saves_and_the_rest_is_the_same(run, tmp_path, stopped_in, epoch,
 def test_kill_9_in_the_middle_of_an_epoch_then_resume_last(tmp_path):
     def command(*overrides):
         return [
-            *(sys.executable, str(TRAIN), "model=mobilenet_v1", "model.width_mult=0.25"),
+            *(
+                sys.executable,
+                str(TRAIN),
+                "model=mobilenet_v1",
+                "model.width_mult=0.25",
+                "profile.patience=0",
+            ),
             *("trainer.max_epochs=4", "trainer.accelerator=cpu", *overrides),
         ]
 
