@@ -32,6 +32,7 @@ def test_reads_what_training_writes(write_run, tmp_path):
         "data.batch_size": "64",
         "input_size": "1x32x32",
         "recipe.lr": "0.2",
+        "recipe.norm_statistics": "running",
         "trainer.max_epochs": "20",
     }
 
@@ -57,7 +58,7 @@ def test_a_run_that_failed_at_once_has_almost_nothing(tmp_path):
         ("", "Expecting value"),
         ("[]", "object"),
         ('{"conv": "standard"}', "model"),
-        ('{"model": "m", "conv": "c", "schema": 3}', "schema is 3"),
+        ('{"model": "m", "conv": "c", "schema": 99}', "schema is 99"),
         ('{"model": "m", "conv": "c", "params": "many"}', "params must be a whole number"),
         (
             '{"model": "m", "conv": "c", "metrics": {"test/acc": true}}',

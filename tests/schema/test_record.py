@@ -91,7 +91,7 @@ def test_version_1_is_upgraded():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": SCHEMA + 1}, "schema is 3"),
+        ({"schema": SCHEMA + 1}, f"schema is {SCHEMA + 1}"),
         ({"schema": "2"}, "schema is '2'"),
         ({"schema": []}, r"schema is \[\]"),
         ({"params": 1.5}, "params must be a whole number"),
