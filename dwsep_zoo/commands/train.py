@@ -20,6 +20,7 @@ from dwsep_zoo.config import (
     hydra_main,
     quoted,
     read_line,
+    values_of,
 )
 from dwsep_zoo.errors import UserError, choose, say
 from dwsep_zoo.files import check_writable
@@ -90,8 +91,12 @@ def _train(line: Line, arguments: list[str], *, multirun: bool, prefix: Sequence
         _run_once(settings, [*prefix, *arguments], line.first)
         return
     _check_sweep(line, composed)
+    from dwsep_zoo.report.statistics import say_detectable
     from dwsep_zoo.sweep import Sweep
 
+    if not composed.multirun:  # else YAML has the seeds
+        seeds = [v for o in line.overrides if o.key_or_group == "seed" for v in values_of(o)]
+        print(say_detectable(len(set(seeds)) or 1))
     sweep = Sweep(composed.sweep_dir, [*prefix, *arguments])
     folder = f"hydra.sweep.dir={quoted(composed.sweep_dir)}"
     texts = [o.input_line or "" for o in line.overrides]  # in one piece: argparse wants that

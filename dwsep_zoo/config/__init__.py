@@ -9,7 +9,7 @@ from dwsep_zoo.config.compose import (
     hydra_main,
 )
 from dwsep_zoo.config.files import config_dir, groups_with_names
-from dwsep_zoo.config.line import Line, quoted, read_line
+from dwsep_zoo.config.line import Line, quoted, read_line, values_of
 
 __all__ = [
     "OUTPUT_DIR",
@@ -23,4 +23,5 @@ __all__ = [
     "hydra_main",
     "quoted",
     "read_line",
+    "values_of",
 ]

@@ -173,12 +173,37 @@ def t_interval(
     """
     if not _spread(values):
         return None
-    from scipy.stats import t
-
-    factor = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    half = factor * statistics.stdev(values) / len(values) ** 0.5
+    half = detectable(len(values)) * statistics.stdev(values)
     mean = statistics.fmean(values)
     return Interval(max(mean - half, low), min(mean + half, high))
+
+
+def detectable(num_seeds: int) -> float:
+    """The mean difference at which the t interval of so many seeds begins to exclude 0.
+
+    In standard deviations of the paired differences; infinite for one seed.
+    """
+    if num_seeds < 2:
+        return math.inf
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1)) / num_seeds**0.5
+
+
+def say_detectable(num_seeds: int) -> str:
+    """What a sweep with so many seeds can tell, and what more of them could."""
+
+    def words(seeds: int) -> str:
+        return f"with {seeds} seeds {detectable(seeds):.2g}"
+
+    more = ", ".join(words(seeds) for seeds in (3, 5, 10) if seeds > num_seeds)
+    unit = "standard deviations of the paired differences"
+    if num_seeds < 2:
+        return f"one seed tells no difference from chance; one is told from it above, {more} {unit}"
+    own = (
+        f"{num_seeds} seeds tell a difference from chance above {detectable(num_seeds):.2g} {unit}"
+    )
+    return f"{own}; {more}" if more else own
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:

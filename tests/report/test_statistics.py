@@ -15,10 +15,12 @@ from dwsep_zoo.report.statistics import (
     Predictions,
     Sample,
     bootstrap_interval,
+    detectable,
     interval_text,
     mcnemar,
     paired,
     points,
+    say_detectable,
     t_interval,
 )
 
@@ -204,3 +206,15 @@ def test_texts_are_signed_points():
     assert points(-1e-9) == "+0.00"
     assert points(-7e-6) == "-0.00"
     assert interval_text(Interval(-0.003, 0.011)) == "[-0.30, +1.10]"
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_a_difference_that_is_detectable_is_the_half_width_of_the_interval(n):
+    values = np.random.default_rng(n).standard_normal(n)
+    interval = t_interval(values.tolist())
+    half = detectable(n) * values.std(ddof=1)
+    assert (interval.low, interval.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half)
+    )
+    assert f"{detectable(n):.2g}" in say_detectable(n)
+    assert detectable(1) == float("inf")
