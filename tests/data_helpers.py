@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dwsep_zoo.config import compose_settings
@@ -38,6 +40,15 @@ def load_data(
     data = create_data(data_settings(name, **changes), seed=seed, data_dir=data_dir)
     data.prepare_data()
     data.setup()
+    return data
+
+
+def in_process(data: ImageData, rank: int, world_size: int) -> ImageData:
+    """The data as one of several processes has them."""
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=rank, world_size=world_size, strategy=strategy
+    )
     return data
 
 

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from data_helpers import load_data
+import torch
+from data_helpers import in_process, load_data
 
-from dwsep_zoo import UserError
+from dwsep_zoo import UserError, create_model
 from dwsep_zoo.training.ddp import DataParallel
+from dwsep_zoo.training.norm_statistics import IN_TEST, batch_moments, set_statistics
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -45,6 +47,22 @@ def test_two_processes(tmp_path):
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     assert done.stdout.count("epoch   1/2") == 1
     assert (run / "train.log").read_text().count("epoch   1/2") == 1
+    # norms of the tested checkpoint: the pictures of both processes together
+    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    weights = {k[6:]: value for k, value in weights.items() if k.startswith("model.")}
+    model = create_model(**result["network"]).eval()
+    model.load_state_dict(weights)
+    norms = {k: m for k, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    moments = []
+    for rank in range(2):
+        share = in_process(load_data(batch_size=89), rank, 2)
+        loader = share.statistics_dataloader(IN_TEST)
+        images = [share.on_after_batch_transfer(batch, 0)[0] for batch in loader]
+        with torch.no_grad():
+            moments += batch_moments(model, norms, images)
+    set_statistics(norms, torch.stack(moments))
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, weights[key], rtol=1e-4, atol=1e-5, msg=key)
     # the images in order, as one process would have them
     predictions = np.load(run / "predictions.npz")
     data = load_data()

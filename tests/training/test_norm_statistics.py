@@ -6,7 +6,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from data_helpers import load_data
+from data_helpers import in_process, load_data
 from helpers import composed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -114,8 +114,8 @@ def test_processes_share_the_pictures_in_batches_of_one_size(world_size, limit):
     data.setup()
     labels = []
     for rank in range(world_size):
-        data._place = lambda rank=rank: (rank, world_size)
-        sizes = [len(batch.labels) for batch in data.statistics_dataloader(limit)]
+        shares = in_process(data, rank, world_size).statistics_dataloader(limit)
+        sizes = [len(batch.labels) for batch in shares]
         assert set(sizes) == {min(32, limit // world_size)}
         labels.append(len(sizes))
     assert len(set(labels)) == 1
