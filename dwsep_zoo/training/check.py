@@ -13,6 +13,7 @@ from dwsep_zoo.analysis.runtimes import Workload
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.files import check_writable, is_locked, is_sweep
 from dwsep_zoo.nn import CONVS
+from dwsep_zoo.schema.parse import key_names, unknown_key
 from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 from dwsep_zoo.schema.settings import Settings, parse_settings
 from dwsep_zoo.training.callbacks import EpochTable
@@ -160,16 +161,13 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
 
 def _with(config: dict[str, object], key: str, value: object, group: str = "") -> dict[str, object]:
     first, _, rest = key.partition(".")
-    if not (group or rest or first in config):
-        for name, values in config.items():
-            if isinstance(values, dict) and first in values:
-                raise UserError(f"unknown key {key!r}; did you mean {name}.{key}=...?")
-    choose(first, config, f"key of {group}" if group else "key")
+    if first not in config:
+        raise unknown_key(f"{group}{first}", key_names(Settings))
     if rest:
-        inner, path = config[first], f"{group}.{first}" if group else first
+        inner = config[first]
         if not isinstance(inner, dict):
-            raise UserError(f"unknown key '{path}.{rest}': {path} has no parts")
-        value = _with(inner, rest, value, path)
+            raise UserError(f"unknown key '{group}{key}': {group}{first} has no parts")
+        value = _with(inner, rest, value, f"{group}{first}.")
     return {**config, first: value}
 
 
