@@ -21,8 +21,9 @@ import torch
 
 from benchmarks.record import RESULTS, records
 from dwsep_zoo import create_model, terminal
-from dwsep_zoo.analysis.units import KINDS, Work, works
+from dwsep_zoo.analysis.units import works
 from dwsep_zoo.cli import main
+from dwsep_zoo.schema.roofline import KINDS, Work
 
 WIDTH = 96  # columns of output; more have to be scrolled
 FOLDER = Path(__file__).resolve().parent

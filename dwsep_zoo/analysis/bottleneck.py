@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dwsep_zoo.analysis.roofline import LayerTime, NetworkTime, Roofline, attained
-from dwsep_zoo.analysis.units import NORM_ACT, POOLING, REST, SHORTCUT
+from dwsep_zoo.schema.roofline import (
+    NORM_ACT,
+    POOLING,
+    REST,
+    SHORTCUT,
+    LayerTime,
+    NetworkTime,
+    Roofline,
+    attained,
+)
 
 BOUNDS = {"memory": "bandwidth-bound", "compute": "compute-bound", "overhead": "call-bound"}
 ELEMENTWISE = dict.fromkeys((NORM_ACT, SHORTCUT, POOLING), "elementwise")

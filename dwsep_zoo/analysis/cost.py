@@ -13,8 +13,9 @@ from torch import nn
 
 from dwsep_zoo.analysis.latency import BATCHES, Timing, time_models
 from dwsep_zoo.analysis.memory import inference_memory, training_memory
-from dwsep_zoo.analysis.roofline import Roofline, measure_roofline
+from dwsep_zoo.analysis.roofline import measure_roofline
 from dwsep_zoo.analysis.runtimes import Workload
+from dwsep_zoo.schema.roofline import Roofline
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dwsep_zoo.analysis.device import Clock
 from dwsep_zoo.analysis.stopwatch import HookCost, time_units
-from dwsep_zoo.analysis.units import Work, operator, units
+from dwsep_zoo.analysis.units import operator, units
+from dwsep_zoo.schema.roofline import Bandwidth, Peaks
 
 TRAFFIC = tuple(2**power for power in range(18, 30, 2))  # bytes: from a cache's size to memory's
 LEAST_PRODUCT = 512  # rows and columns
@@ -25,55 +23,6 @@ LARGEST_SIZE = 16  # times the least
 LONG_CALL_MS = 20.0  # a larger one would not be faster
 BUDGET_MS, LEAST_RUNS = 20.0, 5  # of each measurement
 TINY_CHANS, TINY_REPEATS = 8, 20
-
-
-@dataclass(frozen=True)
-class Bandwidth:
-    """Bytes per nanosecond where ``traffic`` bytes are read and written again and again."""
-
-    traffic: int
-    gb_s: float
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """The ceilings of one device, at one precision and number of threads.
-
-    They are the best of many runs, not medians: the speed of an undisturbed device.
-
-    Attributes:
-        gflop_s: rate of the fastest matrix product or convolution (1 MAC = 2 FLOPs).
-        bandwidths: by traffic, ascending; the fastest of copying, scaling in place and summing.
-        call_ms: on one pixel, the fixed cost of calling an operator, by the name that
-            :func:`~dwsep_zoo.analysis.units.operator` gives it.
-    """
-
-    gflop_s: float
-    bandwidths: tuple[Bandwidth, ...]
-    call_ms: Mapping[str, float]
-
-    def bandwidth(self, traffic: float) -> float:
-        """GB/s for so many bytes: on a line between the measured ones, in the traffic's logarithm.
-
-        It never rises with the traffic, as small ones are measured with the cost of a call in them.
-        """
-        logs = np.log([b.traffic for b in self.bandwidths])
-        falling = np.maximum.accumulate([b.gb_s for b in self.bandwidths][::-1])[::-1]
-        return float(np.interp(math.log(max(traffic, 1)), logs, falling))
-
-    def limits(self, work: Work, batch_size: int, itemsize: int) -> dict[str, float]:
-        """The least milliseconds that arithmetic, memory and the calls alone would take."""
-        traffic = traffic_of(work, batch_size, itemsize)
-        return {
-            "compute": 2 * work.macs_inside * batch_size / self.gflop_s / 1e6,
-            "memory": traffic / self.bandwidth(traffic) / 1e6,
-            "overhead": sum(self.call_ms[name] for name in work.calls),
-        }
-
-
-def traffic_of(work: Work, batch_size: int, itemsize: int) -> int:
-    """Bytes that a unit has to move for a batch: its input, output and weights, each once."""
-    return (work.activations * batch_size + work.weights) * itemsize
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype, clock: Clock, cost: HookCost) -> Peaks:

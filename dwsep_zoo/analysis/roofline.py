@@ -9,109 +9,32 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from dwsep_zoo.analysis.count import common_shape
 from dwsep_zoo.analysis.device import Clock, device_clock, device_name, torch_threads
-from dwsep_zoo.analysis.peaks import Peaks, measure_peaks, traffic_of
+from dwsep_zoo.analysis.peaks import measure_peaks
 from dwsep_zoo.analysis.runtimes import Workload, as_input, copied, random_input
 from dwsep_zoo.analysis.stopwatch import HookCost, Pass, hook_cost, time_units
-from dwsep_zoo.analysis.units import KINDS, REST, Work, units, works
-from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.schema.record import Conditions
+from dwsep_zoo.analysis.units import units, works
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.roofline import (
+    KINDS,
+    REST,
+    KindTime,
+    LayerTime,
+    NetworkTime,
+    Peaks,
+    Roofline,
+    Work,
+    attained,
+    traffic_of,
+)
 
 WARM_UP_TURNS, LEAST_TURNS = 3, 10
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """One unit of a network.
-
-    Attributes:
-        kind: one of ``units.KINDS``.
-        macs: multiply-adds of one image.
-        intensity: FLOP per byte; taps on padding are no FLOP.
-        bytes: input, output and weights, each once, of a batch.
-        time_ms: median for a batch, the cost of the hooks taken off.
-        bound: the ceiling that takes longest: ``compute`` (FLOPs over the arithmetic
-            rate), ``memory`` (bytes over the bandwidth at that traffic) or ``overhead``
-            (the calls of the unit's operators, each as long as on one pixel).
-        attained: roofline time, the longer of the first two, over ``time_ms``.
-    """
-
-    name: str
-    kind: str
-    macs: int
-    bytes: int
-    intensity: float
-    time_ms: float
-    bound: str
-    attained: float
-
-
-@dataclass(frozen=True)
-class KindTime:
-    """All units of one kind; ``bound`` is that of the most time, the rest's is ``overhead``."""
-
-    kind: str
-    layers: int
-    macs: int
-    bytes: int
-    time_ms: float
-    bound: str
-    attained: float
-
-
-@dataclass(frozen=True)
-class NetworkTime:
-    """One network.
-
-    Attributes:
-        total_ms: median of a forward pass without hooks.
-        hooked_ms: with them; what they cost is taken off the units.
-        layers: in the order of execution.
-        units: by kind; their times add up to about ``total_ms``.
-    """
-
-    name: str
-    total_ms: float
-    hooked_ms: float
-    layers: tuple[LayerTime, ...]
-    units: tuple[KindTime, ...]
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of one image."""
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def sum_ms(self) -> float:
-        """Time of all units, of which shares are taken."""
-        return sum(unit.time_ms for unit in self.units)
-
-
-class Roofline(Conditions):
-    """Networks measured in turns on one device, and the device's ceilings."""
-
-    model_config = ConfigDict(strict=False)  # JSON has lists
-
-    input_size: tuple[int, int, int]
-    runs: int
-    peaks: Peaks
-    networks: tuple[NetworkTime, ...]
-
-    def network(self, name: str) -> NetworkTime:
-        """Raises UserError if there is none of that name."""
-        networks = {network.name: network for network in self.networks}
-        return networks[choose(name, networks, "network")]
-
-    def only(self, *networks: NetworkTime) -> Roofline:
-        """The same measurement with these networks."""
-        return self.model_copy(update={"networks": networks})
 
 
 def measure_roofline(
@@ -243,9 +166,3 @@ def _kind_time(kind: str, layers: Sequence[LayerTime]) -> KindTime:
         bound=max(by_bound, key=by_bound.__getitem__),
         attained=attained(layers),
     )
-
-
-def attained(layers: Sequence[LayerTime]) -> float:
-    """The fraction of the device's ceilings that these units together reach."""
-    time_ms = sum(layer.time_ms for layer in layers)
-    return sum(layer.attained * layer.time_ms for layer in layers) / time_ms if time_ms else 0.0

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.analysis.device import Clock
-from dwsep_zoo.analysis.units import NORM_ACT, Unit, watched
+from dwsep_zoo.analysis.units import Unit, watched
+from dwsep_zoo.schema.roofline import NORM_ACT
 
 HOOKED, REPEATS = 50, 40  # modules and passes that measure the cost of hooks
 

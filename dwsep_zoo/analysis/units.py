@@ -15,26 +15,16 @@ from dwsep_zoo.analysis.count import LayerCount, conv_kind, count
 from dwsep_zoo.models.convnet import ConvNet
 from dwsep_zoo.nn import SqueezeExcite
 from dwsep_zoo.nn.conv import MixedDepthwise
-
-SQUEEZE_EXCITE, DEPTHWISE, NORM_ACT = "squeeze-excite", "depthwise", "norm/act"
-SHORTCUT, POOLING = "shortcut", "pooling"
-NORM, OTHER = "norm", "other"  # operators besides the kinds of convolution
-REST = "rest"  # Python between the units, and modules that do nothing at inference
-KINDS = (
-    "stem",
-    "expansion",
-    "dense",
-    "grouped",
+from dwsep_zoo.schema.roofline import (
     DEPTHWISE,
-    "pointwise",
-    SQUEEZE_EXCITE,
+    NORM,
     NORM_ACT,
-    SHORTCUT,
+    OTHER,
     POOLING,
-    "head",
-    REST,
+    SHORTCUT,
+    SQUEEZE_EXCITE,
+    Work,
 )
-"""The functions of units, in display order."""
 
 # The private base classes catch every norm and pooling, which public names would list one by one.
 _NORMS = (batchnorm._NormBase, normalization.LayerNorm, normalization.GroupNorm)
@@ -57,27 +47,6 @@ class Unit:
     name: str
     kind: str
     module: nn.Module
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of one unit for an image.
-
-    Attributes:
-        macs: multiply-adds of convolutions and linear layers.
-        macs_inside: those of them that are not on padding, which takes no arithmetic.
-        activations: numbers read and written.
-        weights: numbers read once for a whole batch.
-        calls: operators that are called, see :func:`operator`.
-    """
-
-    name: str
-    kind: str
-    macs: int
-    macs_inside: int
-    activations: int
-    weights: int
-    calls: tuple[str, ...]
 
 
 Start = Callable[[Unit], None]

@@ -184,7 +184,8 @@ def _unit_table(
 
 
 def _kind_table(model: nn.Module, cost: Count) -> Table:
-    from dwsep_zoo.analysis.units import KINDS, units
+    from dwsep_zoo.analysis.units import units
+    from dwsep_zoo.schema.roofline import KINDS
 
     functions = {unit.name: unit.kind for unit in units(model)}
     layers: dict[str, list[LayerCount]] = {}

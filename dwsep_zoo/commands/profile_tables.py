@@ -15,11 +15,10 @@ from dwsep_zoo.analysis.cost import Cost
 from dwsep_zoo.analysis.count import count
 from dwsep_zoo.analysis.latency import Latency, Timing, compare_turns
 from dwsep_zoo.analysis.memory import inference_memory, state_dict_bytes, training_memory
-from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline
-from dwsep_zoo.analysis.units import KINDS, REST
 from dwsep_zoo.commands.arguments import UNIT
 from dwsep_zoo.commands.profile import Variants
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.roofline import KINDS, REST, KindTime, LayerTime, NetworkTime, Roofline
 from dwsep_zoo.terminal import by, table
 
 SLOWEST = 5  # layers of each network in the tables

@@ -5,17 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from dwsep_zoo.analysis.bottleneck import conditions, gaps, sentence
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report.columns import row_label
 from dwsep_zoo.report.results import Problem
 from dwsep_zoo.report.table import Table
 from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.record import FILE_NAME, Conditions
-
-if TYPE_CHECKING:
-    from dwsep_zoo.analysis.roofline import Roofline
+from dwsep_zoo.schema.roofline import Roofline
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,6 @@ class Profile:
 
 def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
     """The profiles of a table's rows, and the rooflines that cannot be read."""
-    from dwsep_zoo.analysis.bottleneck import conditions, gaps  # they need torch
-    from dwsep_zoo.analysis.roofline import Roofline
-
     together: dict[str, dict[int, Roofline]] = {}
     problems = []
     for index, row in enumerate(table.rows):
@@ -84,8 +79,6 @@ def _check_numbers(value: object, where: str = "") -> None:
 
 def _sentences(table: Table, roofline: Roofline, names: Mapping[int, str]) -> Iterator[str]:
     """The layers that separate each network from its reference; ``names`` by first run."""
-    from dwsep_zoo.analysis.bottleneck import sentence
-
     measured_under = Conditions(**{n: getattr(roofline, n) for n in Conditions.model_fields})
     for row in table.rows:
         own, reference = (names.get(id(r.first)) if r else None for r in (row, row.reference))

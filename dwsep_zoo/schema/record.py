@@ -233,7 +233,7 @@ class RunRecord(Part):
         best_epoch: counted from 1; best in validation, whose weights were tested.
         epochs: number of finished epochs.
         metrics: of the best epoch, and of the test; accuracies are fractions.
-        roofline: time of every layer, see ``dwsep_zoo.analysis.roofline``.
+        roofline: time of every layer, see ``dwsep_zoo.schema.roofline``.
         compiled: whether training steps were compiled.
         own_kernels: whether this project's CPU kernels were in use.
         in_turns: when a sweep measured its networks together, the same for all of them.

@@ -13,19 +13,26 @@ from dwsep_zoo import count, create_model, list_convs, list_models
 from dwsep_zoo.analysis import peaks as peaks_module
 from dwsep_zoo.analysis.bottleneck import conditions, gaps, sentence
 from dwsep_zoo.analysis.device import Clock
-from dwsep_zoo.analysis.peaks import Bandwidth, Peaks, measure_peaks, traffic_of
-from dwsep_zoo.analysis.roofline import (
+from dwsep_zoo.analysis.peaks import measure_peaks
+from dwsep_zoo.analysis.roofline import measure_roofline
+from dwsep_zoo.analysis.runtimes import Workload
+from dwsep_zoo.analysis.stopwatch import HookCost
+from dwsep_zoo.analysis.units import operator, units, works
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.parse import parse
+from dwsep_zoo.schema.roofline import (
+    KINDS,
+    NORM_ACT,
+    SHORTCUT,
+    Bandwidth,
     KindTime,
     LayerTime,
     NetworkTime,
+    Peaks,
     Roofline,
-    measure_roofline,
+    Work,
+    traffic_of,
 )
-from dwsep_zoo.analysis.runtimes import Workload
-from dwsep_zoo.analysis.stopwatch import HookCost
-from dwsep_zoo.analysis.units import KINDS, NORM_ACT, SHORTCUT, Work, operator, units, works
-from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.parse import parse
 
 PEAKS = Peaks(
     gflop_s=100.0,

@@ -6,9 +6,8 @@ import math
 import pytest
 from rich.console import Console
 
-from dwsep_zoo.analysis.peaks import Bandwidth, Peaks
-from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline
 from dwsep_zoo.commands.profile_tables import roofline_tables
+from dwsep_zoo.schema.roofline import Bandwidth, KindTime, LayerTime, NetworkTime, Peaks, Roofline
 
 LAYER = "stages.10.10.conv.pointwise"
 

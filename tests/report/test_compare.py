@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dwsep_zoo.analysis.peaks import Bandwidth, Peaks
-from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline
 from dwsep_zoo.cli import main
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report import Options, compare
+from dwsep_zoo.schema.roofline import Bandwidth, KindTime, LayerTime, NetworkTime, Peaks, Roofline
 
 
 def roofline(name: str, *, runs: int = 10) -> dict[str, Any]:

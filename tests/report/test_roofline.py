@@ -6,9 +6,6 @@ import itertools
 
 import pytest
 
-from dwsep_zoo.analysis.peaks import Bandwidth, Peaks
-from dwsep_zoo.analysis.roofline import KindTime, LayerTime, NetworkTime, Roofline
-from dwsep_zoo.analysis.units import KINDS
 from dwsep_zoo.report.figures.panel import alone
 from dwsep_zoo.report.figures.roofline import (
     KIND_COLOURS,
@@ -17,6 +14,15 @@ from dwsep_zoo.report.figures.roofline import (
     roofline_panels,
 )
 from dwsep_zoo.report.figures.svg import document
+from dwsep_zoo.schema.roofline import (
+    KINDS,
+    Bandwidth,
+    KindTime,
+    LayerTime,
+    NetworkTime,
+    Peaks,
+    Roofline,
+)
 
 LAYERS = (
     # name, kind, MACs, bytes, intensity, ms, bound, attained

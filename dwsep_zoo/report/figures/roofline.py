@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dwsep_zoo.analysis.bottleneck import conditions
-from dwsep_zoo.analysis.roofline import NetworkTime, Roofline
-from dwsep_zoo.analysis.units import KINDS, REST
 from dwsep_zoo.report.figures.panel import WIDE, Drawing, Mark, Panel, context, log_ticks
 from dwsep_zoo.report.figures.style import MARKERS, MORE_MARKERS, PAGE, SOFT, THEME, key
+from dwsep_zoo.schema.roofline import KINDS, REST, NetworkTime, Roofline
 
 KIND_COLOURS = {
     kind: THEME[name][0]

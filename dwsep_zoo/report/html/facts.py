@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from dwsep_zoo.report.columns import (
     MISSING,
@@ -20,9 +19,7 @@ from dwsep_zoo.report.columns import (
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.schema.measures import measures
-
-if TYPE_CHECKING:
-    from dwsep_zoo.analysis.roofline import Roofline
+from dwsep_zoo.schema.roofline import Roofline
 
 
 def cost_words(table: Table, row: Row) -> str:
