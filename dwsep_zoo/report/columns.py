@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from dwsep_zoo.report.labels import MISSING, QUANTITIES, general
 from dwsep_zoo.report.statistics import Interval, McNemar, Paired, interval_text, points
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.schema.measures import Measure, measures
 from dwsep_zoo.schema.record import Conditions, Match
 
-MISSING = "-"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
-QUANTITIES = {"params": "params", "macs": "MACs", "latency": "latency"}
 
 
 @dataclass(frozen=True)
@@ -146,12 +145,7 @@ def group_ends(table: Table) -> list[bool]:
 
 def conv_label(table: Table, row: Row) -> str:
     """The conv type, with those of its options that differ in the table."""
-    run = row.first
-    options = [dict(r.first.conv_options) for r in table.rows if r.first.conv == run.conv]
-    keys = sorted({key for option in options for key in option})
-    differ = [key for key in keys if len({option.get(key) for option in options}) > 1]
-    own = dict(run.conv_options)
-    return " ".join([run.conv, *(f"{key}={own.get(key, MISSING)}" for key in differ)])
+    return table.labels[row.first].conv
 
 
 def row_label(table: Table, row: Row, *, model: bool = True) -> str:
@@ -162,26 +156,8 @@ def row_label(table: Table, row: Row, *, model: bool = True) -> str:
         row: to be named.
         model: name the model too, unless all rows have the same.
     """
-    run = row.first
-    label = conv_label(table, row)
-    alike = [r for r in table.rows if r.first.model == run.model and conv_label(table, r) == label]
-    parts = [run.model] if model and len(table.values(lambda r: r.first.model)) > 1 else []
-    parts.append(label)
-    if len({r.record.width_mult for r in alike}) > 1:
-        parts.append(f"width {general(run.record.width_mult)}")
-    if len({r.record.output_stride for r in alike}) > 1:
-        parts.append(f"stride {general(run.record.output_stride)}")
-    if row.match:
-        parts.append(f"(matched {QUANTITIES.get(row.match.quantity, row.match.quantity)})")
-    if len({r.first.searched for r in alike}) > 1:
-        parts += [f"{key}={value:g}" for key, value in run.searched]
-    if "tags" in table.options.by:
-        parts += run.tags
-    # Built by versions of the code that count differently
-    twins = [r for r in alike if (r.network, not r.match) == (row.network, not row.match)]
-    if len({(r.record.params, r.record.macs) for r in twins}) > 1:
-        parts.append(f"of {run.record.params} parameters and {run.record.macs} MACs")
-    return " ".join(parts)
+    label = table.labels[row.first]
+    return " ".join((*label.model, *label.parts) if model else label.parts)
 
 
 def conditions_name(table: Table, conditions: Conditions) -> str:
@@ -209,10 +185,6 @@ def ratio_text(ratio: float | None) -> str:
 
 def number_of_seeds(row: Row) -> int:
     return row.accuracy.n if row.accuracy else 0
-
-
-def general(value: float | None) -> str:
-    return MISSING if value is None else f"{value:g}"
 
 
 def decimals(values: Sequence[float | None]) -> tuple[str, ...]:

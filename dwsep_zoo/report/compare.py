@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import is_sweep, write_together
 from dwsep_zoo.report import render
-from dwsep_zoo.report.comparison import Comparison, collect
+from dwsep_zoo.report.comparison import MOST_TABLES, Comparison, collect
 from dwsep_zoo.report.records import csv_text, json_text
 from dwsep_zoo.report.table import Options
 from dwsep_zoo.report.tex import tex_text
@@ -87,22 +87,23 @@ def _write(comparison: Comparison) -> list[Path]:
         "comparison.tex": tex_text(comparison.tables),
         "comparison.html": html_report(comparison),
     }
-    pictures: dict[str, Drawing] = {}
-    for number, table in enumerate(comparison.tables, 1):
-        pictures[_numbered("comparison", number)] = comparison_figure(table)
-    for number, profile in enumerate(chain.from_iterable(comparison.profiles), 1):
-        pictures[_numbered("roofline", number)] = roofline_figure(profile.roofline)
+    drawings: dict[str, Drawing] = {}
+    for number, table in enumerate(comparison.tables[:MOST_TABLES], 1):
+        drawings[_numbered("comparison", number)] = comparison_figure(table)
+    profiles = chain.from_iterable(comparison.profiles[:MOST_TABLES])
+    for number, profile in enumerate(profiles, 1):
+        drawings[_numbered("roofline", number)] = roofline_figure(profile.roofline)
     folder = comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[Path, str | bytes] = {folder / name: text for name, text in texts.items()}
-    images = {name: picture.pixels() for name, picture in pictures.items()}
-    for name, picture in pictures.items():
+    pictures: dict[str, bytes] = {}
+    for name, drawing in drawings.items():
         png = BytesIO()
-        Image.fromarray(images[name]).save(png, "PNG")
-        contents[folder / f"{name}.png"] = png.getvalue()
-        contents[folder / f"{name}.svg"] = document(picture)
+        Image.fromarray(drawing.pixels()).save(png, "PNG")
+        contents[folder / f"{name}.png"] = pictures[name] = png.getvalue()
+        contents[folder / f"{name}.svg"] = document(drawing)
     write_together(contents)
-    write_comparison(folder, text, images)
+    write_comparison(folder, text, pictures)
     return list(contents)
 
 

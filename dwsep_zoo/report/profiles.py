@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from dwsep_zoo.analysis.bottleneck import conditions, gaps, sentence
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report.columns import row_label
+from dwsep_zoo.report.drawn import drawn
 from dwsep_zoo.report.results import Problem
 from dwsep_zoo.report.table import Table
 from dwsep_zoo.schema.parse import parse
@@ -35,9 +36,10 @@ class Profile:
 
 
 def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
-    """The profiles of a table's rows, and the rooflines that cannot be read."""
+    """The profiles of the rows that are drawn, and the rooflines that cannot be read."""
     together: dict[str, dict[int, Roofline]] = {}
     problems = []
+    shown = {index for index, _ in drawn(table)}
     for index, row in enumerate(table.rows):
         run = next((run for run in row.runs if run.record.roofline), row.first)
         if not run.record.roofline:
@@ -48,6 +50,8 @@ def profiles(table: Table) -> tuple[list[Profile], list[Problem]]:
             (network,) = found.networks
         except ValueError as error:
             problems.append(Problem(run.folder / FILE_NAME, f"roofline: {error}"))
+            continue
+        if index not in shown:
             continue
         # The ceilings are measured once for all networks that take turns.
         members = together.setdefault(repr(found.only()), {})

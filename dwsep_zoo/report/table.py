@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.report.labels import Label, grouped, labels
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import Paired, Sample, paired
 from dwsep_zoo.schema.measures import LATENCY, TEST_ACC, Measure
@@ -208,6 +209,11 @@ class Table:
         return dict(self.rows[0].first.setting)
 
     @cached_property
+    def labels(self) -> dict[Run, Label]:
+        """The names of the rows by their first runs."""
+        return labels(self.rows, tags="tags" in self.options.by)
+
+    @cached_property
     def conditions(self) -> tuple[Conditions, ...]:
         """All conditions of latencies, those that most rows share first."""
         number: Counter[Conditions] = Counter()
@@ -243,14 +249,14 @@ def make_tables(
     if runs and options.reference != REFERENCE:  # a missing "standard" is said below the table
         names = {name for run in runs for name in (run.conv, f"{run.model}/{run.conv}")}
         choose(options.reference, names, "reference")
-    settings = _group(runs, lambda run: run.setting)
+    settings = grouped(runs, lambda run: run.setting)
     distinctions = _distinctions(list(settings))
     tables = []
     repeated: list[Run] = []
     for members, distinction in zip(settings.values(), distinctions, strict=True):
-        latest = _latest(members, options)
+        latest = dict.fromkeys(_latest(members, options))
         repeated += (run for run in members if run not in latest)
-        tables.append(Table(_rows(latest, options), distinction, options))
+        tables.append(Table(_rows(list(latest), options), distinction, options))
     return tables, repeated
 
 
@@ -297,14 +303,15 @@ def _identity(run: Run, options: Options) -> tuple[object, ...]:
 
 def _latest(runs: Sequence[Run], options: Options) -> list[Run]:
     """The last run of each network and seed; a repetition is no second sample."""
-    groups = _group(runs, lambda run: (*_identity(run, options), run.record.seed))
+    groups = grouped(runs, lambda run: (*_identity(run, options), run.record.seed))
     return [max(group, key=lambda run: run.record.finished or "") for group in groups.values()]
 
 
 def _rows(runs: Sequence[Run], options: Options) -> tuple[Row, ...]:
-    groups = _group(runs, lambda run: _identity(run, options)).values()
+    groups = grouped(runs, lambda run: _identity(run, options)).values()
     rows = [Row(tuple(sorted(group, key=lambda run: run.record.seed or 0))) for group in groups]
-    found = [_references(row, rows, options) for row in rows]
+    find = _References(rows, options)
+    found = [find(row) for row in rows]
     rows = [
         replace(row, reference=own[0]) if len(own) == 1 else replace(row, ambiguous=own)
         for row, own in zip(rows, found, strict=True)
@@ -312,18 +319,27 @@ def _rows(runs: Sequence[Run], options: Options) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: _order(row, options)))
 
 
-def _references(row: Row, rows: Sequence[Row], options: Options) -> tuple[Row, ...]:
-    """The rows that ``row`` can be set against."""
-    model, _, conv = options.reference.rpartition("/")
-    if row.match:
-        model, conv = "", row.match.to
-    found = [other for other in rows if other.first.conv == conv and other.match is None]
-    found = [other for other in found if other.first.model == (model or row.first.model)]
-    near = [other for other in found if other.network[1:] == row.network[1:]]
-    found = near or (found if model else [])
-    if "tags" in options.by:
-        found = [other for other in found if other.first.tags == row.first.tags] or found
-    return (row,) if any(other is row for other in found) else tuple(found)
+class _References:
+    """Finds the rows that a row can be set against."""
+
+    def __init__(self, rows: Sequence[Row], options: Options):
+        self.options = options
+        unmatched = [row for row in rows if row.match is None]
+        self.far = grouped(unmatched, lambda row: (row.first.model, row.first.conv))
+        self.near = grouped(unmatched, lambda row: (row.first.model, row.first.conv, row.network))
+
+    def __call__(self, row: Row) -> tuple[Row, ...]:
+        given, _, conv = self.options.reference.rpartition("/")
+        if row.match:
+            given, conv = "", row.match.to
+        model = given or row.first.model
+        network = (model, *row.network[1:])
+        found = self.near.get((model, conv, network)) or []
+        if given and not found:
+            found = self.far.get((model, conv), [])
+        if "tags" in self.options.by:
+            found = [other for other in found if other.first.tags == row.first.tags] or found
+        return (row,) if any(other is row for other in found) else tuple(found)
 
 
 def _order(row: Row, options: Options) -> tuple[Any, ...]:
@@ -347,10 +363,3 @@ def _distinctions(settings: list[tuple[tuple[str, str], ...]]) -> list[tuple[tup
     keys = sorted({key for setting in dicts for key in setting})
     differ = [key for key in keys if len({setting.get(key) for setting in dicts}) > 1]
     return [tuple((key, setting.get(key, "null")) for key in differ) for setting in dicts]
-
-
-def _group(runs: Iterable[Run], key: Callable[[Run], T]) -> dict[T, list[Run]]:
-    groups: dict[T, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[key(run)].append(run)
-    return groups

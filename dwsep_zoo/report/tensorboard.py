@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-SUFFIX = ".comparison"
+SUFFIX, IN_TURNS = ".comparison", ".turns"
 SHOWN = 5  # columns of hyperparameters that TensorBoard's page ticks by itself
-# Custom scalars: charts by title, each with the regular expressions of its tags.
+# Custom scalars: charts by title, each with the regular expression of its tags.
 LAYOUT = {
     title: {
-        name: ["Multiline", [f"^{split}/{metric}$"]]
+        name: f"^{split}/{metric}$"
         for name, split in (("validation", "val"), ("training", "train"))
     }
     for title, metric in (("accuracy", "acc"), ("loss", "loss"))
@@ -79,7 +81,7 @@ def write_hparams(
     writer.flush()
 
 
-def write_comparison(folder: Path, text: str, pictures: Mapping[str, Any]) -> None:
+def write_comparison(folder: Path, text: str, pictures: Mapping[str, bytes]) -> None:
     """Write one events file into ``folder``, in place of the one of an earlier comparison.
 
     It also lays out CUSTOM SCALARS: the curves of all runs that TensorBoard finds, accuracy and
@@ -88,16 +90,73 @@ def write_comparison(folder: Path, text: str, pictures: Mapping[str, Any]) -> No
     Args:
         folder: becomes, or already is, a run of TensorBoard.
         text: markdown.
-        pictures: arrays ``(height, width, channels)`` of bytes, by name.
+        pictures: PNG files by name.
     """
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
     earlier = list(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
-    writer = SummaryWriter(str(folder), filename_suffix=SUFFIX)
-    writer.add_text("comparison/table", text)
-    for name, picture in pictures.items():
-        writer.add_image(f"comparison/{name}", picture, dataformats="HWC")
-    writer.add_custom_scalars(LAYOUT)
-    writer.close()
+    with _writing(folder, SUFFIX) as add:
+        add(_text("comparison/table/text_summary", "text", text.encode(), one=True))
+        for name, picture in pictures.items():
+            width, height = (int.from_bytes(picture[i : i + 4], "big") for i in (16, 20))
+            image = Summary.Image(
+                height=height, width=width, colorspace=4, encoded_image_string=picture
+            )
+            add(Summary.Value(tag=f"comparison/{name}", image=image))
+        add(_text("custom_scalars__config__", "custom_scalars", _layout()))
     for file in earlier:
         file.unlink()
+
+
+def write_scalars(folder: Path, values: Mapping[str, float]) -> None:
+    """Write values that take the places of earlier ones in HPARAMS, in a file of their own."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    earlier = list(folder.glob(f"events.out.tfevents.*{IN_TURNS}"))
+    with _writing(folder, IN_TURNS) as add:
+        for tag, value in values.items():
+            add(Summary.Value(tag=tag, simple_value=value))
+    for file in earlier:
+        file.unlink()
+
+
+@contextmanager
+def _writing(folder: Path, suffix: str) -> Iterator[Callable[[Any], None]]:
+    """A new events file, by TensorBoard's own writer: PyTorch's would load PyTorch."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder), filename_suffix=suffix)
+    try:
+        yield lambda value: writer.add_event(
+            Event(wall_time=time.time(), summary=Summary(value=[value]))
+        )
+    finally:
+        writer.close()
+
+
+def _text(tag: str, plugin: str, content: bytes, *, one: bool = False) -> Any:
+    """A summary of text; ``one``: in a list of one, as TensorBoard's TEXT wants it."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)] if one else [])
+    tensor = TensorProto(dtype="DT_STRING", string_val=[content], tensor_shape=shape)
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=plugin))
+    return Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
+
+
+def _layout() -> bytes:
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    def chart(title: str, tag: str) -> Any:
+        return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[tag]))
+
+    categories = [
+        layout_pb2.Category(title=title, chart=[chart(*pair) for pair in charts.items()])
+        for title, charts in LAYOUT.items()
+    ]
+    content: bytes = layout_pb2.Layout(category=categories).SerializeToString()
+    return content

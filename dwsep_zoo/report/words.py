@@ -8,14 +8,14 @@ from pathlib import Path
 
 from dwsep_zoo.report.columns import (
     PLUS_MINUS,
-    QUANTITIES,
     conditions_name,
-    general,
     match_text,
     number_of_seeds,
     row_label,
 )
-from dwsep_zoo.report.comparison import Comparison
+from dwsep_zoo.report.comparison import MOST_TABLES, Comparison
+from dwsep_zoo.report.drawn import left_out
+from dwsep_zoo.report.labels import QUANTITIES, general
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import SIGNIFICANT, Paired
 from dwsep_zoo.report.table import REFERENCE, Options, Row, Table
@@ -208,6 +208,18 @@ def statistics_legend(table: Table) -> list[str]:
     return lines
 
 
+def undrawn(comparison: Comparison) -> list[str]:
+    """Lines about tables and rows that figures leave out."""
+    number = len(comparison.tables)
+    lines = list(dict.fromkeys(filter(None, map(left_out, comparison.tables[:MOST_TABLES]))))
+    if number > MOST_TABLES:
+        lines.append(
+            f"figures are of the first {MOST_TABLES} of {number} tables; for another one, compare "
+            "the folders of its runs alone"
+        )
+    return lines
+
+
 def remarks(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Titles and lines about everything that was found but is in no table."""
     unfinished = [
@@ -216,6 +228,7 @@ def remarks(comparison: Comparison) -> list[tuple[str, list[str]]]:
     ]
     repeated = "Runs that were repeated later with the same seed (the later one is in the table)"
     groups = {
+        "Not drawn": undrawn(comparison),
         "Runs without a result": unfinished,
         repeated: [str(run.folder) for run in comparison.repeated],
         "Files that could not be read": [f"{p.path}: {p.reason}" for p in comparison.problems],

@@ -10,8 +10,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from dwsep_zoo.report.drawn import pareto_front
 from dwsep_zoo.report.figures import comparison_figure
-from dwsep_zoo.report.figures.cost import cost_panels, pareto_front
+from dwsep_zoo.report.figures.cost import cost_panels
 from dwsep_zoo.report.figures.curves import curve_panels
 from dwsep_zoo.report.figures.differences import difference_panel
 from dwsep_zoo.report.figures.panel import alone

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 
-import numpy as np
 import pytest
+from PIL import Image
 from tensorboard import context
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -102,7 +103,9 @@ def test_final_values_are_points_of_the_runs_own_curves(tmp_path):
 
 
 def test_comparison_is_text_and_picture_in_one_file(tmp_path):
-    picture = np.zeros((4, 6, 4), np.uint8)
+    png = BytesIO()
+    Image.new("RGBA", (6, 4)).save(png, "PNG")
+    picture = png.getvalue()
     (tmp_path / "events.out.tfevents.1.training").touch()  # somebody else's
     write_comparison(tmp_path, "old", {"comparison": picture})
     write_comparison(tmp_path, "| a |", {"comparison": picture, "roofline": picture})

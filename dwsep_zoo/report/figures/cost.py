@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from functools import partial
 
 from matplotlib.axes import Axes
 
 from dwsep_zoo.report.columns import conditions_name, number_of_seeds, row_label
+from dwsep_zoo.report.drawn import drawn, pareto_front
 from dwsep_zoo.report.figures.panel import Mark, Panel, log_ticks
-from dwsep_zoo.report.figures.style import FRONT, SOFT, row_style
+from dwsep_zoo.report.figures.style import FRONT, SOFT, Styles
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.schema.measures import LATENCY, MEASURES, Measure
 from dwsep_zoo.schema.record import Conditions
@@ -21,9 +22,9 @@ MOST_LATENCIES = 6  # panels; the tables have all
 def cost_panels(table: Table) -> list[Panel]:
     """A panel for each measure that is plotted, and for each condition of latency.
 
-    A colour is a model or a conv type, a marker a conv type, hollow if its width was solved for; a
-    thin line joins the variants of one network, a dashed one the Pareto front; error bars are the
-    95 % interval of the mean over seeds.
+    A colour is a conv type, a marker a conv type or one of several models, hollow if its width was
+    solved for; a thin line joins the variants of one network, a dashed one the Pareto front; error
+    bars are the 95 % interval of the mean over seeds.
     """
     panels = []
     for measure in MEASURES:
@@ -39,15 +40,6 @@ def cost_panels(table: Table) -> list[Panel]:
     return panels
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The pairs of cost and accuracy that no other one beats in both, by rising cost."""
-    front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if not front or points[index][1] > points[front[-1]][1]:
-            front.append(index)
-    return front
-
-
 def _draw(
     table: Table, measure: Measure, label: str, conditions: Conditions | None, axes: Axes
 ) -> list[Mark]:
@@ -58,13 +50,14 @@ def _draw(
     centres: dict[
         Hashable, tuple[float, float]
     ] = {}  # the first row, the reference if there is one
-    for index, row in enumerate(table.rows):
+    styles = Styles(table)
+    for index, row in drawn(table):
         value = row.value(measure)
         if row.accuracy is None or not value:
             continue
         x, y, interval = value / measure.scale, 100 * row.accuracy.mean, row.accuracy.interval
         points.append((x, y))
-        style = row_style(table, row)
+        style = styles(row)
         if interval:
             spread = [[y - 100 * interval.low], [100 * interval.high - y]]
             axes.errorbar(x, y, yerr=spread, fmt="none", color=style["color"], capsize=3, lw=1.2)

@@ -11,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from dwsep_zoo.report.columns import row_label
+from dwsep_zoo.report.columns import conv_label, row_label
+from dwsep_zoo.report.drawn import drawn
 from dwsep_zoo.report.figures.panel import Mark, Panel, log_ticks
-from dwsep_zoo.report.figures.style import COLOURS, row_style
+from dwsep_zoo.report.figures.style import COLOURS, Styles
+from dwsep_zoo.report.labels import grouped
 from dwsep_zoo.report.table import Row, Table
 
 CURVES = {
@@ -22,38 +24,45 @@ CURVES = {
     "val/loss": "validation loss",
     "train/loss": "training loss",
 }
+MOST_NETWORKS = 6  # with a row of panels each
 LOG_LOSS = 20  # a larger ratio of losses needs a logarithmic axis
 Rows = Sequence[tuple[int, Row]]
 
 
 def curve_panels(table: Table) -> list[tuple[str, list[Panel], list[Artist]]]:
-    """Title, panels and legend for each network; a colour is one of its variants."""
-    networks: dict[tuple[str, float | None, int | None], list[tuple[int, Row]]] = {}
-    for index, row in enumerate(table.rows):
-        if any(run.epochs for run in row.runs):
-            networks.setdefault(row.network, []).append((index, row))
+    """Title, panels and legend for each network.
+
+    A colour is one of its variants, a dashed line one whose width was solved for.
+    """
+    trained = [(n, row) for n, row in drawn(table) if any(run.epochs for run in row.runs)]
+    networks = grouped(trained, lambda pair: pair[1].network)
+    styles = Styles(table)
     found = []
-    for (model, width, stride), rows in networks.items():
+    for (model, width, stride), rows in list(networks.items())[:MOST_NETWORKS]:
+        colours = _colours(styles, rows)
         parts = (model, width and f"width {width:g}", stride and f"output stride {stride}")
         panels = [
-            Panel(label.removesuffix(", %").capitalize(), partial(_draw, table, rows, name))
+            Panel(
+                label.removesuffix(", %").capitalize(), partial(_draw, table, rows, colours, name)
+            )
             for name, label in CURVES.items()
             if any(name in epoch for _, row in rows for run in row.runs for epoch in run.epochs)
         ]
         legend: list[Artist] = [
-            Line2D([], [], **row_style(table, row, _colour(place)), label=row_label(table, row))
-            for place, (_, row) in enumerate(rows)
+            Line2D([], [], **styles(row, colour), label=row_label(table, row))
+            for colour, (_, row) in zip(colours, rows, strict=True)
         ]
         if panels:
             found.append((", ".join(str(part) for part in parts if part), panels, legend))
     return found
 
 
-def _draw(table: Table, rows: Rows, name: str, axes: Axes) -> list[Mark]:
+def _draw(table: Table, rows: Rows, colours: Sequence[str], name: str, axes: Axes) -> list[Mark]:
     scale = 100.0 if name.endswith("acc") else 1.0
     axes.set(xlabel="epoch", ylabel=CURVES[name])
     marks: list[Mark] = []
-    for place, (index, row) in enumerate(rows):
+    styles = Styles(table)
+    for colour, (index, row) in zip(colours, rows, strict=True):
         curves = {
             run.record.seed: {e["epoch"]: scale * e[name] for e in run.epochs if name in e}
             for run in row.runs
@@ -63,17 +72,16 @@ def _draw(table: Table, rows: Rows, name: str, axes: Axes) -> list[Mark]:
         common = sorted(set.intersection(*map(set, curves.values()))) if curves else []
         if not common:
             continue
-        colour, who = _colour(place), row_label(table, row)
+        who, dashes = row_label(table, row), "--" if row.match else "-"
         if len(curves) > 1:
             for seed, curve in curves.items():
                 epochs = sorted(curve)
                 values = [curve[epoch] for epoch in epochs]
-                (line,) = axes.plot(epochs, values, color=colour, lw=0.9, alpha=0.45)
+                (line,) = axes.plot(epochs, values, color=colour, lw=0.9, ls=dashes, alpha=0.45)
                 marks.append(Mark(line, f"{who}, seed {seed}", index))
         means = [statistics.fmean(curve[epoch] for curve in curves.values()) for epoch in common]
-        axes.plot(common, means, color=colour, lw=2)
-        style = row_style(table, row, colour)
-        (artist,) = axes.plot(common[-1], means[-1], **style, zorder=3)
+        axes.plot(common, means, color=colour, lw=2, ls=dashes)
+        (artist,) = axes.plot(common[-1], means[-1], **styles(row, colour), zorder=3)
         what = f"mean of {len(curves)} seeds" if len(curves) > 1 else "one seed"
         text = f"{who}, {what}: {CURVES[name]} {means[-1]:.4g} after epoch {common[-1]:g}"
         marks.append(Mark(artist, text, index))
@@ -85,5 +93,9 @@ def _draw(table: Table, rows: Rows, name: str, axes: Axes) -> list[Mark]:
     return marks
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
+def _colours(styles: Styles, rows: Rows) -> list[str]:
+    """Those of the conv types; one for each row if several rows are of one type."""
+    convs = [(conv_label(styles.table, row), bool(row.match)) for _, row in rows]
+    if len(set(convs)) == len(rows):
+        return [styles.colours[conv] for conv, _ in convs]
+    return [COLOURS[place % len(COLOURS)] for place in range(len(rows))]

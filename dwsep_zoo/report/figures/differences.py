@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from dwsep_zoo.report.columns import row_label
+from dwsep_zoo.report.drawn import drawn
 from dwsep_zoo.report.figures.panel import WIDE, Mark, Panel
 from dwsep_zoo.report.figures.style import COLOURS, INK, PAGE, key
 from dwsep_zoo.report.statistics import Paired, interval_text, points
@@ -28,7 +29,7 @@ Pairs = list[tuple[int, Row, Paired]]
 
 def difference_panel(table: Table) -> Panel | None:
     """A line for each row with a reference; ``None`` without any."""
-    pairs = [(n, row, row.paired) for n, row in enumerate(table.rows) if row.paired]
+    pairs = [(n, row, row.paired) for n, row in drawn(table) if row.paired]
     if not pairs:
         return None
     title, note = "Difference of test accuracy", "right of 0: better than the reference"

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from dwsep_zoo.report.columns import ratio_text, row_label
 from dwsep_zoo.report.figures.panel import Mark, Panel, log_ticks
-from dwsep_zoo.report.figures.style import SOFT, row_style
+from dwsep_zoo.report.figures.style import SOFT, Styles
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.report.verdict import is_unsteady
 from dwsep_zoo.schema.measures import LATENCY, measures
@@ -34,13 +34,14 @@ def _draw(table: Table, rows: list[tuple[int, Row]], reference: str, axes: Axes)
     axes.set(yscale="log", ylabel=f"ratio to {reference}")
     axes.axhline(1, color=SOFT, lw=1)
     ratios, marks = [1.0], []
+    styles = Styles(table)
     for place, (measure, name) in enumerate(zip(kinds, names, strict=True)):
         for number, (index, row) in enumerate(rows):
             ratio = row.ratio(measure)
             if not ratio:
                 continue
             x = place + 0.7 * ((number + 0.5) / len(rows) - 0.5)
-            style = row_style(table, row)
+            style = styles(row)
             axes.plot([x, x], [1, ratio], color=style["color"], lw=1.5, alpha=0.6)
             (artist,) = axes.plot(x, ratio, **style, zorder=3)
             text = ratio_text(ratio)

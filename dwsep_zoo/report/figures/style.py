@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -48,48 +49,67 @@ SOLVED = "width solved for an equal budget"  # drawn hollow
 FRONT: dict[str, Any] = {"color": SOFT, "lw": 1.2, "ls": (0, (5, 3)), "zorder": 1}
 
 
-def row_style(table: Table, row: Row, colour: str = "") -> dict[str, Any]:
-    """Colour by model, or by conv type if there is one model; marker by conv type and options."""
-    colour = colour or colours(table)[_series(table, row)]
-    return {
-        "color": colour,
-        "marker": markers(table)[conv_label(table, row)],
-        "markersize": 8,
-        "markeredgecolor": colour if row.match else PAGE,
-        "markerfacecolor": PAGE if row.match else colour,
-        "linestyle": "none",
-    }
+class Styles:
+    """The colours and markers of a table's rows.
+
+    A colour is a conv type in every figure. So is a marker in a table of one model; in one of
+    several models it is a model.
+
+    Attributes:
+        colours: by conv type and, where they vary, its options.
+        markers: by the same, or by model.
+    """
+
+    def __init__(self, table: Table):
+        self.table = table
+        convs = dict(table.values(lambda row: (conv_label(table, row), row.first.conv)))
+        models = table.values(lambda row: row.first.model)
+        self.by_model = len(models) > 1
+        self.colours = _assigned(convs, dict(zip(MARKERS, COLOURS, strict=False)), COLOURS)
+        every = (*MARKERS.values(), *MORE_MARKERS)
+        if self.by_model:
+            self.markers = dict(zip(models, itertools.cycle(every), strict=False))
+        else:
+            self.markers = _assigned(convs, MARKERS, MORE_MARKERS)
+
+    def __call__(self, row: Row, colour: str = "") -> dict[str, Any]:
+        """Arguments of ``plot``; ``colour`` replaces that of the conv type."""
+        conv = conv_label(self.table, row)
+        colour = colour or self.colours[conv]
+        return {
+            "color": colour,
+            "marker": self.markers[row.first.model if self.by_model else conv],
+            "markersize": 8,
+            "markeredgecolor": colour if row.match else PAGE,
+            "markerfacecolor": PAGE if row.match else colour,
+            "linestyle": "none",
+        }
 
 
-def colours(table: Table) -> dict[str, str]:
-    """A colour for each series of the table."""
-    names = table.values(lambda row: _series(table, row))
-    return dict(zip(names, itertools.cycle(COLOURS), strict=False))
-
-
-def markers(table: Table) -> dict[str, str]:
-    """A marker for each conv type and, where they vary, its options."""
+def _assigned(
+    convs: Mapping[str, str], own: Mapping[str, str], more: Sequence[str]
+) -> dict[str, str]:
+    """A conv type's own sign for the first of its labels, another one for the others."""
     found: dict[str, str] = {}
-    others = itertools.cycle(MORE_MARKERS)
-    for conv, label in table.values(lambda row: (row.first.conv, conv_label(table, row))):
-        own = MARKERS.get(conv)
-        found[label] = own if own and own not in found.values() else next(others)
+    taken = {own[conv] for conv in convs.values() if conv in own}
+    others = itertools.cycle([sign for sign in more if sign not in taken] or more)
+    for label, conv in convs.items():
+        sign = own.get(conv)
+        found[label] = next(others) if sign is None or sign in found.values() else sign
     return found
 
 
 def legend(table: Table) -> list[Artist]:
     """A handle for each colour, marker and line of the panels of cost."""
-    by_conv = _is_by_conv(table)
-    series = colours(table)
-    return [
-        *(Line2D([], [], color=c, lw=4, label=n) for n, c in series.items() if not by_conv),
-        *(
-            key(marker, series[name] if by_conv else SOFT, f"conv={name}")
-            for name, marker in markers(table).items()
-        ),
-        *([key("o", SOFT, SOLVED, hollow=True)] if any(row.match for row in table.rows) else []),
-        Line2D([], [], **FRONT, label="not beaten in both accuracy and cost"),
-    ]
+    styles = Styles(table)
+    if styles.by_model:
+        handles = [Line2D([], [], color=c, lw=4, label=n) for n, c in styles.colours.items()]
+        handles += [key(marker, SOFT, model) for model, marker in styles.markers.items()]
+    else:
+        handles = [key(m, styles.colours[n], f"conv={n}") for n, m in styles.markers.items()]
+    if any(row.match for row in table.rows):
+        handles.append(key("o", SOFT, SOLVED, hollow=True))
+    return [*handles, Line2D([], [], **FRONT, label="not beaten in both accuracy and cost")]
 
 
 def key(marker: str, colour: str, label: str = "", *, hollow: bool = False) -> Line2D:
@@ -97,11 +117,3 @@ def key(marker: str, colour: str, label: str = "", *, hollow: bool = False) -> L
     handle = Line2D([], [], color=colour, marker=marker, ls="none", ms=8, label=label)
     handle.set(mec=colour if hollow else PAGE, mfc=PAGE if hollow else colour)
     return handle
-
-
-def _is_by_conv(table: Table) -> bool:
-    return len(table.values(lambda row: row.first.model)) == 1
-
-
-def _series(table: Table, row: Row) -> str:
-    return conv_label(table, row) if _is_by_conv(table) else row.first.model

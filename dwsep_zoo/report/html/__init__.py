@@ -13,7 +13,7 @@ from matplotlib.artist import Artist
 
 import dwsep_zoo
 from dwsep_zoo.report import columns, words
-from dwsep_zoo.report.comparison import Comparison
+from dwsep_zoo.report.comparison import MOST_TABLES, Comparison
 from dwsep_zoo.report.figures.cost import cost_panels
 from dwsep_zoo.report.figures.curves import curve_panels
 from dwsep_zoo.report.figures.differences import LEGEND, difference_panel
@@ -30,6 +30,8 @@ from dwsep_zoo.report.verdict import headline, is_unsteady
 from dwsep_zoo.schema.measures import LATENCY, MEASURES
 
 __all__ = ["html_report"]
+
+MOST_TESTS = 12  # of McNemar with a cross table each
 
 
 class _Section:
@@ -49,13 +51,17 @@ class _Section:
         self.verdicts = list(zip(words.verdicts(table), costs, strict=True))
         self.columns, self.ends = columns.columns(table), columns.group_ends(table)
         self.unsteady = _unsteady(table, [column.heading for column in self.columns])
+        self.is_drawn = number <= MOST_TABLES
         first = sum(bool(measure.axis) for measure in MEASURES)  # with one latency
         found, ratios = cost_panels(table), ratio_panel(table)
         self.costs = [*found[:first], *([ratios] if ratios else [])]
         self.latencies, self.legend = found[first:], legend(table)
         self.differences, self.pair_legend = difference_panel(table), LEGEND
-        self.curves = curve_panels(table)
-        self.tests = [(row, t) for row in table.rows if row.paired for t in row.paired.mcnemar]
+        self.curves = curve_panels(table) if self.is_drawn else []
+        self.has_pairs = bool(pairs)
+        tests = [(row, t) for row in table.rows if row.paired for t in row.paired.mcnemar]
+        self.tests = tests[:MOST_TESTS]
+        self.more_tests = len(tests) - len(self.tests)
         self.recipe = facts.recipe(table)
 
     def label(self, row: Row) -> str:

@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from dwsep_zoo.report.columns import (
-    MISSING,
-    QUANTITIES,
     Column,
     conditions_name,
     decimals,
-    general,
     ratio_text,
     row_label,
 )
+from dwsep_zoo.report.labels import MISSING, QUANTITIES, general
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.table import Row, Table
 from dwsep_zoo.schema.measures import measures
