@@ -11,7 +11,7 @@ from dwsep_zoo.report.results import Problem, Run, load_results
 from dwsep_zoo.report.table import Options, Table, make_tables, select
 from dwsep_zoo.schema.record import now
 
-MOST_TABLES = 6  # that are drawn
+MOST_TABLES = 4  # that are drawn
 
 
 @dataclass(frozen=True)

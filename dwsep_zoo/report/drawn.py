@@ -13,21 +13,22 @@ MOST_ROWS = 24  # that figures draw; tables have all
 def drawn(table: Table) -> list[tuple[int, Row]]:
     """Indices and rows that figures draw: all, or those that no row beats in accuracy and a cost.
 
-    References of these rows come next, then the others in their order.
+    The most accurate of them come first, then their references, then other rows in their order.
     """
     rows = list(enumerate(table.rows))
     if len(rows) <= MOST_ROWS:
         return rows
     numbers = {row.first: index for index, row in rows}
-    front: dict[int, None] = {}
+    front: set[int] = set()
+    accuracies = {index: row.accuracy.mean for index, row in rows if row.accuracy}
     for measure in MEASURES:
-        tested = [(i, row.value(measure), row.accuracy) for i, row in rows if measure.axis]
-        points = [(i, cost, accuracy.mean) for i, cost, accuracy in tested if cost and accuracy]
-        front |= {points[n][0]: None for n in pareto_front([point[1:] for point in points])}
-    references = [row.reference for i, row in rows if i in front]
-    front |= {numbers[row.first]: None for row in references if row}
-    chosen = [*front, *(index for index, _ in rows if index not in front)][:MOST_ROWS]
-    return [(index, table.rows[index]) for index in sorted(chosen)]
+        costs = {i: table.rows[i].value(measure) for i in accuracies if measure.axis}
+        points = [(cost, accuracies[i], i) for i, cost in costs.items() if cost]
+        front |= {points[n][2] for n in pareto_front([(x, y) for x, y, _ in points])}
+    best = sorted(front, key=lambda index: -accuracies[index])
+    references = [row.reference for row in map(table.rows.__getitem__, best) if row.reference]
+    chosen = dict.fromkeys((*best, *(numbers[row.first] for row in references), *range(len(rows))))
+    return [(index, table.rows[index]) for index in sorted(list(chosen)[:MOST_ROWS])]
 
 
 def left_out(table: Table) -> str:

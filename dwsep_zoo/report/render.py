@@ -14,12 +14,14 @@ from dwsep_zoo.report.columns import (
     latency_columns,
     statistics_columns,
 )
-from dwsep_zoo.report.comparison import Comparison
+from dwsep_zoo.report.comparison import MOST_TABLES, Comparison
 from dwsep_zoo.report.table import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
+
+MOST_LINES, MOST_LATENCIES = 24, 100  # that the terminal shows of a table
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -28,8 +30,15 @@ def show(comparison: Comparison, console: Console) -> None:
         say(console, scope)
     if not comparison.tables:
         say(console, words.NO_RUN)
-    for table in comparison.tables:
-        _show_table(table, console)
+    legends = [words.legend(table) for table in comparison.tables]
+    common = [line for line in legends[0] if all(line in own for own in legends)] if legends else []
+    for table, legend in zip(comparison.tables, legends, strict=True):
+        own = [line for line in legend if line not in common] if len(legends) > 1 else legend
+        _show_table(table, own, console, short=len(legends) > MOST_TABLES)
+    if len(legends) > 1:
+        say(console, "\nof all tables", "bold")
+        for line in common:
+            say(console, line, "dim")
     for title, lines in words.remarks(comparison):
         say(console, f"\n{title}", "bold")
         for line in lines:
@@ -41,7 +50,8 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_table(table: Table, console: Console) -> None:
+def _show_table(table: Table, legend: Sequence[str], console: Console, *, short: bool) -> None:
+    """Print a table; ``short``: without what ``comparison.md`` has and the table shows."""
     say(console, "")
     say(console, words.heading(table), "bold")
     if line := words.distinction(table):
@@ -50,14 +60,21 @@ def _show_table(table: Table, console: Console) -> None:
     # A measure of its own would end at the console's width.
     needed = console.measure(wide, options=console.options.update_width(1000)).maximum
     console.print(wide if needed <= console.width else rich_table(table, dense=True))
-    for line in words.verdicts(table):
-        say(console, line)
-    for line in words.warnings(table):
-        say(console, line, "yellow")
-    if latencies := rich_latencies(table):
+    warnings, verdicts = words.warnings(table), [] if short else words.verdicts(table)
+    for lines, what, style in ((verdicts, "verdicts", ""), (warnings, "warnings", "yellow")):
+        for line in lines[:MOST_LINES]:
+            say(console, line, style)
+        if more := len(lines[MOST_LINES:]):
+            say(console, f"and {more} more {what}, see comparison.md", "dim")
+    if short:
+        return
+    latencies = rich_latencies(table)
+    if latencies and latencies.row_count <= MOST_LATENCIES:
         say(console, "\nlatency of one batch", "bold")
         console.print(latencies)
-    for line in words.legend(table):
+    elif latencies:
+        say(console, f"latency under {len(table.conditions)} conditions: see comparison.md", "dim")
+    for line in legend:
         say(console, line, "dim")
 
 
