@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dwsep_zoo.errors import UserError, say
 from dwsep_zoo.report import compare
+from dwsep_zoo.report.tensorboard import write_scalars
+from dwsep_zoo.schema.measures import LATENCY
 from dwsep_zoo.schema.record import (
     FILE_NAME,
     RecordFile,
@@ -142,3 +144,11 @@ def measure_together(folder: Path) -> None:
                 update_record(
                     file, latency=cost["latency"], roofline=cost["roofline"], in_turns=begun
                 )
+                _replace_in_tensorboard(file.parent, read_record(file))
+
+
+def _replace_in_tensorboard(folder: Path, record: RunRecord) -> None:
+    """Let HPARAMS show the common latency of a run, not the one at its own end."""
+    latency = LATENCY.value(record)
+    if latency is not None and any(folder.glob("events.out.tfevents.*")):
+        write_scalars(folder, {LATENCY.tag: latency})

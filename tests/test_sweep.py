@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 from helpers import SMALL
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dwsep_zoo import UserError
 from dwsep_zoo.analysis.cost import measure_cost
@@ -63,6 +64,10 @@ def test_runs_are_measured_in_turns_and_failures_and_damaged_records_are_named(s
     first, second = (found.record for found in load_results(runs)[0])
     assert first.in_turns == second.in_turns
     assert first.in_turns
+    for run in runs:
+        events = EventAccumulator(str(run)).Reload()
+        shown = events.Scalars("perf/latency_ms_p50")[-1].value
+        assert shown == pytest.approx(read_record(run / "result.json").latency[0].p50_ms)
     assert first.command.endswith("conv=standard,depthwise_separable")
 
 

@@ -35,6 +35,7 @@ def write_hparams(
     hparams: Mapping[str, bool | int | float | str],
     metrics: Mapping[str, float | None],
     *,
+    trial: str = "",
     finished: bool = False,
     step: int | None = None,
 ) -> None:
@@ -50,6 +51,8 @@ def write_hparams(
         hparams: names and values; TensorBoard shows the first five, the others on demand.
         metrics: values by tag, see ``hparams_metrics``; ``None`` or NaN: not measured yet. A column
             shows the last scalar of its tag, whoever wrote it.
+        trial: name of the run in the page, which also sorts by it; empty: its path. Runs of one
+            name become one.
         finished: end the session.
         step: place of the values in the scalar charts.
     """
@@ -61,7 +64,7 @@ def write_hparams(
         value = Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)
         writer._get_file_writer().add_summary(Summary(value=[value]))
 
-    start = plugin_data_pb2.SessionStartInfo()
+    start = plugin_data_pb2.SessionStartInfo(group_name=trial)
     infos = []
     for place, (name, value) in enumerate(hparams.items()):
         field, kind = _KINDS[type(value)]

@@ -82,7 +82,12 @@ LATENCY = Measure(
 MEASURES: tuple[Measure, ...] = (
     TEST_ACC,
     Measure(
-        "val_acc", "val acc", "%", lambda r: r.metrics.get("val/acc"), scale=0.01, tag="val/acc"
+        "val_acc",
+        "val acc",
+        "%",
+        lambda r: r.metrics.get("val/acc"),
+        scale=0.01,
+        tag="best/val_acc",
     ),
     Measure(
         "params",
@@ -93,7 +98,7 @@ MEASURES: tuple[Measure, ...] = (
         1e6,
         ratio="params_ratio",
         axis="parameters, millions",
-        tag="perf/params",
+        tag="perf/params_m",
     ),
     Measure(
         "macs",
@@ -104,7 +109,7 @@ MEASURES: tuple[Measure, ...] = (
         1e6,
         ratio="macs_ratio",
         axis="MACs of one image, millions",
-        tag="perf/macs",
+        tag="perf/macs_m",
         words=("fewer MACs", "as many MACs", "more MACs"),
     ),
     LATENCY,
@@ -150,5 +155,11 @@ def measures(
 
 
 def hparams_metrics(record: RunRecord) -> dict[str, float | None]:
-    """The columns of TensorBoard's HPARAMS by tag."""
-    return {measure.tag: measure.value(record) for measure in MEASURES if measure.tag}
+    """The columns of TensorBoard's HPARAMS by tag: test accuracy and latency, then the others.
+
+    Accuracies are fractions, as in the curves; counts are in millions, which the page would print
+    as ``1.7717e+6``. The best validation has a tag of its own, not a further point in the curve.
+    """
+    columns = (TEST_ACC, LATENCY, *(m for m in MEASURES if m.tag))
+    values = {measure: measure.value(record) for measure in columns}
+    return {m.tag: v if v is None else v / max(m.scale, 1) for m, v in values.items()}

@@ -77,14 +77,15 @@ def log_hparams(
     """Fill TensorBoard's HPARAMS, at the start with the known values and at the end with all."""
     if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
         return
+    folder = Path(trainer.logger.log_dir)
     write_hparams(
         trainer.logger.experiment,
         {
             "model": settings.model.name,
             "conv": settings.conv.name,
+            "seed": settings.seed,
             "width_mult": float(prepared.network["width_mult"]),
             "output_stride": prepared.network["output_stride"],
-            "seed": settings.seed,
             "data": settings.data.name,
             "epochs": settings.trainer.max_epochs,
             "batch_size": prepared.data.batch_size,
@@ -92,6 +93,10 @@ def log_hparams(
             "weight_decay": settings.recipe.weight_decay,
         },
         hparams_metrics(record),
+        trial=(
+            f"{settings.model.name} {settings.conv.name} s{settings.seed:02} "
+            f"{folder.parent.name}/{folder.name}"
+        ),
         finished=record.status == "finished",
         step=trainer.global_step,
     )

@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.measures import TEST_ACC
 from dwsep_zoo.schema.settings import Recipe, Settings, TrainerSettings
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
 from dwsep_zoo.training.checkpoints import LAST, CheckpointStore
@@ -154,7 +156,14 @@ class OneFile(ModelCheckpoint):
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard in the run's own folder, without a file of parameters: the record has them."""
+    """TensorBoard in the run's own folder, without a file of parameters: the record has them.
+
+    It leaves out Lightning's scalar ``epoch`` and what HPARAMS adds at the end of a run.
+    """
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        kept = {k: v for k, v in metrics.items() if k not in ("epoch", TEST_ACC.tag)}
+        super().log_metrics(kept, step)
 
     def save(self) -> None:
         self.experiment.flush()

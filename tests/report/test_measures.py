@@ -100,7 +100,7 @@ def test_a_latency_is_measured_under_its_conditions_only(folder):
 def test_the_tags_of_hparams(folder):
     found = hparams_metrics(read_record(folder / "result.json"))
     assert list(found) == [
-        *("test/acc", "val/acc", "perf/params", "perf/macs", "perf/latency_ms_p50"),
+        *("test/acc", "perf/latency_ms_p50", "best/val_acc", "perf/params_m", "perf/macs_m"),
         *("perf/size_mb", "perf/train_s"),
     ]
     assert found["perf/size_mb"] == 117

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_gr
 from tensorboard.plugins.hparams.backend_context import Context
 from torch.utils.tensorboard import SummaryWriter
 
-from dwsep_zoo.report.tensorboard import write_comparison, write_hparams
+from dwsep_zoo.report.tensorboard import write_comparison, write_hparams, write_scalars
 
 HPARAMS = {
     "model": "xception",
@@ -81,6 +81,23 @@ def test_hparams_while_running_and_at_the_end(tmp_path):
     assert hparams["model"].string_value == "xception"
     assert hparams["width_mult"].number_value == 0.25
     assert hparams["ema"].bool_value is True
+
+
+def test_trials_have_names_by_which_the_page_sorts_them(tmp_path):
+    for number in (2, 10):
+        with SummaryWriter(str(tmp_path / f"train/{number}")) as writer:
+            write_hparams(writer, HPARAMS, END, trial=f"xception s{number:02}")
+    assert list(Page(tmp_path).groups()) == ["xception s02", "xception s10"]
+
+
+def test_later_values_take_the_places_of_earlier_ones(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        write_hparams(writer, HPARAMS, END, finished=True, step=10)
+    for value in (3.0, 4.0):
+        write_scalars(tmp_path / "run", {"perf/train_s": value})
+        (group,) = Page(tmp_path).groups().values()
+        assert values(group) == pytest.approx(END | {"perf/train_s": value})
+    assert len(list((tmp_path / "run").iterdir())) == 2
 
 
 def test_the_first_five_hparams_come_first(tmp_path):

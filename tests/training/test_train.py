@@ -103,13 +103,14 @@ def test_tensorboard_has_the_curves_and_hparams_in_one_run(run, tmp_path):
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     scalars = set(events.Tags()["scalars"])
     assert scalars >= {"train/loss", "train/acc", "train/lr", "val/loss", "val/acc", "test/acc"}
-    for tag in ("perf/params", "perf/macs", "perf/size_mb", "perf/train_s"):
+    for tag in ("perf/params_m", "perf/macs_m", "best/val_acc", "perf/size_mb", "perf/train_s"):
         assert tag in scalars
     assert "perf/images_per_second" in scalars
     latency = events.Scalars("perf/latency_ms_p50")[-1].value
     assert latency == pytest.approx(result["latency"][0]["p50_ms"])
-    # the last one is the final value for HPARAMS
-    assert [event.step for event in events.Scalars("val/acc")] == [9, 19, 20]
+    assert [event.step for event in events.Scalars("val/acc")] == [9, 19]
+    assert [event.step for event in events.Scalars("test/acc")] == [20]
+    assert "epoch" not in scalars
     assert not [p for p in (tmp_path / "run").rglob("events*") if p.parent != tmp_path / "run"]
 
 
