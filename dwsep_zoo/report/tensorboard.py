@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 SUFFIX, IN_TURNS = ".comparison", ".turns"
-SHOWN = 5  # columns of hyperparameters that TensorBoard's page ticks by itself
+SHOWN = 4  # hyperparameters with a column; more would push the results out of a page's width
 # Custom scalars: charts by title, each with the regular expression of its tags.
 LAYOUT = {
     title: {
@@ -48,7 +48,7 @@ def write_hparams(
 
     Args:
         writer: writes the events of the run.
-        hparams: names and values; TensorBoard shows the first five, the others on demand.
+        hparams: names and values; the first four are columns, the others are only recorded.
         metrics: values by tag, see ``hparams_metrics``; ``None`` or NaN: not measured yet. A column
             shows the last scalar of its tag, whoever wrote it.
         trial: name of the run in the page, which also sorts by it; empty: its path. Runs of one
@@ -69,8 +69,8 @@ def write_hparams(
     for place, (name, value) in enumerate(hparams.items()):
         field, kind = _KINDS[type(value)]
         setattr(start.hparams[name], field, value)
-        # Columns marked as differing come first; a single run cannot know which do.
-        infos.append(api_pb2.HParamInfo(name=name, type=kind, differs=place < SHOWN))
+        if place < SHOWN:
+            infos.append(api_pb2.HParamInfo(name=name, type=kind))
     columns = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in metrics]
     experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=columns)
     add(metadata.EXPERIMENT_TAG, experiment=experiment)

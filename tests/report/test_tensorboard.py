@@ -100,11 +100,11 @@ def test_later_values_take_the_places_of_earlier_ones(tmp_path):
     assert len(list((tmp_path / "run").iterdir())) == 2
 
 
-def test_the_first_five_hparams_come_first(tmp_path):
+def test_the_first_four_hparams_are_columns(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
         write_hparams(writer, {"z": 1, "y": 2, "x": 3, "w": 4, "v": 5, "a": 6, "b": 7}, START)
     experiment = Page(tmp_path).experiment()
-    assert [info.name for info in experiment.hparam_infos] == ["v", "w", "x", "y", "z", "a", "b"]
+    assert {info.name for info in experiment.hparam_infos} == {"w", "x", "y", "z"}
     assert [info.name.tag for info in experiment.metric_infos] == list(START)
 
 
