@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,17 @@ def table(
         else:
             made.add_row(*row)
     return made
+
+
+def fold(text: str, width: int | None = None) -> str:
+    """Break lines that are longer than ``width``, else the terminal's, between their words."""
+    wrapper = textwrap.TextWrapper(
+        width or shutil.get_terminal_size().columns,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(wrapper.fill(line) for line in text.split("\n"))
 
 
 def by(size: Iterable[int]) -> str:

@@ -106,3 +106,15 @@ def test_a_report_that_fails_is_one_line_and_a_failure(sweep, monkeypatch, capsy
     assert said.count("\n") == 1
     # The networks were not measured in turns; the report is there all the same.
     assert (sweep.folder / "comparison.md").exists() == (step == "measure_together")
+
+
+def test_a_sweep_says_once_where_to_look(sweep, capsys):
+    sweep.folder.mkdir()
+    (sweep.folder / "multirun.yaml").touch()  # Hydra's
+    for seed in range(2):
+        job(sweep, str(seed), "trainer.max_epochs=1", f"seed={seed}")
+    assert sweep.finish()
+    said = capsys.readouterr().out
+    assert said.count("test accuracy ") >= 2
+    assert said.count("tensorboard --logdir") == 1
+    assert "run folder" not in said

@@ -16,6 +16,7 @@ from dwsep_zoo.report.columns import (
 )
 from dwsep_zoo.report.comparison import MOST_TABLES, Comparison
 from dwsep_zoo.report.table import Table
+from dwsep_zoo.terminal import fold
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,8 @@ def show(comparison: Comparison, console: Console) -> None:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is, without folding it."""
+    """Print a line, folded between words on a terminal and as it is elsewhere."""
+    text = fold(text, console.width) if console.is_terminal else text
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 

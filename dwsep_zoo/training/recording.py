@@ -20,6 +20,7 @@ from dwsep_zoo.training.check import LOG_NAME, Plan, check_unchanged
 from dwsep_zoo.training.checkpoints import LAST
 from dwsep_zoo.training.ddp import is_first_process
 from dwsep_zoo.training.provenance import provenance
+from dwsep_zoo.training.say import TerminalLines
 from dwsep_zoo.training.snapshot import Snapshot
 
 log = logging.getLogger("dwsep_zoo")
@@ -133,7 +134,7 @@ def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
     """Log plain lines to the terminal and, with the time, to a file; nothing unless ``enabled``."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if enabled:
-        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(path)]
+        handlers = [TerminalLines(), logging.FileHandler(path)]
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         log.addHandler(handler)

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+from typing import TextIO
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm  # type: ignore[import-untyped]
 
+from dwsep_zoo.files import is_sweep
 from dwsep_zoo.report.tensorboard import write_hparams
 from dwsep_zoo.schema.measures import hparams_metrics
 from dwsep_zoo.schema.record import LatencyRecord, RunRecord
 from dwsep_zoo.schema.settings import Settings
+from dwsep_zoo.terminal import fold
 from dwsep_zoo.training.eval_views import describe_views
 from dwsep_zoo.training.prepare import Prepared
 
 log = logging.getLogger("dwsep_zoo")
+
+
+class TerminalLines(logging.StreamHandler[TextIO]):
+    """Lines of the log on standard output, folded between words where it is a terminal.
+
+    A line takes the place of the progress bar, which comes back below.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return fold(text) if self.stream.isatty() else text
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
 
 
 def say_prepared(settings: Settings, prepared: Prepared) -> None:
@@ -53,6 +76,8 @@ def say_result(settings: Settings, folder: Path, record: RunRecord) -> None:
             which += f"; {averaged}"
         log.info("test accuracy %.2f %% (%s)", 100 * accuracy, which)
     log.info("%s   training %.0f s", latency_line(record.latency[0]), record.time.train_s)
+    if is_sweep(folder.parent):
+        return  # which says where to look when it ends
     log.info("run folder  %s", folder)
     logs = Path(settings.paths.log_dir)
     if logs.resolve() not in folder.resolve().parents:  # the run was sent elsewhere

@@ -26,7 +26,7 @@ from dwsep_zoo.report.verdict import headline
 from dwsep_zoo.schema.measures import MEASURES
 
 RUNS = Path(__file__).parents[1] / "runs"
-VOID = {"meta", "link", "br", "hr", "img", "input", "base", "col"}
+VOID = {"meta", "wbr", "link", "br", "hr", "img", "input", "base", "col"}
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;{{ 7 * 7 }} $\\frac{$"
 
 

@@ -14,6 +14,7 @@ from matplotlib.artist import Artist
 import dwsep_zoo
 from dwsep_zoo.report import columns, words
 from dwsep_zoo.report.comparison import MOST_TABLES, Comparison
+from dwsep_zoo.report.drawn import MOST_ROWS
 from dwsep_zoo.report.figures.cost import cost_panels
 from dwsep_zoo.report.figures.curves import curve_panels
 from dwsep_zoo.report.figures.differences import LEGEND, difference_panel
@@ -51,7 +52,7 @@ class _Section:
         self.verdicts = list(zip(words.verdicts(table), costs, strict=True))
         self.columns, self.ends = columns.columns(table), columns.group_ends(table)
         self.unsteady = _unsteady(table, [column.heading for column in self.columns])
-        self.is_drawn = number <= MOST_TABLES
+        self.is_drawn, self.is_long = number <= MOST_TABLES, len(table.rows) > MOST_ROWS
         first = sum(bool(measure.axis) for measure in MEASURES)  # with one latency
         found, ratios = cost_panels(table), ratio_panel(table)
         self.costs = [*found[:first], *([ratios] if ratios else [])]
