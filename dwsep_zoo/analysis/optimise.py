@@ -50,7 +50,7 @@ class Optimised:
         left_out: for each other runtime the reason: not installed, failed, or wrong outputs.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     runtime: str
     precision: str
     threads: int

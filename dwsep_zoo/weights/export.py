@@ -67,22 +67,26 @@ def counterpart(model: ConvNet, to: str) -> str:
     """The name of the network of timm or torchvision that computes what this one does.
 
     Raises:
-        UserError: naming what differs.
+        UserError: naming all that differs.
     """
     args = model.build_args
+    models = {n: entry for n, entry in TARGETS[to].items() if entry.model == args["name"]}
+    same = {n: entry for n, entry in models.items() if entry.width_mult == args["width_mult"]}
+    differs = []
     if args["conv"] != {"name": "depthwise_separable"}:
-        raise UserError(f"{to} has no {args['name']} with conv={args['conv']['name']}")
-    if args["output_stride"] != 32:
-        raise UserError(
-            f"{to}'s networks have an output stride of 32; this one has {args['output_stride']}"
-        )
-    same = {
-        name: entry
-        for name, entry in TARGETS[to].items()
-        if entry.model == args["name"] and entry.width_mult == args["width_mult"]
-    }
+        differs.append(f"{to} has no {args['name']} with conv={args['conv']['name']}")
     if not same:
-        raise UserError(f"{to} has no {args['name']} of width {args['width_mult']:g}")
+        widths = ", ".join(f"{width:g}" for width in sorted({e.width_mult for e in models.values()}))
+        has = f"has widths {widths}" if widths else "has none of this model"
+        differs.append(f"{to} has no {args['name']} of width {args['width_mult']:g}: it {has}")
+    if args["output_stride"] != 32:
+        differs.append(
+            f"{to}'s networks have an output stride of 32; this one has {args['output_stride']}, "
+            "with which the same weights compute otherwise. Images from 64 pixels on have 32 by "
+            "themselves, smaller ones with model.output_stride=32"
+        )
+    if differs:
+        raise UserError("; ".join(differs))
     ours = {key: value for key, value in args.items() if key not in _NOT_OF_THE_ROWS}
     for name, entry in same.items():
         if _layers(args, ours) == _layers(args, entry.options):
