@@ -198,3 +198,13 @@ def test_ci_and_the_commit_hooks_run_the_same_tools() -> None:
     tools = {re.sub(r" --.*", "", line) for line in ci if line.startswith(("ruff", "mypy"))}
     assert tools
     assert tools <= entries
+
+
+@pytest.mark.parametrize("hook", ["end-of-file-fixer", "trailing-whitespace"])
+def test_hooks_leave_recorded_files_as_they_were_written(hook):
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    (exclude,) = [found["exclude"] for found in hooks if found["id"] == hook]
+    for folder in ("benchmarks/results", "tests/runs"):
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+        assert files
+        assert all(re.search(exclude, path.relative_to(ROOT).as_posix()) for path in files)

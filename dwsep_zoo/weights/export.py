@@ -76,9 +76,9 @@ def counterpart(model: ConvNet, to: str) -> str:
     if args["conv"] != {"name": "depthwise_separable"}:
         differs.append(f"{to} has no {args['name']} with conv={args['conv']['name']}")
     if not same:
-        widths = ", ".join(f"{width:g}" for width in sorted({e.width_mult for e in models.values()}))
-        has = f"has widths {widths}" if widths else "has none of this model"
-        differs.append(f"{to} has no {args['name']} of width {args['width_mult']:g}: it {has}")
+        widths = ", ".join(f"{w:g}" for w in sorted({e.width_mult for e in models.values()}))
+        there = f"there are {widths}" if widths else "there is no such model"
+        differs.append(f"{to} has no {args['name']} of width {args['width_mult']:g}: {there}")
     if args["output_stride"] != 32:
         differs.append(
             f"{to}'s networks have an output stride of 32; this one has {args['output_stride']}, "

@@ -58,6 +58,10 @@ def test_the_fastest_is_chosen_and_what_is_absent_is_named(model, images, no_com
     fast = dwsep_zoo.optimise(model, input_size=SIZE, min_run_time=0.01)
     assert fast.runtime == min(fast.times_ms, key=fast.times_ms.get)
     assert {*fast.times_ms, *fast.left_out} == set(RUNTIMES)
+    shown = repr(fast)
+    assert fast.runtime in shown
+    assert "Conv2d" not in shown
+    assert "\n" not in shown
     assert "a compiler" in fast.left_out["compiled"]
     with torch.no_grad():
         assert torch.allclose(fast(images), model(images), atol=1e-4)

@@ -336,6 +336,10 @@ def test_a_run_is_loaded_with_class_names_and_preprocessing(saved_run):
             {"name": "mobilenet_v2", "width_mult": 0.5, "conv": {"name": "blueprint"}},
             "has no mobilenet_v2 with conv=blueprint",
         ),
+        (
+            {"name": "mobilenet_v2", "width_mult": 0.25, "output_stride": 16},
+            r"of width 0.25: there are 0.5, .*have an output stride of 32; .*output_stride=32",
+        ),
     ],
 )
 def test_what_they_cannot_compute_is_not_exported(tmp_path, network, message):
