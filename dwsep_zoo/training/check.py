@@ -162,7 +162,7 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
 def _with(config: dict[str, object], key: str, value: object, group: str = "") -> dict[str, object]:
     first, _, rest = key.partition(".")
     if first not in config:
-        raise unknown_key(f"{group}{first}", key_names(Settings))
+        raise unknown_key(f"{group}{first}", [*key_names(Settings)])
     if rest:
         inner = config[first]
         if not isinstance(inner, dict):

@@ -76,7 +76,7 @@ def counterpart(model: ConvNet, to: str) -> str:
     if args["conv"] != {"name": "depthwise_separable"}:
         differs.append(f"{to} has no {args['name']} with conv={args['conv']['name']}")
     if not same:
-        widths = ", ".join(f"{w:g}" for w in sorted({e.width_mult for e in models.values()}))
+        widths = ", ".join(f"{w:g}" for w in sorted({e.width_mult or 1.0 for e in models.values()}))
         there = f"there are {widths}" if widths else "there is no such model"
         differs.append(f"{to} has no {args['name']} of width {args['width_mult']:g}: {there}")
     if args["output_stride"] != 32:
