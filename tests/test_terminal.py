@@ -6,8 +6,8 @@ import io
 import logging
 
 import pytest
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from rich.console import Console
-from tqdm import tqdm
 
 from dwsep_zoo.report.render import say
 from dwsep_zoo.terminal import fold
@@ -38,7 +38,7 @@ def test_a_line_of_the_log_clears_the_bar_before_it():
     stream = io.StringIO()
     handler = TerminalLines()
     handler.setStream(stream)
-    with tqdm(total=4, file=stream, leave=False, ncols=60) as bar:
+    with Tqdm(total=4, file=stream, leave=False, ncols=60) as bar:
         bar.update(2)
         bar.refresh()
         before = len(stream.getvalue())

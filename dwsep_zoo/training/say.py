@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TextIO
 
 import lightning as L
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dwsep_zoo.files import is_sweep
 from dwsep_zoo.report.tensorboard import write_hparams
@@ -37,7 +37,7 @@ class TerminalLines(logging.StreamHandler[TextIO]):
         return fold(text) if self.stream.isatty() else text
 
     def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode(self.stream):
+        with Tqdm.external_write_mode(self.stream):
             super().emit(record)
 
 
