@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -15,6 +17,15 @@ torch.set_num_threads(1)  # the tests' tensors are too small to share among core
 def _seed() -> None:
     """Each test draws the same random numbers whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra closes all handlers that it finds, and some close pytest's streams."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    monkeypatch.setattr(logging, "_handlers", WeakValueDictionary())
+    monkeypatch.setattr(logging, "_handlerList", [])
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ def test_a_leaf_takes_a_value_that_can_be_kept_or_names_it(key, composed):
 
 
 @pytest.fixture
-def refused(tmp_path, tmp_path_factory, monkeypatch, capsys):
+def refused(own_logging, tmp_path, tmp_path_factory, monkeypatch, capsys):
     """Run a command line; its one line."""
 
     def run(*words: str) -> str:
@@ -208,11 +207,9 @@ def exit_code(words: list[str]) -> object:
         *("--info config", "--info plugins", "--info searchpath", "-sc install=bash", "--help"),
     ],
 )
-def test_help_and_information_are_printed(words, monkeypatch, capsys, tmp_path):
+def test_help_and_information_are_printed(words, own_logging, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(logging.root, "handlers", [])  # Hydra changes them
-    monkeypatch.setattr(logging.root, "level", logging.WARNING)
     assert not exit_code(words.split())
     assert capsys.readouterr().out
     assert os.listdir(tmp_path) == []

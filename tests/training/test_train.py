@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(run, tmp_path):
         ("data.image_size=8", r"images of 8 pixels are smaller than the network's output stride"),
         ("conv.depth_multiplier=0", "conv.depth_multiplier must be a whole number from 1 up"),
         ("profile.runtimes=[pytorch]", "pytorch"),
-        ("match=macs", "unknown to 'standart'; did you mean 'standard'"),
+        ("to=standart", "unknown to 'standart'; did you mean 'standard'"),
         ("data.cutout=3", "cutout"),
         ("data.root=pictures", "data.root"),
         ("model.act=relu7", "'relu7'; did you mean 'relu"),
@@ -186,7 +186,7 @@ def test_values_that_only_their_users_know_are_refused_before_anything_is_writte
 ):
     extra = ["model.output_stride=16"] if "image_size" in override else []
     with pytest.raises(UserError, match=message) as error:
-        run("run", override, *extra, "to=standart")
+        run("run", override, *extra)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
