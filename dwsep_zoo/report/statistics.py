@@ -173,7 +173,7 @@ def t_interval(
     """
     if not _spread(values):
         return None
-    half = detectable(len(values)) * statistics.stdev(values)
+    half = _t_factor(len(values)) * statistics.stdev(values) / len(values) ** 0.5
     mean = statistics.fmean(values)
     return Interval(max(mean - half, low), min(mean + half, high))
 
@@ -183,11 +183,13 @@ def detectable(num_seeds: int) -> float:
 
     In standard deviations of the paired differences; infinite for one seed.
     """
-    if num_seeds < 2:
-        return math.inf
+    return math.inf if num_seeds < 2 else _t_factor(num_seeds) / num_seeds**0.5
+
+
+def _t_factor(num_values: int) -> float:
     from scipy.stats import t
 
-    return float(t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1)) / num_seeds**0.5
+    return float(t.ppf((1 + CONFIDENCE) / 2, num_values - 1))
 
 
 def say_detectable(num_seeds: int) -> str:

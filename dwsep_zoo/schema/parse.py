@@ -79,6 +79,8 @@ def _refuse(
 ) -> NoReturn:
     """Raise the first fault of an error as a UserError in one line."""
     details = error.errors(include_url=False)
+    # A key that is unknown says more than those that are missing in its place.
+    details.sort(key=lambda one: one["type"] != "extra_forbidden")
     path, value, in_list = _locate(details[0], values)
     same = [one for one in details if _locate(one, values)[0] == path]
     first, key = same[0], ".".join([where, *path] if where else path)
