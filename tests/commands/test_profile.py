@@ -62,7 +62,7 @@ def test_a_batch_that_cannot_be_trained():
 
 def test_latencies_of_every_condition():
     variants = plan(
-        conv="depthwise_separable,standard,grouped",
+        conv="depthwise_separable,standard",
         batch_size="1,2",
         precision=["fp32", "bf16"],
         threads=1,
@@ -75,11 +75,11 @@ def test_latencies_of_every_condition():
     assert said == [f"eager {p}, batch {b}" for p in ("fp32", "bf16") for b in (1, 2)]
     assert all(heading in output for heading in said)
     assert output.count("reference") == 4
-    assert len(re.findall(r"\d+\.\d\d +│ +\[\d+\.\d\d, +\d+\.\d\d\]", output)) == 12
+    assert len(re.findall(r"\d+\.\d\d +│ +\[\d+\.\d\d, +\d+\.\d\d\]", output)) == 8
     assert (
         len(re.findall(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\] │ (slower|faster|no diff)", output))
         + len(re.findall(r"\d\.\d\d +│ unclear", output))
-        == 8
+        == 4
     )
     assert "1 thread; eager channels_last" in output
 
@@ -160,7 +160,7 @@ def importlib_find_spec_without(absent):
 
 
 def test_the_command(capsys):
-    words = "model=mobilenet_v1 runtimes=eager width_mult=0.25 size=32 threads=1"
+    words = "model=mobilenet_v1 runtimes=eager width_mult=0.25 size=32 threads=1 patience=0"
     main(["profile", *words.split()])
     output = capsys.readouterr().out
     assert "one image of 3 x 32 x 32" in output
@@ -171,11 +171,13 @@ def test_the_command(capsys):
 @pytest.mark.slow
 def test_the_roofline(capsys, tmp_path):
     out = tmp_path / "roofline.svg"
-    words = "model=mobilenet_v1 runtimes=eager width_mult=0.25 size=32 threads=1 --roofline"
+    words = (
+        "model=mobilenet_v1 runtimes=eager width_mult=0.25 size=32 threads=1 patience=0 --roofline"
+    )
     main(["profile", *words.split(), f"out={out}"])
     output = capsys.readouterr().out
     # The latency that the sentence states is that of the table.
-    ratio = float(re.search(r"(\d\.\d\d) \[\d\.\d\d, \d\.\d\d\]", output)[1])
+    ratio = float(re.search(r"(\d\.\d\d) +(\[\d\.\d\d, \d\.\d\d\]|│ unclear)", output)[1])
     said = re.search(r"fewer MACs, (?:yet )?(?:(\d+\.\d+)x \w+er|about as fast): ", output)
     assert float(said[1] or 1) == pytest.approx(max(ratio, 1 / ratio), abs=0.06)
     assert f"wrote {out}" in output.replace("\n", "")
