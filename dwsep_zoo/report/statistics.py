@@ -193,7 +193,7 @@ def _t_factor(num_values: int) -> float:
 
 
 def say_detectable(num_seeds: int) -> str:
-    """What a sweep with so many seeds can tell, and what more of them could."""
+    """Say which difference so many seeds tell from chance, and which one more seeds would."""
 
     def words(seeds: int) -> str:
         return f"with {seeds} seeds {detectable(seeds):.2g}"

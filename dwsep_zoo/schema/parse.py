@@ -37,7 +37,6 @@ _ALIASES = {
     "bs": "batch_size",
     "gpus": "devices",
     "dropout": "drop_rate",
-    "patience": "early_stopping",
 }
 """Names that other programs have for keys, for hints."""
 

@@ -16,8 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.nn.init import CLASSIFIER
 from dwsep_zoo.schema.settings import Recipe
-from dwsep_zoo.training.optim import CLASSIFIER, part_of
+from dwsep_zoo.training.optim import part_of
 
 log = logging.getLogger("dwsep_zoo")
 

@@ -34,7 +34,7 @@ IN_TEST = 8192
 class PreciseStatistics(Callback):
     """Computes the statistics of the norms anew before each validation of a training, and its test.
 
-    From the same pictures every time. Norms that are frozen keep their statistics.
+    The pictures are the same every time. Norms that are frozen keep their statistics.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,8 @@ class PreciseStatistics(Callback):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
-        self.kept = self.kept or list(data.statistics_dataloader(IN_VALIDATION))
+        if self.trained and not self.kept:
+            self.kept = list(data.statistics_dataloader(IN_VALIDATION))
         self._renew(trainer, pl_module, self.kept)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

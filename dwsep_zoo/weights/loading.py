@@ -50,12 +50,12 @@ def load_into(model: ConvNet, source: Source) -> None:
 
 
 def _say_assumptions(model: ConvNet, what: str) -> None:
-    """What the tensors of an unknown file do not tell, and which options do."""
+    """Log what is assumed about an unknown file, and the options that say otherwise."""
     cfg = model.default_cfg
     eps = next(m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     log.info(
         "%s: not a published file that is known here; assumed: padding=%s bn_eps=%g, images with "
-        "mean=%s std=%s; if it was trained otherwise, give padding=, bn_eps=, mean= and std=",
+        "mean=%s std=%s; else set padding, bn_eps, and the mean and std of the data",
         what,
         model.build_args.get("padding") or "symmetric",
         eps,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from urllib.request import getproxies
 from torch import Tensor
 
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.files import sha256_of
 from dwsep_zoo.weights import catalog, files
 from dwsep_zoo.weights.catalog import Published
 
@@ -102,12 +102,9 @@ def from_path(path: Path) -> Source:
 
 def _published(path: Path, read: Callable[[], State]) -> Source | None:
     """The source of a published file, recognised by its content."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while part := file.read(1 << 20):
-            digest.update(part)
+    digest = sha256_of(path)
     for digits, (model, name) in catalog.published_files().items():
-        if digest.hexdigest().startswith(digits):
+        if digest.startswith(digits):
             if name in catalog.PACKAGES:
                 source = _package_source(name, read)
             else:
