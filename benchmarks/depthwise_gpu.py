@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dwsep_zoo import create_model
-from dwsep_zoo.nn.layers import DepthwiseConv2d
+from dwsep_zoo.nn import is_depthwise
 from dwsep_zoo.ops import cpu, triton_common, triton_depthwise
 from dwsep_zoo.ops.triton_depthwise import Prologue, Tile
 
@@ -67,7 +67,7 @@ def depthwise_layers(name: str, pixels: int, output_stride: int) -> Counter[Laye
     """Return the distinct depthwise convolutions of a network and their numbers."""
     layers: Counter[Layer] = Counter()
 
-    def note(module: DepthwiseConv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         _, chans, height, width = inputs[0].shape
         sizes = (module.kernel_size[0], module.stride[0], int(module.padding[0]))
         layers[Layer(chans, height, width, *sizes)] += 1
@@ -75,7 +75,7 @@ def depthwise_layers(name: str, pixels: int, output_stride: int) -> Counter[Laye
     with torch.device("meta"):
         model: nn.Module = create_model(name, output_stride=output_stride).eval()
         for module in model.modules():
-            if isinstance(module, DepthwiseConv2d):
+            if is_depthwise(module):
                 module.register_forward_hook(note)
         with torch.no_grad():
             model(torch.empty(1, 3, pixels, pixels))

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dwsep_zoo.acceleration import accelerate
     from dwsep_zoo.analysis.count import Count, count
     from dwsep_zoo.analysis.latency import (
         Latency,
@@ -29,6 +30,7 @@ __all__ = [
     "LatencyComparison",
     "Optimised",
     "UserError",
+    "accelerate",
     "compare_latency",
     "count",
     "create_conv",
@@ -47,6 +49,7 @@ _MODULES = {
     "LatencyComparison": "analysis.latency",
     "Optimised": "analysis.optimise",
     "UserError": "errors",
+    "accelerate": "acceleration",
     "compare_latency": "analysis.latency",
     "count": "analysis.count",
     "create_conv": "nn",

@@ -15,8 +15,20 @@ import dwsep_zoo
 PACKAGE = Path(dwsep_zoo.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
-    *("errors", "terminal", "files", "signals", "schema", "ops", "nn", "models", "weights"),
-    *("zoo", "hub", "analysis", "data", "report", "training", "sweep", "config", "commands", "cli"),
+    *("errors", "terminal", "files", "signals", "schema", "ops", "nn", "acceleration", "models"),
+    *(
+        "weights",
+        "zoo",
+        "hub",
+        "analysis",
+        "data",
+        "report",
+        "training",
+        "sweep",
+        "config",
+        "commands",
+        "cli",
+    ),
 )
 """From the ground up; a part imports itself and what stands before it."""
 GROUND = {"errors", "terminal", "files", "signals"}  # one floor

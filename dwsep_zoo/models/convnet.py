@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models.spec import Architecture, Conv, Stage
-from dwsep_zoo.nn import ConvNormAct, ConvOp, DepthwiseConv2d
-from dwsep_zoo.nn.chain import Chain, chain
+from dwsep_zoo.nn import ConvNormAct, ConvOp, is_depthwise
 from dwsep_zoo.nn.fuse import fold_norms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -104,7 +103,7 @@ class ConvNet(nn.Module):
         if self.grad_checkpointing:
             *_, (_, x) = self._rows(x)
             return self.head(x)
-        return chain(x, self.stem, self.stages, self.head)
+        return self.head(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """``(N, num_features, H', W')`` -> ``(N, num_classes)``."""
@@ -178,7 +177,7 @@ class ConvNet(nn.Module):
         if prune_head or last is not self.feature_info[-1]:
             part, row = last["module"].split(".")
             if part == "stem":
-                self.stem, self.stages = self.stem[: int(row) + 1], Chain()
+                self.stem, self.stages = self.stem[: int(row) + 1], nn.Sequential()
             else:
                 self.stages = self.stages[: int(row) + 1]
             self.feature_info = self.feature_info[: max(taps) + 1]
@@ -193,11 +192,7 @@ class ConvNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """The depthwise filters, as in this zoo's recipe; timm adds norms and biases itself."""
-        return {
-            f"{name}.weight"
-            for name, module in self.named_modules()
-            if isinstance(module, DepthwiseConv2d)
-        }
+        return {f"{name}.weight" for name, module in self.named_modules() if is_depthwise(module)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the blocks' inputs for the backward pass, and compute the rest again there."""
@@ -264,8 +259,8 @@ class ConvNet(nn.Module):
         return [every[i] for i in wanted]
 
 
-def _stem(arch: Architecture, chans: int) -> Chain:
-    stem = Chain()
+def _stem(arch: Architecture, chans: int) -> nn.Sequential:
+    stem = nn.Sequential()
     for row in arch.stem:
         shape = (chans, row.channels, row.kernel_size, row.stride)
         stem.append(ConvNormAct(*shape, layers=arch.layers, padded=row.padded))
@@ -273,16 +268,16 @@ def _stem(arch: Architecture, chans: int) -> Chain:
     return stem
 
 
-def _stages(arch: Architecture, conv: ConvOp, drop_path_rate: float) -> Chain:
+def _stages(arch: Architecture, conv: ConvOp, drop_path_rate: float) -> nn.Sequential:
     """The stages; the drop path rate of the blocks grows linearly with their depth.
 
     As in timm, which takes the convolution before a hidden layer for a block too.
     """
-    stages = Chain()
+    stages = nn.Sequential()
     chans, depth = arch.stem[-1].channels, 0
     num_blocks = sum(stage.repeats for stage in arch.stages) + bool(arch.hidden)
     for stage in arch.stages:
-        blocks = Chain()
+        blocks = nn.Sequential()
         for i in range(stage.repeats):
             stride = stage.stride if i == 0 else 1
             rate = drop_path_rate * depth / num_blocks

@@ -11,13 +11,12 @@ from dwsep_zoo.nn.blocks import (
     make_divisible,
 )
 from dwsep_zoo.nn.conv import CONVS, ConvOp, create_conv, list_convs
-from dwsep_zoo.nn.layers import DepthwiseConv2d, Layers
+from dwsep_zoo.nn.layers import Layers, is_depthwise
 
 __all__ = [
     "CONVS",
     "ConvNormAct",
     "ConvOp",
-    "DepthwiseConv2d",
     "FusedInvertedResidual",
     "InvertedResidual",
     "Layers",
@@ -26,6 +25,7 @@ __all__ = [
     "UniversalInvertedBottleneck",
     "XceptionBlock",
     "create_conv",
+    "is_depthwise",
     "list_convs",
     "make_divisible",
 ]

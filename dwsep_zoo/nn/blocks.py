@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
-from dwsep_zoo.nn.chain import Chain, chain, is_heard
 from dwsep_zoo.nn.conv import ConvOp, Gate
-from dwsep_zoo.nn.layers import Act, Layers, Mid, PointwiseConv2d
-from dwsep_zoo.ops import plain, pool_beside
+from dwsep_zoo.nn.layers import Act, Layers, Mid
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -23,7 +20,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-class ConvNormAct(Chain):
+class ConvNormAct(nn.Sequential):
     """Dense k x k convolution, norm, activation: stems, expansions and heads."""
 
     def __init__(
@@ -57,18 +54,16 @@ class SqueezeExcite(nn.Module):
     ):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.reduce = PointwiseConv2d(chans, squeeze_chans, bias=True)
+        self.reduce = nn.Conv2d(chans, squeeze_chans, 1)
         self.act = act()
-        self.expand = PointwiseConv2d(squeeze_chans, chans, bias=True)
+        self.expand = nn.Conv2d(squeeze_chans, chans, 1)
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = _has_gradient(x) and not is_heard(self.pool)
-        x, pooled = pool_beside(x) if beside else (x, self.pool(x))
-        return x * self.gate(self.expand(self.act(self.reduce(pooled))))
+        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
 
 
-class SeparableConv(Chain):
+class SeparableConv(nn.Sequential):
     """The factorised convolution, norm, activation: MobileNetV1's rows and Xception's last two.
 
     It has no shortcut, so it ignores ``drop_path``, which every block receives.
@@ -139,7 +134,7 @@ class InvertedResidual(nn.Module):
         self.drop_path = _drop_path(drop_path if self.has_shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = chain(x, self.expand, self.conv, self.norm)
+        y = self.norm(self.conv(self.expand(x)))
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
@@ -174,7 +169,7 @@ class UniversalInvertedBottleneck(nn.Module):
         super().__init__()
         chans = make_divisible(in_chans * expand_ratio)
         self.has_shortcut = stride == 1 and in_chans == out_chans
-        self.expand = Chain()
+        self.expand = nn.Sequential()
         self.expand.conv = (
             conv(in_chans, chans, start, 1 if middle else stride, layers=layers, mid="norm")
             if start
@@ -191,7 +186,7 @@ class UniversalInvertedBottleneck(nn.Module):
         self.drop_path = _drop_path(drop_path if self.has_shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = chain(x, self.expand, self.conv, self.norm)
+        y = self.norm(self.conv(self.expand(x)))
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
@@ -221,7 +216,7 @@ class FusedInvertedResidual(nn.Module):
         self.norm = layers.norm(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        return chain(x, self.expand, self.conv, self.norm)
+        return self.norm(self.conv(self.expand(x)))
 
 
 class XceptionBlock(nn.Module):
@@ -258,11 +253,11 @@ class XceptionBlock(nn.Module):
         shortcut: bool = True,
     ):
         super().__init__()
-        self.body = Chain()
+        self.body = nn.Sequential()
         chans = in_chans
         for i, width in enumerate(widths):
             step = stride if i == len(widths) - 1 and not pool else 1
-            unit = Chain()
+            unit = nn.Sequential()
             if i > 0 or first_act:
                 # The shortcut shares the first activation's input.
                 unit.add_module("act", layers.act(inplace=i > 0))
@@ -273,25 +268,14 @@ class XceptionBlock(nn.Module):
         self.pool = layers.max_pool(3, stride) if pool and stride > 1 else nn.Identity()
         self.shortcut: nn.Module | None = nn.Identity() if shortcut else None
         if shortcut and (stride > 1 or in_chans != out_chans):
-            self.shortcut = Chain(
+            self.shortcut = nn.Sequential(
                 layers.conv(in_chans, out_chans, 1, stride), layers.norm(out_chans)
             )
         self.drop_path = _drop_path(drop_path if shortcut else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = chain(x, self.body, self.pool)
+        y = self.pool(self.body(x))
         return y if self.shortcut is None else self.drop_path(y) + self.shortcut(x)
-
-
-def _has_gradient(x: Tensor) -> bool:
-    """Whether eager PyTorch computes gradients of ``x``."""
-    return (
-        not torch.compiler.is_compiling()
-        and not plain(x)
-        and type(x) is Tensor
-        and torch.is_grad_enabled()
-        and x.requires_grad
-    )
 
 
 def _drop_path(rate: float) -> nn.Module:

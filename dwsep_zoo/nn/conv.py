@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.nn.chain import Chain
 from dwsep_zoo.nn.layers import Layers, Mid
 
 LARGEST_KERNEL = 63
@@ -311,8 +310,8 @@ _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-def _named(**modules: nn.Module | None) -> Chain:
-    sequence = Chain()
+def _named(**modules: nn.Module | None) -> nn.Sequential:
+    sequence = nn.Sequential()
     for name, module in modules.items():
         if module is not None:
             sequence.add_module(name, module)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from dwsep_zoo.ops import depthwise_conv2d, pointwise_conv2d
 
 Mid = Literal["norm_act", "norm", "none"]
 Padding = Literal["symmetric", "same"]
@@ -43,8 +41,10 @@ class Conv2dSame(nn.Conv2d):
     """``nn.Conv2d`` with TensorFlow's ``SAME`` padding, which depends on the input size."""
 
     def forward(self, input: Tensor) -> Tensor:
-        padded = pad_same(input, _pair(self.kernel_size), _pair(self.stride))
-        return super().forward(padded)
+        return super().forward(self.pad(input))
+
+    def pad(self, input: Tensor) -> Tensor:
+        return pad_same(input, _pair(self.kernel_size), _pair(self.stride))
 
 
 class MaxPool2dSame(nn.MaxPool2d):
@@ -55,37 +55,19 @@ class MaxPool2dSame(nn.MaxPool2d):
         return super().forward(padded)
 
 
-class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with one group per channel, computed by :func:`depthwise_conv2d`."""
-
-    def __init__(
-        self,
-        in_chans: int,
-        out_chans: int,
-        kernel_size: int,
-        stride: int,
-        padding: int,
-        same: bool = False,
-    ):
-        super().__init__(
-            in_chans, out_chans, kernel_size, stride, padding, groups=in_chans, bias=False
-        )
-        self.same = same
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.same:
-            input = pad_same(input, _pair(self.kernel_size), _pair(self.stride))
-        return depthwise_conv2d(input, self.weight, self.stride[0], int(self.padding[0]), self.bias)
+def is_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether it convolves each channel by itself."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
-class PointwiseConv2d(nn.Conv2d):
-    """1 x 1 ``nn.Conv2d``, computed by :func:`pointwise_conv2d`."""
-
-    def __init__(self, in_chans: int, out_chans: int, bias: bool = False):
-        super().__init__(in_chans, out_chans, 1, bias=bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return pointwise_conv2d(input, self.weight, self.bias)
+def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether it is a dense 1 x 1 convolution of every pixel."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride == (1, 1)
+        and module.padding == (0, 0)
+        and module.groups == 1
+    )
 
 
 @dataclass(frozen=True)
@@ -120,10 +102,6 @@ class Layers:
         same = self.padding == "same" and padded and max(_pair(stride)) > 1
         kernel = _pair(kernel_size)
         pads = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2) if padded and not same else (0, 0)
-        if groups == in_chans > 1 and isinstance(kernel_size, int) and isinstance(stride, int):
-            return DepthwiseConv2d(in_chans, out_chans, kernel_size, stride, pads[0], same)
-        if kernel == _pair(stride) == (1, 1) and groups == 1:
-            return PointwiseConv2d(in_chans, out_chans)
         return (Conv2dSame if same else nn.Conv2d)(
             in_chans, out_chans, kernel_size, stride, pads, groups=groups, bias=False
         )

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from dwsep_zoo.acceleration import planned_forward, unchanged
 from dwsep_zoo.errors import UserError, first_line
 from dwsep_zoo.training.classifier import LitClassifier, total_steps
-from dwsep_zoo.training.cuda_graphs import Forward, graphed_forward, unchanged
+from dwsep_zoo.training.cuda_graphs import Forward, graphed_forward
 from dwsep_zoo.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger("dwsep_zoo")
@@ -206,11 +207,14 @@ def compiled_forward(model: nn.Module, device: torch.device) -> Forward:
     mode = "reduce-overhead" if device.type == "cuda" else None
     # All networks share the code of one forward, of which PyTorch keeps 8 compilations by default.
     # fullgraph: beyond the limit it fails, and does not go on uncompiled.
-    compiled = torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
+    compiled: dict[Forward, Forward] = {}
 
     def forward(x: Tensor) -> Tensor:
+        own = planned_forward(model, x)
+        if own not in compiled:
+            compiled[own] = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
-            return compiled(x)
+            return compiled[own](x)
 
     return forward
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dwsep_zoo.acceleration import hooks_of, unchanged
 from dwsep_zoo.errors import first_line
-from dwsep_zoo.nn.chain import is_heard
 from dwsep_zoo.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger("dwsep_zoo")
@@ -58,7 +58,7 @@ def graphed_forward(network: nn.Module) -> Forward:
     graphs: dict[Hashable, Forward] = {}
 
     def forward(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or any(map(is_heard, network.modules())):
+        if not torch.is_grad_enabled() or any(hooks_of(*network.modules())):
             return network(x)
         key = (x.shape, x.dtype, x.stride(), *_state(network))
         with _without_cache():
@@ -93,15 +93,3 @@ def _without_cache() -> AbstractContextManager[object]:
         return nullcontext()
     dtype = torch.get_autocast_dtype("cuda")
     return torch.autocast("cuda", dtype=dtype, cache_enabled=False)
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Give the statistics of norms and the random numbers back as they were."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])

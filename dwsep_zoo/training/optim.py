@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dwsep_zoo.errors import UserError, choose, first_line
-from dwsep_zoo.nn import DepthwiseConv2d
+from dwsep_zoo.nn import is_depthwise
 from dwsep_zoo.nn.init import CLASSIFIER
 from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.muon import Muon
@@ -64,7 +64,7 @@ def parameter_groups(
             if parameter.ndim <= 1:
                 decays = decay_norm_and_bias
             else:
-                decays = decay_depthwise or not isinstance(module, DepthwiseConv2d)
+                decays = decay_depthwise or not is_depthwise(module)
             kind = "decay" if decays else "no_decay"
             if orthogonal and _mixes_channels(module) and part_of(prefix) != "stem":
                 kind = "orthogonal"

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from dwsep_zoo.acceleration import accelerate
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet
 from dwsep_zoo.ops import native
@@ -167,7 +168,7 @@ def _module(settings: Settings, prepared: Prepared, model: ConvNet) -> LitClassi
     if settings.trainer.channels_last:
         model.to(memory_format=torch.channels_last)
     return LitClassifier(
-        model,
+        accelerate(model),
         num_classes=prepared.data.num_classes,
         recipe=settings.recipe,
         seed=settings.seed,

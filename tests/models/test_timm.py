@@ -13,7 +13,7 @@ from torch import nn
 
 from dwsep_zoo import UserError, create_model, list_models
 from dwsep_zoo.models.convnet import ConvNet
-from dwsep_zoo.nn import DepthwiseConv2d
+from dwsep_zoo.nn import is_depthwise
 
 
 def small(name: str, **options: object) -> ConvNet:
@@ -200,7 +200,7 @@ def test_only_depthwise_filters_are_exempt_from_decay_by_name(name: str) -> None
     with torch.device("meta"):
         model = small(name)
     depthwise = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
-    assert all(isinstance(m, DepthwiseConv2d) for m in depthwise)
+    assert all(is_depthwise(m) for m in depthwise)
     exempt = {id(model.get_parameter(key)) for key in model.no_weight_decay()}
     assert exempt == {id(m.weight) for m in depthwise}
     assert small("mobilenet_v1", conv="standard").no_weight_decay() == set()

@@ -6,7 +6,7 @@ from helpers import recipe
 from torch import nn
 
 from dwsep_zoo import create_model
-from dwsep_zoo.nn import CONVS, DepthwiseConv2d
+from dwsep_zoo.nn import CONVS, is_depthwise
 from dwsep_zoo.training.muon import Muon, orthogonalise
 from dwsep_zoo.training.optim import create_optimizer, parameter_groups
 
@@ -121,7 +121,7 @@ def test_which_weights_are_matrices(name, conv):
         for p in module.parameters(recurse=False):
             dense = isinstance(module, nn.Conv2d) and module.groups == 1 and module.bias is None
             assert (id(p) in found) == (dense and id(p) not in stem)
-            assert not (isinstance(module, DepthwiseConv2d) and id(p) in found)
+            assert not (is_depthwise(module) and id(p) in found)
 
 
 def test_the_rates_of_both_kinds():

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dwsep_zoo import UserError, create_model
-from dwsep_zoo.nn import DepthwiseConv2d
+from dwsep_zoo.nn import is_depthwise
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.optim import (
     OWN,
@@ -41,6 +41,10 @@ def ids(model, *kinds, biases=False):
     }
 
 
+def depthwise_filters(model):
+    return {id(m.weight) for m in model.modules() if is_depthwise(m)}
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small", "xception"])
 def test_norms_biases_and_depthwise_filters_do_not_decay(name):
     model = create_model(name, width_mult=0.25)
@@ -48,7 +52,7 @@ def test_norms_biases_and_depthwise_filters_do_not_decay(name):
     everything = {id(p) for p in model.parameters()}
     spared = (
         ids(model, nn.BatchNorm2d)
-        | ids(model, DepthwiseConv2d)
+        | depthwise_filters(model)
         | ids(model, nn.Conv2d, nn.Linear, biases=True)
     )
     assert members["no_decay"] == spared
@@ -59,7 +63,7 @@ def test_norms_biases_and_depthwise_filters_do_not_decay(name):
 def test_the_two_switches():
     model = create_model("mobilenet_v1", width_mult=0.25)
     members, _ = grouped(model, decay_depthwise=True)
-    assert ids(model, DepthwiseConv2d) <= members["decay"]
+    assert depthwise_filters(model) <= members["decay"]
     members, _ = grouped(model, decay_depthwise=True, decay_norm_and_bias=True)
     assert set(members) == {"decay"}
 

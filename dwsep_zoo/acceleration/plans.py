@@ -1,0 +1,305 @@
+"""Networks that train with this project's kernels: :func:`accelerate`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+from torch.nn.modules.batchnorm import _BatchNorm  # the base of all batch norms
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # not public
+from torch.utils._pytree import tree_leaves
+
+from dwsep_zoo.acceleration.chain import Notes
+from dwsep_zoo.acceleration.trace import Graph, Untraceable, trace
+from dwsep_zoo.nn.layers import is_depthwise
+from dwsep_zoo.ops import plain
+
+log = logging.getLogger("dwsep_zoo")
+
+KEPT = 4  # plans of a network: training or not, parts of it frozen or not
+FEW = 8  # steps; plans of fewer were not worth making
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def accelerate(model: Network) -> Network:
+    """Let a network train with this project's kernels: any network of PyTorch modules.
+
+    At the first step, one pass of ``torch.fx`` finds expansions, batch norms, activations and
+    depthwise convolutions that follow one another, and from then on fused operators compute them.
+    Parameters, state dict, outputs and running statistics stay as they are, to rounding. Copies of
+    the network are accelerated too.
+
+    The network computes as before without gradients, while a hook observes one of its modules,
+    under ``torch.compile``, export, tracing and the transforms of ``torch.func``, and where its
+    forward pass cannot be recorded, which the log says. A network whose modules were changed is
+    recorded again at its next step. Lists and dicts that it changes in place are not noticed.
+
+    The kernels are for channels_last, in float32 and bfloat16::
+
+        model = timm.create_model("mobilenetv2_100").to(memory_format=torch.channels_last)
+        dwsep_zoo.accelerate(model)
+
+    Args:
+        model: maps one tensor, ``(N, C, H, W)``; its ``forward`` is replaced in place.
+
+    Returns:
+        ``model`` itself.
+    """
+    if _plans(model) is not None:
+        return model
+    why = ""
+    if isinstance(model, torch.jit.ScriptModule):
+        why = "it is scripted"
+    elif "forward" in model.__dict__:
+        why = "its forward was replaced before"
+    if why:
+        log.warning("accelerate: %s stays as it is: %s", type(model).__name__, why)
+        return model
+    model.__dict__[_ATTRIBUTE] = Plans()
+    model.forward = types.MethodType(_planned(type(model)), model)
+    return model
+
+
+def explain(model: nn.Module, x: Tensor) -> Notes:
+    """Name the layers that kernels compute together for an input, and the others with the reason.
+
+    Args:
+        model: an accelerated network; it stays as it is.
+        x: ``(N, C, H, W)``.
+    """
+    plans = _plans(model)
+    assert plans is not None, "the network is not accelerated"
+    with torch.enable_grad(), unchanged(model):
+        plan = plans.find(model, x)
+        if plan.graph is None:
+            return Notes([], {"": plan.why})
+        notes = plan.note()
+        plan.graph.planned.forward(x.detach().requires_grad_(x.is_floating_point()))
+        return plan.finish(notes)
+
+
+def planned_forward(model: nn.Module, x: Tensor) -> Callable[..., Any]:
+    """The forward pass of a network for a compiler, with this project's convolutions if planned.
+
+    Args:
+        model: if it is not accelerated, its own forward is returned.
+        x: an input, ``(N, C, H, W)``.
+    """
+    plans = _plans(model)
+    graph = None if plans is None else plans.find(model, x).graph
+    return model.forward if graph is None else graph.planned.forward
+
+
+def hooks_of(*modules: nn.Module) -> list[Any]:
+    """The collections of hooks that observe these modules, and those that observe all modules."""
+    return [hooks for module in modules for hooks in _hooks(module)] + [
+        global_hooks._global_forward_hooks,
+        global_hooks._global_forward_pre_hooks,
+        global_hooks._global_backward_hooks,
+        global_hooks._global_backward_pre_hooks,
+    ]
+
+
+_ATTRIBUTE = "_dwsep_plans"
+
+
+def _plans(model: nn.Module) -> Plans | None:
+    return model.__dict__.get(_ATTRIBUTE)
+
+
+def _planned(kind: type[nn.Module]) -> Callable[..., Any]:
+    """The forward of a network of this kind with plans."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return type(self).forward(self, *args, **kwargs)
+        return self.__dict__[_ATTRIBUTE].forward(self, *args, **kwargs)
+
+    return forward
+
+
+class Plan:
+    """The planned forward pass of a network in one state of its modules.
+
+    Args:
+        model: the network.
+        x: an input, which checks that the graph is the network's.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor):
+        self.graph: Graph | None = None
+        self.why = ""  # there is no graph
+        self.steps = 0
+        self.modules = [*model.modules()]
+        self.kinds = [type(module) for module in self.modules]
+        # Equality begins with identity, which is quick. The children's dicts change in place.
+        self.attributes = [dict(module.__dict__) for module in self.modules]
+        self.children = [dict(module._modules) for module in self.modules]
+        self.hooks = hooks_of(*self.modules[1:])  # the network's own are called before its forward
+        try:
+            graph = trace(model)
+            _check_same(model, graph, x.detach())
+        except Untraceable as error:
+            self.why = str(error)
+        else:
+            self.graph = graph
+
+    def holds(self) -> bool:
+        """Whether the network is still as it was when the plan was made."""
+        try:
+            return (
+                [*map(type, self.modules)] == self.kinds
+                and [module.__dict__ for module in self.modules] == self.attributes
+                and [module._modules for module in self.modules] == self.children
+                and (self.graph is None or self.graph.reads_the_same())
+            )
+        except (RuntimeError, ValueError):  # two tensors or arrays were compared
+            return False
+
+    def is_heard(self) -> bool:
+        """Whether a hook observes a module inside the network."""
+        return any(self.hooks)
+
+    def note(self) -> Notes:
+        """Let the next forward pass note what it does."""
+        assert self.graph is not None
+        notes = Notes([], {})
+        for chain in self.graph.chains:
+            chain.notes = notes
+        return notes
+
+    def finish(self, notes: Notes) -> Notes:
+        """Stop noting, and add the layers that are in no chain."""
+        assert self.graph is not None
+        for chain in self.graph.chains:
+            chain.notes = None
+        known = {name for names in notes.fused for name in names} | {*notes.left}
+        for name, module in self.modules[0].named_modules():
+            if name not in known and (isinstance(module, _BatchNorm) or is_depthwise(module)):
+                notes.left[name] = self.graph.why_alone(name, module)
+        return notes
+
+
+class Plans:
+    """Calls a network by its plan where it trains, and as it is otherwise."""
+
+    def __init__(self) -> None:
+        self.kept: list[Plan] = []  # the newest first
+        self.given_up = False
+
+    def __deepcopy__(self, memo: Any) -> Plans:
+        return Plans()
+
+    def __reduce__(self) -> Any:
+        return Plans, ()
+
+    def forward(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.given_up or len(args) != 1 or kwargs or not _may_plan(args[0]):
+            return type(model).forward(model, *args, **kwargs)
+        plan = self.find(model, args[0])
+        if plan.graph is None or plan.is_heard():
+            return type(model).forward(model, *args)
+        plan.steps += 1
+        if plan.steps > 1:
+            return plan.graph.planned.forward(*args)
+        notes = plan.note()
+        result = plan.graph.planned.forward(*args)
+        _say(model, plan.finish(notes))
+        return result
+
+    def find(self, model: nn.Module, x: Tensor) -> Plan:
+        """Return the plan of the network as it is now, and make one where there is none."""
+        for plan in self.kept:
+            if plan.holds():
+                return plan
+        if len(self.kept) == KEPT and all(plan.steps < FEW for plan in self.kept):
+            self.given_up = True
+            log.warning("accelerate: its modules change from step to step, so it stays as it is")
+        plan = Plan(model, x)
+        if plan.why:
+            log.warning("accelerate: %s stays as it is: %s", type(model).__name__, plan.why)
+        self.kept = [plan, *self.kept][:KEPT]
+        return plan
+
+
+def _say(model: nn.Module, notes: Notes) -> None:
+    of_norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    of_convs = sum(map(is_depthwise, model.modules()))
+    convs = {name for name, module in model.named_modules() if is_depthwise(module)}
+    norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    fused = {name for names in notes.fused for name in names}
+    reasons = sorted({why for name, why in notes.left.items() if name in norms | convs})
+    log.info(
+        "accelerate: kernels compute %d of %d norms and %d of %d depthwise convolutions with "
+        "their neighbours%s",
+        *(len(norms & fused), of_norms, len(convs & fused), of_convs),
+        f"; the others: {'; '.join(reasons)}" if reasons else "",
+    )
+
+
+def _may_plan(x: object) -> bool:
+    return (
+        type(x) is Tensor
+        and x.device.type in ("cpu", "cuda")
+        and torch.is_grad_enabled()
+        and not plain(x)
+        and not is_in_torch_dispatch_mode()  # a mode may count operators
+    )
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    yield module._forward_hooks
+    yield module._forward_pre_hooks
+    yield module._backward_hooks
+    yield module._backward_pre_hooks
+
+
+def _check_same(model: nn.Module, graph: Graph, x: Tensor) -> None:
+    """Raise Untraceable unless the recorded graph computes what the network does, bit by bit.
+
+    Some code takes another path without an error when it is recorded.
+    """
+    results = []
+    for run in (functools.partial(type(model).forward, model), graph.recorded.forward):
+        with unchanged(model), torch.no_grad(), _uncached(x.device.type):
+            try:
+                results.append(tree_leaves(run(x)))
+            except Exception as error:
+                if not results:
+                    raise  # the network itself refuses this input
+                raise Untraceable(f"its recorded graph fails: {error}") from error
+    for want, got in zip(*results, strict=True):
+        same = (
+            torch.equal(want.nan_to_num(), got.nan_to_num())
+            if isinstance(want, Tensor) and isinstance(got, Tensor)
+            else want == got
+        )
+        if not same:
+            raise Untraceable("its recorded graph computes something else")
+
+
+def _uncached(device: str) -> AbstractContextManager[object]:
+    """Autocast as it is, without a cache: weights cast here would have no gradient afterwards."""
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Give the statistics of norms and the random numbers back as they were."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
