@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from record import Ratio, Record, finish, machine, parse, parser
 from torch import Tensor, nn
 
-from dwsep_zoo import create_model
+from dwsep_zoo import accelerate, create_model
 from dwsep_zoo.training.cuda_graphs import Forward, graphed_forward
 
 DEVICE = torch.device("cuda")
@@ -57,7 +57,8 @@ def timm_model(case: Case) -> nn.Module:
 
 
 def own_model(case: Case) -> nn.Module:
-    return create_model(case.name, num_classes=1000, output_stride=case.output_stride)
+    network = create_model(case.name, num_classes=1000, output_stride=case.output_stride)
+    return accelerate(network)
 
 
 def step_of(model: nn.Module, case: Case, prepare: Callable[[nn.Module], Forward]) -> Step:

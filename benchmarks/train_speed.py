@@ -42,7 +42,7 @@ from record import Ratio, Record, finish, machine, parse, parser
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from dwsep_zoo import create_model
+from dwsep_zoo import accelerate, create_model
 from dwsep_zoo.config import compose_settings
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.splits import Images, Labelled
@@ -159,7 +159,7 @@ def common_process(network: dict[str, Any]) -> Iterator[Times]:
 
 
 def bare_loop(network: dict[str, Any], data: ImageData, recipe: Recipe, compiled: bool) -> Step:
-    model = create_model(**network).to(memory_format=torch.channels_last)
+    model = accelerate(create_model(**network).to(memory_format=torch.channels_last))
     forward = compiled_forward(model, torch.device("cpu")) if compiled else model
     optimizer = create_optimizer(recipe, parameter_groups(model, recipe.weight_decay))
     schedule = create_schedule(optimizer, recipe, steps=10**6)
@@ -205,7 +205,11 @@ def app(network: dict[str, Any], data: ImageData, steps: int, compiled: bool) ->
         trainer = create_trainer(settings, Path(folder), [table, compiling, times], first_step=0)
         model = create_model(**network).to(memory_format=torch.channels_last)
         module = LitClassifier(
-            model, num_classes=10, recipe=settings.recipe, seed=0, description={"model": network}
+            accelerate(model),
+            num_classes=10,
+            recipe=settings.recipe,
+            seed=0,
+            description={"model": network},
         )
         trainer.fit(module, datamodule=data)
     return [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]

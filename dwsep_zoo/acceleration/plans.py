@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import types
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from dwsep_zoo.acceleration.chain import Notes
 from dwsep_zoo.acceleration.trace import Graph, Untraceable, trace
+from dwsep_zoo.errors import first_line
 from dwsep_zoo.nn.layers import is_depthwise
 from dwsep_zoo.ops import plain
 
@@ -78,10 +80,10 @@ def explain(model: nn.Module, x: Tensor) -> Notes:
     assert plans is not None, "the network is not accelerated"
     with torch.enable_grad(), unchanged(model):
         plan = plans.find(model, x)
-        if plan.graph is None:
-            return Notes([], {"": plan.why})
+        if plan is None or plan.graph is None:
+            return Notes([], {"": plan.why if plan else "a hook observes it"})
         notes = plan.note()
-        plan.graph.planned.forward(x.detach().requires_grad_(x.is_floating_point()))
+        plan.graph.planned.forward(x.detach())
         return plan.finish(notes)
 
 
@@ -93,8 +95,8 @@ def planned_forward(model: nn.Module, x: Tensor) -> Callable[..., Any]:
         x: an input, ``(N, C, H, W)``.
     """
     plans = _plans(model)
-    graph = None if plans is None else plans.find(model, x).graph
-    return model.forward if graph is None else graph.planned.forward
+    plan = None if plans is None else plans.find(model, x)
+    return model.forward if plan is None or plan.graph is None else plan.graph.planned.forward
 
 
 def hooks_of(*modules: nn.Module) -> list[Any]:
@@ -145,24 +147,18 @@ class Plan:
         self.children = [dict(module._modules) for module in self.modules]
         self.hooks = hooks_of(*self.modules[1:])  # the network's own are called before its forward
         try:
-            graph = trace(model)
-            _check_same(model, graph, x.detach())
+            self.graph = _checked_graph(model, x.detach())
         except Untraceable as error:
             self.why = str(error)
-        else:
-            self.graph = graph
 
     def holds(self) -> bool:
         """Whether the network is still as it was when the plan was made."""
-        try:
-            return (
-                [*map(type, self.modules)] == self.kinds
-                and [module.__dict__ for module in self.modules] == self.attributes
-                and [module._modules for module in self.modules] == self.children
-                and (self.graph is None or self.graph.reads_the_same())
-            )
-        except (RuntimeError, ValueError):  # two tensors or arrays were compared
-            return False
+        return (
+            [*map(type, self.modules)] == self.kinds
+            and _are_same([module.__dict__ for module in self.modules], self.attributes)
+            and [module._modules for module in self.modules] == self.children
+            and (self.graph is None or self.graph.reads_the_same())
+        )
 
     def is_heard(self) -> bool:
         """Whether a hook observes a module inside the network."""
@@ -205,7 +201,7 @@ class Plans:
         if self.given_up or len(args) != 1 or kwargs or not _may_plan(args[0]):
             return type(model).forward(model, *args, **kwargs)
         plan = self.find(model, args[0])
-        if plan.graph is None or plan.is_heard():
+        if plan is None or plan.graph is None or plan.is_heard():
             return type(model).forward(model, *args)
         plan.steps += 1
         if plan.steps > 1:
@@ -215,11 +211,16 @@ class Plans:
         _say(model, plan.finish(notes))
         return result
 
-    def find(self, model: nn.Module, x: Tensor) -> Plan:
-        """Return the plan of the network as it is now, and make one where there is none."""
+    def find(self, model: nn.Module, x: Tensor) -> Plan | None:
+        """Return the plan of the network as it is now, and make one where there is none.
+
+        While a hook observes a module, there may be none.
+        """
         for plan in self.kept:
             if plan.holds():
                 return plan
+        if any(hooks_of(*[*model.modules()][1:])):
+            return None
         if len(self.kept) == KEPT and all(plan.steps < FEW for plan in self.kept):
             self.given_up = True
             log.warning("accelerate: its modules change from step to step, so it stays as it is")
@@ -262,28 +263,44 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     yield module._backward_pre_hooks
 
 
-def _check_same(model: nn.Module, graph: Graph, x: Tensor) -> None:
-    """Raise Untraceable unless the recorded graph computes what the network does, bit by bit.
+def _checked_graph(model: nn.Module, x: Tensor) -> Graph:
+    """Record a network, and see that the graph computes what the network does, bit by bit.
 
-    Some code takes another path without an error when it is recorded.
+    Some code takes another path without an error when it is recorded, or keeps something that later
+    steps need. A copy of the network is recorded, which nothing can change for the caller.
+
+    Raises:
+        Untraceable: if it does not, or if the forward sets attributes.
     """
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:  # of any attribute
+        raise Untraceable(f"it cannot be copied: {first_line(error)}") from error
+    before = [dict(module.__dict__) for module in twin.modules()]
+    graph = trace(twin)
     results = []
-    for run in (functools.partial(type(model).forward, model), graph.recorded.forward):
-        with unchanged(model), torch.no_grad(), _uncached(x.device.type):
+    for run in (functools.partial(type(twin).forward, twin), graph.recorded.forward):
+        with unchanged(twin), torch.no_grad(), _uncached(x.device.type):
             try:
                 results.append(tree_leaves(run(x)))
             except Exception as error:
                 if not results:
                     raise  # the network itself refuses this input
-                raise Untraceable(f"its recorded graph fails: {error}") from error
-    for want, got in zip(*results, strict=True):
-        same = (
-            torch.equal(want.nan_to_num(), got.nan_to_num())
-            if isinstance(want, Tensor) and isinstance(got, Tensor)
-            else want == got
-        )
-        if not same:
-            raise Untraceable("its recorded graph computes something else")
+                raise Untraceable(f"its recorded graph fails: {first_line(error)}") from error
+    if not _are_same(before, [module.__dict__ for module in twin.modules()]):
+        raise Untraceable("its forward sets attributes")
+    if not all(map(_are_same, *results)) or len(results[0]) != len(results[1]):
+        raise Untraceable("its recorded graph computes something else")
+    return graph.of(model)
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one.nan_to_num(), other.nan_to_num())
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # arrays in it are compared
+        return False
 
 
 def _uncached(device: str) -> AbstractContextManager[object]:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all batch norms
 
 from dwsep_zoo.acceleration.chain import Chain, Layer
+from dwsep_zoo.errors import first_line
 from dwsep_zoo.nn.layers import ACT_MODULES, Conv2dSame, is_depthwise, is_pointwise
 from dwsep_zoo.ops import depthwise_conv2d, pointwise_conv2d, pool_beside
 
@@ -61,6 +62,10 @@ class Graph(NamedTuple):
     whole: dict[str, str]
     constants: list[Constant]
 
+    def of(self, model: nn.Module) -> Graph:
+        """The graph for a network of the same modules."""
+        return _graph_of(model, self.recorded.graph, self.whole)
+
     def reads_the_same(self) -> bool:
         return all(getattr(owner, name) is tensor for owner, name, tensor in self.constants)
 
@@ -83,8 +88,12 @@ def trace(model: nn.Module) -> Graph:
         try:
             graph = tracer.trace(_Root(model))
         except Exception as error:  # of any kind: the network's code met what is no tensor
-            raise Untraceable(_line(error)) from error
-    root, modules, constants = tracer.root, dict[str, nn.Module](), dict[str, Constant]()
+            raise Untraceable(first_line(error)) from error
+    return _graph_of(model, graph, tracer.whole)
+
+
+def _graph_of(model: nn.Module, graph: fx.Graph, whole: dict[str, str]) -> Graph:
+    root, modules, constants = _Root(model), dict[str, nn.Module](), dict[str, Constant]()
     for node in graph.nodes:
         target = str(node.target)
         if node.op == "call_module":
@@ -105,8 +114,8 @@ def trace(model: nn.Module) -> Graph:
     return Graph(
         recorded,
         fx.GraphModule({**modules, **attributes, **chains}, planned),
-        list(chains.values()),
-        tracer.whole,
+        [*chains.values()],
+        whole,
         [*constants.values()],
     )
 
@@ -145,17 +154,13 @@ class _Tracer(fx.Tracer):
                     break
                 self.graph.erase_node(node)
             name = self.path_of_module(m)
-            self.whole[name.removeprefix("network.")] = _line(error)
+            self.whole[name.removeprefix("network.")] = first_line(error)
             return self.create_proxy("call_module", name, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             raise Untraceable("gradient checkpointing")
         return super().create_node(*args, **kwargs)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _drop_identities(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
