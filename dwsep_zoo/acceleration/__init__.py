@@ -5,7 +5,8 @@ from dwsep_zoo.acceleration.plans import (
     explain,
     hooks_of,
     planned_forward,
+    summary,
     unchanged,
 )
 
-__all__ = ["accelerate", "explain", "hooks_of", "planned_forward", "unchanged"]
+__all__ = ["accelerate", "explain", "hooks_of", "planned_forward", "summary", "unchanged"]

@@ -208,7 +208,7 @@ class Plans:
             return plan.graph.planned.forward(*args)
         notes = plan.note()
         result = plan.graph.planned.forward(*args)
-        _say(model, plan.finish(notes))
+        log.info("training steps: %s", summary(model, plan.finish(notes)))
         return result
 
     def find(self, model: nn.Module, x: Tensor) -> Plan | None:
@@ -231,18 +231,17 @@ class Plans:
         return plan
 
 
-def _say(model: nn.Module, notes: Notes) -> None:
-    of_norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
-    of_convs = sum(map(is_depthwise, model.modules()))
-    convs = {name for name, module in model.named_modules() if is_depthwise(module)}
-    norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+def summary(model: nn.Module, notes: Notes) -> str:
+    """Say in one line how many of a network's layers kernels compute, and why not the others."""
     fused = {name for names in notes.fused for name in names}
-    reasons = sorted({why for name, why in notes.left.items() if name in norms | convs})
-    log.info(
-        "accelerate: kernels compute %d of %d norms and %d of %d depthwise convolutions with "
-        "their neighbours%s",
-        *(len(norms & fused), of_norms, len(convs & fused), of_convs),
-        f"; the others: {'; '.join(reasons)}" if reasons else "",
+    modules = dict(model.named_modules())
+    norms = {name for name, module in modules.items() if isinstance(module, _BatchNorm)}
+    convs = {name for name, module in modules.items() if is_depthwise(module)}
+    reasons = sorted({why for name, why in notes.left.items() if name in norms | convs | {""}})
+    return (
+        f"kernels compute {len(norms & fused)} of {len(norms)} norms and {len(convs & fused)} of "
+        f"{len(convs)} depthwise convolutions with their neighbours"
+        + (f"; the others: {'; '.join(reasons)}" if reasons else "")
     )
 
 

@@ -106,11 +106,27 @@ def run(arguments: list[str]) -> None:
             say=lambda what: status.update(f"measuring {what}"),
         )
     console.print(latency_table(plan, costs))
+    for name, network in plan.networks.items():
+        console.print(f"{name}, in training: {_in_training(network, plan.input_size)}")
     for reason, times in fallbacks.items():
         console.print(f"PyTorch's depthwise kernel was used {times:,} times: {reason}")
     if options.roofline:
         for part in _roofline(plan, costs, figure):
             console.print(part)
+
+
+def _in_training(network: nn.Module, input_size: tuple[int, int, int]) -> str:
+    """Which layers this project's kernels compute in a step of training."""
+    import copy
+
+    import torch
+
+    from dwsep_zoo.acceleration import accelerate, explain, summary
+
+    images = torch.randn(2, *input_size, device=next(network.parameters()).device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    trained = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
+    return summary(network, explain(accelerate(trained), images))
 
 
 def plan_variants(options: ProfileArguments) -> Variants:
