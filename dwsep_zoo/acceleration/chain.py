@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dwsep_zoo.ops import Depthwise, Fusion, Norm, fused, native
 from dwsep_zoo.ops.dtype import autocast_dtype
-from dwsep_zoo.ops.norm import covers
+from dwsep_zoo.ops.norm import covers, update_running
 
 
 class Layer(NamedTuple):
@@ -148,7 +148,9 @@ def _compute(x: Tensor, candidate: _Candidate, fusion: Fusion) -> Tensor:
     y, moments = fused(x, fusion)
     norms = [norm for norm in (candidate.norm, candidate.norm2) if norm is not None]
     for norm, stats, like in zip(norms, moments, (x, y), strict=False):
-        _update(norm, stats, like.numel() // like.shape[1])
+        mean, var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        assert mean is not None and var is not None and norm.momentum is not None  # noqa: PT018
+        update_running(stats, mean, var, batches, norm.momentum, like.numel() // like.shape[1])
     return y
 
 
@@ -157,7 +159,8 @@ def _normalises(norm: nn.BatchNorm2d, x: Tensor, chans: int) -> bool:
     return (
         norm.training
         and norm.momentum is not None
-        and norm.running_mean is not None
+        and _is_usual(norm.running_mean, x)
+        and _is_usual(norm.running_var, x)
         and norm.num_features == chans
         and _is_usual(norm.weight, x)
         and _is_usual(norm.bias, x)
@@ -196,22 +199,3 @@ def _why_not(x: Tensor, layer: Layer) -> str:
     if x.shape[1] < native.VECTOR:
         return f"it has {x.shape[1]} channels"
     return "there is no norm or activation before it, or no kernel for its shape"
-
-
-@torch.no_grad()
-def _update(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
-    """Update running statistics as ``nn.BatchNorm2d`` does, with the unbiased variance."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.momentum is not None
-    if stats.is_cuda:
-        from dwsep_zoo.ops import triton_norm  # import Triton only if there is a GPU
-
-        running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-        triton_norm.update_running(stats, *running, norm.momentum, count)
-        return
-    mean, var = stats
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)

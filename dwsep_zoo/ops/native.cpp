@@ -859,6 +859,18 @@ void dwsep_norm_act(const void *x, void *y, const float *weight, const float *bi
     BY_ACT(norm_act, FLOAT, act, a, x, y, weight, bias, threads)
 }
 
+// Moves running statistics, (chans,), towards those of a batch with count values a channel. batches,
+// the number of batches, may be null.
+void dwsep_update_running(const float *stats, float *mean, float *var, long *batches,
+                          double momentum, long count, long chans) {
+    const float share = momentum, unbiased = double(count) / (count - 1);
+    for (long c = 0; c < chans; c++) {
+        mean[c] += share * (stats[c] - mean[c]);
+        var[c] += share * (stats[chans + c] * unbiased - var[c]);
+    }
+    if (batches) ++*batches;
+}
+
 // Gradients of x, (rows, chans), and of weight and bias, (chans,).
 void dwsep_norm_act_backward(const void *grad, const void *x, float *stats, void *dx,
                              float *dweight, float *dbias, long rows, long chans, double eps,

@@ -39,6 +39,7 @@ STRIDES = (1, 2)
 _POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
 _SIGNATURES = {
     "dwsep_norm_act": [*[_POINTER] * 5, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
+    "dwsep_update_running": [*[_POINTER] * 4, _DOUBLE, _LONG, _LONG],
     "dwsep_norm_act_backward": [*[_POINTER] * 6, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
     "dwsep_depthwise_backward": [*[_POINTER] * 5, *[_LONG] * 6, *[_INT] * 5],
     "dwsep_norm_act_depthwise": [*[_POINTER] * 10, *[_LONG] * 6, *[_DOUBLE] * 2, *[_INT] * 6],
@@ -192,6 +193,15 @@ def backward(
     return grad_x, *of_norm, taps, *(() if stats2 is None else (weight2, bias2))
 
 
+def update_running(
+    stats: Tensor, mean: Tensor, var: Tensor, batches: Tensor | None, momentum: float, count: int
+) -> None:
+    """Update the running statistics of a norm, see ``_Kernels`` in :mod:`.norm`."""
+    _library().dwsep_update_running(
+        *_pointers(stats, mean, var, batches), momentum, count, stats.shape[1]
+    )
+
+
 def depthwise_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, need_x: bool
 ) -> tuple[Tensor | None, Tensor]:
@@ -229,7 +239,7 @@ def _acts(x: Tensor, *norms: Norm) -> list[int]:
 
 
 def _float32(t: Tensor) -> Tensor:
-    return t.float().contiguous()
+    return t if t.dtype is torch.float32 and t.is_contiguous() else t.float().contiguous()
 
 
 def _library() -> ctypes.CDLL:

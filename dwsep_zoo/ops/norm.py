@@ -44,15 +44,31 @@ def fused(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor]]:
             expansion to the type of ``x``.
 
     Returns:
-        The output, in the type of ``x``, and of each norm ``(2, C)`` float32: mean and biased
-        variance, which autograd treats as constants.
+        The output, in the type of ``x``, and of each norm ``(4, C)`` float32: mean, biased
+        variance, and the resulting scale and shift, which autograd treats as constants.
     """
     norm, conv, norm2, expand = fusion
     y, *stats = _Fused.apply(
         (norm[2:], conv and conv[1:], norm2[2:]),
         *(x, *norm[:2], conv and conv.taps, *norm2[:2], expand),
     )
-    return y, [moments[:2] for moments in stats]
+    return y, stats
+
+
+def update_running(
+    stats: Tensor, mean: Tensor, var: Tensor, batches: Tensor | None, momentum: float, count: int
+) -> None:
+    """Update running statistics in place as ``nn.BatchNorm2d`` does, with the unbiased variance.
+
+    Args:
+        stats: ``(4, C)`` from :func:`fused`.
+        mean: ``(C,)`` float32, the running mean.
+        var: likewise, the running variance.
+        batches: the number of batches, int64, or ``None``.
+        momentum: weight of this batch.
+        count: values of a channel, at least 2.
+    """
+    _kernels(stats, None).update_running(stats, mean, var, batches, momentum, count)
 
 
 class _Fused(torch.autograd.Function):
@@ -144,6 +160,17 @@ class _Kernels(Protocol):
         The statistics are ``(4, C)`` float32: mean, biased variance, and the resulting scale and
         shift.
         """
+
+    def update_running(
+        self,
+        stats: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        batches: Tensor | None,
+        momentum: float,
+        count: int,
+    ) -> None:
+        """Update running statistics in place, see :func:`update_running`."""
 
     def backward(
         self, grad: Tensor, x: Tensor, fusion: Fusion, *kept: Tensor

@@ -106,7 +106,7 @@ def backward(grad: Tensor, x: Tensor, fusion: Fusion, stats: Tensor) -> tuple[Te
 
 
 def update_running(
-    stats: Tensor, mean: Tensor, var: Tensor, tracked: Tensor | None, momentum: float, count: int
+    stats: Tensor, mean: Tensor, var: Tensor, batches: Tensor | None, momentum: float, count: int
 ) -> None:
     """Move running statistics towards those of a batch, as ``nn.BatchNorm2d`` does.
 
@@ -114,7 +114,7 @@ def update_running(
         stats: the statistics from :func:`forward`.
         mean: running mean, changed in place.
         var: running variance, unbiased, changed in place.
-        tracked: number of batches so far, changed in place.
+        batches: number of batches so far, changed in place.
         momentum: weight of the new statistics.
         count: number of values per channel in the batch.
     """
@@ -124,7 +124,7 @@ def update_running(
             stats,
             mean,
             var,
-            tracked,
+            batches,
             chans,
             momentum,
             momentum * count / (count - 1),
