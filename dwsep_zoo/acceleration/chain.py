@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,6 +61,8 @@ class Chain(nn.Module):
         super().__init__()
         self.layers = list(layers)
         self.candidates = [list(_candidates(layers, at)) for at in range(len(layers))]
+        self.paths: dict[Hashable, list[_Part]] = {}
+        """The parts by kind of input, while the layers' tensors stay as they are."""
         self.notes: Notes | None = None
         """Where the next forward pass notes what it does; ``None``: nowhere."""
 
@@ -69,22 +71,53 @@ class Chain(nn.Module):
             for layer in self.layers:
                 x = layer.call(x)
             return x
-        at, notes = 0, self.notes
+        key = x.shape, x.stride(), x.dtype, x.device, x.requires_grad, autocast_dtype(x)
+        path = self.paths.get(key)
+        if path is None or self.notes is not None:
+            x, self.paths[key] = self._find(x)
+            return x
+        for part in path:
+            x = part.compute(x)
+        return x
+
+    def _find(self, x: Tensor) -> tuple[Tensor, list[_Part]]:
+        """Compute the layers, and return how that was done, too."""
+        at, path = 0, []
         while at < len(self.layers):
+            layer, count = self.layers[at], 1
+            part = _Part(layer.call, None, ())
             for candidate in self.candidates[at]:
                 if (fusion := _fusion(x, candidate)) is not None and covers(x, fusion):
-                    x = _compute(x, candidate, fusion)
-                    at += len(candidate.names)
-                    if notes is not None:
-                        notes.fused.append(candidate.names)
+                    norms = tuple(n for n in (candidate.norm, candidate.norm2) if n is not None)
+                    part, count = _Part(layer.call, fusion, norms), len(candidate.names)
                     break
-            else:
-                layer = self.layers[at]
-                if notes is not None and (layer.norm or layer.depthwise):
-                    notes.left[layer.name] = _why_not(x, layer)
-                x = layer.call(x)
-                at += 1
-        return x
+            if self.notes is not None and part.fusion is not None:
+                self.notes.fused.append(candidate.names)
+            elif self.notes is not None and (layer.norm or layer.depthwise):
+                self.notes.left[layer.name] = _why_not(x, layer)
+            x = part.compute(x)
+            path.append(part)
+            at += count
+        return x, path
+
+
+class _Part(NamedTuple):
+    """A layer, or several that a kernel computes."""
+
+    call: Callable[[Tensor], Tensor]
+    fusion: Fusion | None
+    norms: tuple[nn.BatchNorm2d, ...]  # of the fusion
+
+    def compute(self, x: Tensor) -> Tensor:
+        if self.fusion is None:
+            return self.call(x)
+        y, moments = fused(x, self.fusion)
+        for norm, stats, like in zip(self.norms, moments, (x, y), strict=False):
+            mean, var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+            count = like.numel() // like.shape[1]
+            assert mean is not None and var is not None and norm.momentum is not None  # noqa: PT018
+            update_running(stats, mean, var, batches, norm.momentum, count)
+        return y
 
 
 def _candidates(layers: Sequence[Layer], at: int) -> Iterator[_Candidate]:
@@ -142,16 +175,6 @@ def _fusion(x: Tensor, candidate: _Candidate) -> Fusion | None:
 
 def _norm(norm: nn.BatchNorm2d | None, act: str) -> Norm:
     return Norm(act=act) if norm is None else Norm(norm.weight, norm.bias, norm.eps, act)
-
-
-def _compute(x: Tensor, candidate: _Candidate, fusion: Fusion) -> Tensor:
-    y, moments = fused(x, fusion)
-    norms = [norm for norm in (candidate.norm, candidate.norm2) if norm is not None]
-    for norm, stats, like in zip(norms, moments, (x, y), strict=False):
-        mean, var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        assert mean is not None and var is not None and norm.momentum is not None  # noqa: PT018
-        update_running(stats, mean, var, batches, norm.momentum, like.numel() // like.shape[1])
-    return y
 
 
 def _normalises(norm: nn.BatchNorm2d, x: Tensor, chans: int) -> bool:

@@ -83,7 +83,7 @@ def explain(model: nn.Module, x: Tensor) -> Notes:
         if plan is None or plan.graph is None:
             return Notes([], {"": plan.why if plan else "a hook observes it"})
         notes = plan.note()
-        plan.graph.planned.forward(x.detach())
+        plan.forward(x.detach())
         return plan.finish(notes)
 
 
@@ -145,6 +145,8 @@ class Plan:
         # Equality begins with identity, which is quick. The children's dicts change in place.
         self.attributes = [dict(module.__dict__) for module in self.modules]
         self.children = [dict(module._modules) for module in self.modules]
+        self.holders = [d for m in self.modules for d in (m._parameters, m._buffers) if d]
+        self.tensors: Any = None
         self.hooks = hooks_of(*self.modules[1:])  # the network's own are called before its forward
         try:
             self.graph = _checked_graph(model, x.detach())
@@ -159,6 +161,22 @@ class Plan:
             and [module._modules for module in self.modules] == self.children
             and (self.graph is None or self.graph.reads_the_same())
         )
+
+    def forward(self, *args: Any) -> Any:
+        """Call the planned network; its chains look at their layers anew if a tensor changed."""
+        assert self.graph is not None
+        tensors = [t for holder in self.holders for t in holder.values() if t is not None]
+        state = (
+            [*map(id, tensors)],
+            [*map(Tensor.data_ptr, tensors)],
+            [tensor.requires_grad for tensor in tensors],
+        )
+        if state != self.tensors:
+            self.tensors = state
+            for chain in self.graph.chains:
+                chain.paths.clear()
+        self.steps += 1
+        return self.graph.planned.forward(*args)
 
     def is_heard(self) -> bool:
         """Whether a hook observes a module inside the network."""
@@ -203,11 +221,10 @@ class Plans:
         plan = self.find(model, args[0])
         if plan is None or plan.graph is None or plan.is_heard():
             return type(model).forward(model, *args)
-        plan.steps += 1
-        if plan.steps > 1:
-            return plan.graph.planned.forward(*args)
+        if plan.steps > 0:
+            return plan.forward(*args)
         notes = plan.note()
-        result = plan.graph.planned.forward(*args)
+        result = plan.forward(*args)
         log.info("training steps: %s", summary(model, plan.finish(notes)))
         return result
 

@@ -1,10 +1,10 @@
 """The pointwise convolution as a matrix product, where PyTorch's convolution is slow.
 
-Both compute the same sums. On the CPU, oneDNN's bfloat16 convolutions are slow if a batch has few
-pixels, above all the weight's gradient: with 1024 channels and 512 pixels the three products of a
-training step take little more than a third of the time of the three convolutions, with 2048 pixels
-three quarters, and beyond some thousands the same time. In a squeeze-and-excite, with one pixel per
-image, they take about half of it. In float32 the convolutions are faster.
+Both compute the same sums. On the CPU, oneDNN's convolutions are slow if a batch has few pixels,
+above all the weight's gradient: with 1024 channels and 512 pixels the three products of a training
+step take about a third of the time of the three convolutions, with 2048 pixels two thirds to three
+quarters, and beyond some thousands the same time. In a squeeze-and-excite, with one pixel per
+image, and in narrow layers they take about half of it. In float32 the turning point comes earlier.
 
 On a GPU in half precision both are equally fast, but cuDNN has to try all its kernels for every
 shape, which takes most of a minute per network.
@@ -19,7 +19,7 @@ from torch import Tensor
 from dwsep_zoo.ops.dtype import autocast_dtype
 from dwsep_zoo.ops.fallback import plain
 
-MAX_PIXELS = 4096  # in a batch
+MAX_PIXELS = {torch.bfloat16: 4096, torch.float32: 2048}  # in a batch, on the CPU
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,8 +43,5 @@ def _is_a_product(x: Tensor) -> bool:
 def _is_faster(x: Tensor) -> bool:
     if x.is_cuda:
         return autocast_dtype(x) in (torch.bfloat16, torch.float16) and x.numel() > 0
-    return (
-        x.device.type == "cpu"
-        and autocast_dtype(x) is torch.bfloat16
-        and 0 < x.numel() // x.shape[1] <= MAX_PIXELS
-    )
+    pixels = x.numel() // x.shape[1]
+    return x.device.type == "cpu" and 0 < pixels <= MAX_PIXELS.get(autocast_dtype(x), 0)

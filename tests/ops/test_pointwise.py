@@ -34,17 +34,18 @@ def test_equals_conv2d(biased):
         assert (ours.double() - theirs).abs().max() < 1e-2 * theirs.abs().max()
 
 
-def test_where_the_convolution_is_no_slower_it_is_one(monkeypatch):
-    x, weight = operands()
-    assert not is_a_product(pointwise_conv2d(x, weight))  # float32
-    with torch.autocast("cpu", torch.bfloat16):
-        with plain_kernels():
-            assert not is_a_product(pointwise_conv2d(x, weight))
-        assert not is_a_product(pointwise_conv2d(x.contiguous(), weight))
-        monkeypatch.setattr(pointwise, "MAX_PIXELS", 31)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_where_the_convolution_is_no_slower_it_is_one(dtype, monkeypatch):
+    x, weight = operands(dtype=dtype)
+    weight = weight.to(dtype)
+    assert is_a_product(pointwise_conv2d(x, weight)) == (dtype is not torch.float64)
+    with plain_kernels():
         assert not is_a_product(pointwise_conv2d(x, weight))
-        monkeypatch.setattr(pointwise, "MAX_PIXELS", 32)
-        assert is_a_product(pointwise_conv2d(x, weight))
+    assert not is_a_product(pointwise_conv2d(x.contiguous(), weight))
+    monkeypatch.setattr(pointwise, "MAX_PIXELS", {dtype: 31})
+    assert not is_a_product(pointwise_conv2d(x, weight))
+    monkeypatch.setattr(pointwise, "MAX_PIXELS", {dtype: 32})
+    assert is_a_product(pointwise_conv2d(x, weight))
 
 
 def test_export_sees_a_convolution():
