@@ -52,12 +52,22 @@ def tiles_are_slower(dtype: torch.dtype, kernel_size: int, stride: int) -> bool:
 def has_faster_gradients(
     x: Tensor, dtype: torch.dtype, weight: Tensor, stride: int, padding: int
 ) -> bool:
-    """Whether :func:`backward` beats PyTorch for this input after a cast to ``dtype``."""
+    """Whether :func:`backward` beats PyTorch for this input after a cast to ``dtype``.
+
+    Where nothing beats PyTorch although it is slow, this is counted.
+    """
     if slow_input_grad(dtype, stride):
         return True
-    if slow_weight_grad(dtype, x.shape[2], weight.shape[-1], stride):
+    if dtype is not torch.float64 and native.covers_depthwise(x, weight, stride, padding):
         return True
-    return dtype is not torch.float64 and native.covers_depthwise(x, weight, stride, padding)
+    size = weight.shape[-1]
+    if not slow_weight_grad(dtype, x.shape[2], size, stride):
+        return False
+    if tiles_are_slower(dtype, size, stride):
+        case = f"{size} x {size}, stride {stride}, {dtype}"
+        fallbacks[f"weight gradient on the CPU: {case}"] += 1
+        return False
+    return True
 
 
 def backward(
@@ -120,11 +130,7 @@ def input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: in
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """Return ``(C * depth_multiplier, 1, k, k)``."""
     size = weight.shape[-1]
-    slow = x.numel() > 0 and slow_weight_grad(x.dtype, x.shape[2], size, stride)
-    if not slow or tiles_are_slower(x.dtype, size, stride):
-        if slow:
-            case = f"{size} x {size}, stride {stride}, {x.dtype}"
-            fallbacks[f"weight gradient on the CPU: {case}"] += 1
+    if x.numel() == 0 or not slow_weight_grad(x.dtype, x.shape[2], size, stride):
         return aten_backward(grad, x, weight, stride, (padding, padding), (False, True))[1]
     few = max(1, CACHED_BYTES // x[:1].nbytes)
     parts = zip(grad.split(few), x.split(few), strict=True)
