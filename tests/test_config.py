@@ -11,6 +11,8 @@ from dwsep_zoo.commands.train import run_train
 from dwsep_zoo.config import compose_line, compose_settings, config_dir, read_line
 from dwsep_zoo.schema.settings import parse_settings
 
+pytestmark = pytest.mark.bounds
+
 
 def files(group):
     return sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))

@@ -23,6 +23,8 @@ from torch import nn
 from dwsep_zoo import UserError, create_model, hub, list_models
 from dwsep_zoo.hub import from_pretrained, push_to_hub, save_pretrained
 
+pytestmark = pytest.mark.bounds
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"width_mult": 0.125, "output_stride": 8}
 

@@ -61,7 +61,7 @@ def has_faster_gradients(
     if dtype is not torch.float64 and native.covers_depthwise(x, weight, stride, padding):
         return True
     size = weight.shape[-1]
-    if not slow_weight_grad(dtype, x.shape[2], size, stride):
+    if x.numel() == 0 or not slow_weight_grad(dtype, x.shape[2], size, stride):
         return False
     if tiles_are_slower(dtype, size, stride):
         case = f"{size} x {size}, stride {stride}, {dtype}"

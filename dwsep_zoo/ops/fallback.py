@@ -38,7 +38,8 @@ def plain(x: object) -> bool:
     """
     return (
         _plain
-        or torch.compiler.is_exporting()
+        # is_exporting() is also true under the torch.compile of torch 2.9.
+        or torch.compiler._is_exporting_flag
         or torch.jit.is_tracing()
         or isinstance(x, fx.Proxy)
         or (

@@ -138,11 +138,13 @@ def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         log.addHandler(handler)
+    before = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
         yield
     finally:
+        log.level, log.propagate = before
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()

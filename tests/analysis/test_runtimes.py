@@ -24,6 +24,8 @@ from dwsep_zoo.analysis.runtimes import (
 from dwsep_zoo.nn.blocks import SqueezeExcite
 from tests.helpers import calibrate
 
+pytestmark = pytest.mark.bounds
+
 
 def blocks():
     torch.manual_seed(1)

@@ -22,6 +22,8 @@ from dwsep_zoo.report.figures.svg import document, inline
 from dwsep_zoo.report.results import load_results
 from dwsep_zoo.report.table import make_tables
 
+pytestmark = pytest.mark.bounds
+
 ROWS = [f"t1r{n}" for n in range(9)]
 
 

@@ -18,6 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dwsep_zoo.report.tensorboard import write_comparison, write_hparams, write_scalars
 
+pytestmark = pytest.mark.bounds
+
 HPARAMS = {
     "model": "xception",
     "conv": "standard",

@@ -14,6 +14,8 @@ from dwsep_zoo import UserError, create_model
 from dwsep_zoo.training import compile as compiling
 from dwsep_zoo.training.compile import LONG_ENOUGH, choose_compile, compiled_forward
 
+pytestmark = pytest.mark.bounds
+
 
 def clock(seconds):
     return lambda: seconds

