@@ -66,7 +66,7 @@ def batches(data: ImageData, device: torch.device) -> Generator[int, None, None]
         loader.batch_sampler.sampler.set_epoch(epoch)
         for batch in loader:
             moved = move_data_to_device(batch, device)
-            images, _ = data.on_after_batch_transfer(moved, 0)
+            images, _ = data.prepare_batch(moved)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             yield len(images)

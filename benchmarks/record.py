@@ -1,7 +1,8 @@
 """Common parts of the benchmarks: ratios with bars, recorded, shown, and compared with the record.
 
 A benchmark measures one claim. It begins with :func:`parse` and ends with :func:`finish`, which
-writes ``results/NAME.json``, the source of the table in the documentation. With ``--check`` nothing
+writes ``results/NAME.json``, the source of the table in the documentation; another folder can be
+given by the environment variable ``BENCHMARK_RESULTS``. With ``--check`` nothing
 is written: it measures with the options of the record, and exits with 3 if a ratio is worse by more
 than a tenth, is missing or is new. ``check.py`` does this for all records.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import sys
@@ -23,7 +25,7 @@ from torch.utils.benchmark import Timer
 from dwsep_zoo.analysis.device import device_name
 from dwsep_zoo.training.trainer import auto_precision
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", Path(__file__).parent / "results"))
 WORSE = 0.1  # allowed loss, as a part of the recorded ratio
 DIFFERS_CODE = 3  # exit code, different from that of an error
 

@@ -1,12 +1,13 @@
 """Training images/s on a GPU: this project's networks against timm's, with the same step otherwise.
 
-Sides, in turns: timm's network, eager; the same as CUDA graphs (``ours / timm graph`` is then the
-gain from our kernels); this project's network as its trainer runs it, with its kernels, as CUDA
-graphs. ``--compiled`` adds timm's with ``torch.compile(mode="max-autotune-no-cudagraphs")``, which
-takes minutes. All sides use channels_last, bf16-mixed and fused SGD, on the same images, which are
-on the GPU already.
+Sides, in turns: timm's network, eager; the same with each step as a CUDA graph (``ours / timm
+graph`` is then the gain from our kernels); this project's network with its kernels, likewise as a
+graph, as its trainer runs it. ``--compiled`` adds timm's with
+``torch.compile(mode="max-autotune-no-cudagraphs")``, which takes minutes. All sides use
+channels_last, bf16-mixed and fused SGD, on the same images, which are on the GPU already.
 
     python benchmarks/train_gpu.py            # prints a table and writes results/train_gpu.json
+    python benchmarks/train_gpu.py --only mobilenet_v2
 
 A ratio is of medians over turns of 20 steps; memory is the peak of a side's own steps.
 """
@@ -24,7 +25,7 @@ from record import Ratio, Record, finish, machine, parse, parser
 from torch import Tensor, nn
 
 from dwsep_zoo import accelerate, create_model
-from dwsep_zoo.training.cuda_graphs import Forward, graphed_forward
+from dwsep_zoo.training.cuda_graphs import StepGraph
 
 DEVICE = torch.device("cuda")
 STEPS, TURNS, WARM_UP = 20, 5, 5
@@ -61,36 +62,38 @@ def own_model(case: Case) -> nn.Module:
     return accelerate(network)
 
 
-def step_of(model: nn.Module, case: Case, prepare: Callable[[nn.Module], Forward]) -> Step:
+def step_of(model: nn.Module, case: Case, *, graph: bool = True, mode: str | None = None) -> Step:
+    """A training step; ``mode``: of ``torch.compile``, if the forward pass is to be compiled."""
     model = model.to(DEVICE).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4, fused=True)
     images = torch.randn(case.batch, 3, case.pixels, case.pixels, device=DEVICE)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (case.batch,), device=DEVICE)
-    forward = prepare(model)
+    forward = torch.compile(model, mode=mode) if mode else model
 
     def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             logits: Tensor = forward(images)
         loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return step
+    if not graph:
+        return step
+    recorded = StepGraph(model, optimizer, whole=True)
+    return lambda: recorded.run(None, (images, labels), step)
 
 
 def sides_of(case: Case, *, compiled: bool) -> dict[str, Callable[[], Step]]:
     sides: dict[str, Callable[[], Step]] = {
-        "ours": lambda: step_of(own_model(case), case, graphed_forward),
-        "timm": lambda: step_of(timm_model(case), case, lambda model: model),
-        "timm graph": lambda: step_of(timm_model(case), case, graphed_forward),
+        "ours": lambda: step_of(own_model(case), case),
+        "timm": lambda: step_of(timm_model(case), case, graph=False),
+        "timm graph": lambda: step_of(timm_model(case), case),
     }
     if compiled:
         mode = "max-autotune-no-cudagraphs"
-        sides["timm compiled"] = lambda: step_of(
-            timm_model(case), case, lambda model: torch.compile(model, mode=mode)
-        )
+        sides["timm compiled"] = lambda: step_of(timm_model(case), case, graph=False, mode=mode)
     return sides
 
 
@@ -137,10 +140,12 @@ def measure(case: Case, *, compiled: bool) -> list[Ratio]:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--compiled", action="store_true", help="timm's compiled, too")
+    arguments.add_argument("--only", choices=[case.name for case in CASES], help="one network")
     options = parse(arguments)
     if not torch.cuda.is_available():
         arguments.error("there is no CUDA device")
-    ratios = [ratio for case in CASES for ratio in measure(case, compiled=options.compiled)]
+    cases = [case for case in CASES if options.only in (None, case.name)]
+    ratios = [ratio for case in cases for ratio in measure(case, compiled=options.compiled)]
     conditions = (
         f"bf16-mixed, channels_last, fused SGD, 1000 classes, images on the GPU; medians of "
         f"{TURNS} turns of {STEPS} steps, the sides in turns. {machine('cuda')}"

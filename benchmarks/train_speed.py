@@ -167,7 +167,7 @@ def bare_loop(network: dict[str, Any], data: ImageData, recipe: Recipe, compiled
     bf16 = auto_precision("cpu") == "bf16-mixed"
 
     def step() -> None:
-        images, labels = data.on_after_batch_transfer(next(batches), 0)
+        images, labels = data.prepare_batch(next(batches))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = forward(images)
         loss = F.cross_entropy(logits.float(), labels)

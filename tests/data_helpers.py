@@ -56,4 +56,4 @@ def batches(data: ImageData, split: str = "train", epoch: int = 0) -> list[tuple
     """The batches of an epoch as the network gets them."""
     loader = getattr(data, f"{split}_dataloader")()
     loader.batch_sampler.sampler.set_epoch(epoch)
-    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+    return [data.prepare_batch(batch) for batch in loader]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import runpy
 import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,7 +123,8 @@ def run(tmp_path, monkeypatch):
     return script
 
 
-SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - {"check", "record", "depthwise_gpu"})
+OTHERS = {"check", "record", "depthwise_gpu", "gpu_session"}
+SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - OTHERS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -177,6 +182,87 @@ def test_wrong_verdicts_of_the_latency_comparison_miss_the_bar(run):
     assert ratio.met is False
     assert ratio.figures["intervals with the true ratio inside"] == 3
     assert trials["share_of_right_verdicts"](kind, [right], latency).met is True
+
+
+@pytest.fixture
+def gpu_session(run):
+    return SimpleNamespace(**run("gpu_session", run_name="gpu_session"))
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def record_of(ratio, *arguments):
+    """Code that writes a benchmark's record."""
+    made = json.dumps(dataclasses.asdict(Record("name", "A claim", "", [ratio], arguments)))
+    return f"import os; open(os.environ['BENCHMARK_RESULTS'] + '/name.json', 'w').write({made!r})"
+
+
+def test_a_session_keeps_each_result_the_moment_it_is_there(gpu_session, tmp_path, capsys):
+    case, output = gpu_session.Case, tmp_path / "session"
+    seen = f"print(open({str(output / 'session.json')!r}).read())"
+    failing = "print('[gw1] [ 4%] FAILED a.py::test_b[c d]\\n'); 1 / 0"
+    hanging = (
+        "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid); time.sleep(60)"
+    )
+    results = gpu_session.session(
+        [
+            case("speed", python(record_of(FASTER, "--only", "x")), 60),
+            case("looking", python(seen), 60),
+            case("failing", python(failing), 60),
+            case("hanging", python(hanging), 0.5),
+            case("memory", python(record_of(SMALLER, "--only", "y")), 60),
+        ],
+        output,
+        minutes=10,
+    )
+    kept = json.loads((output / "session.json").read_text())["cases"]
+    assert kept == json.loads(json.dumps(results))
+    assert {name: result["status"] for name, result in kept.items()} == {
+        **{"speed": "done", "looking": "done", "failing": "failed", "hanging": "cut off"},
+        "memory": "done",
+    }
+    before = json.loads((output / "looking" / "log.txt").read_text())["cases"]
+    assert before["speed"] == kept["speed"]
+    assert before["looking"] == {"status": "running"}
+    assert before["memory"] == {"status": "not begun"}
+    assert kept["failing"]["exit_code"] == 1
+    assert kept["failing"]["failed_tests"] == ["a.py::test_b[c d]"]
+    assert "ZeroDivisionError" in kept["failing"]["log_ends_with"]
+    child = int((output / "hanging" / "log.txt").read_text())
+    with suppress(FileNotFoundError, ProcessLookupError):  # it is gone, or nobody waits for it
+        assert not Path(f"/proc/{child}/cmdline").read_text()
+    both = load(output / "name.json")
+    assert (both.ratios, both.arguments) == ([FASTER, SMALLER], [])
+    said = capsys.readouterr().out
+    assert "speed: 3 (ours images/s 300, theirs images/s 100)" in said
+    assert "failed: a.py::test_b[c d]" in said
+
+
+def test_a_session_ends_in_time(gpu_session, tmp_path):
+    case, sleep = gpu_session.Case, python("print('begun'); import time; time.sleep(60)")
+    given = [
+        case("first", sleep, 60, least=0),
+        case("second", sleep, 60, least=1),
+        case("third", sleep, 60),
+    ]
+    begin = time.monotonic()
+    results = gpu_session.session(given, tmp_path, minutes=0.5 / 60)
+    assert time.monotonic() - begin < 10
+    assert results["first"]["status"] == "cut off"
+    assert results["first"]["log_ends_with"] == "begun\n"
+    assert results["second"] == results["third"] == {"status": "no time left"}
+
+
+def test_a_session_runs_scripts_that_exist(gpu_session, tmp_path):
+    """The accuracy only where there are pictures."""
+    for root, count in ((tmp_path / "none", 4), (tmp_path, 5)):
+        given = gpu_session.cases(root)
+        assert len(given) == len({case.name for case in given}) == count
+        for case in given:
+            assert case.least < case.seconds
+            assert case.command[1] == "-m" or Path(case.command[1]).is_file()
 
 
 @pytest.mark.parametrize("made", records(), ids=lambda made: made.name)

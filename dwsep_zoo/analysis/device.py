@@ -1,4 +1,4 @@
-"""A device's name, clock and threads."""
+"""A device's name, clock, threads and fast number format."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices faster than those of float32.
+
+    Args:
+        device: ``cpu``, ``cuda`` or another type.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 All are pure functions: random numbers come in as a table of integers, one row an image, which the
 loader draws on the CPU, so that a run sees the same pictures on every device. They are integers
-because trainers of reduced precision round floating-point numbers.
+because trainers of reduced precision round floating-point numbers; for the same reason no number
+here has the default type.
 """
 
 from __future__ import annotations
@@ -202,8 +203,8 @@ class CachedCrop:
 
     def _sources(self, first: Tensor, length: Tensor) -> Tensor:
         """(N, image_size): the source of each pixel of a side, -1 ... 1 over the square."""
-        position = torch.arange(self.image_size, device=first.device) + 0.5
-        first, length = first[:, None], length[:, None]
+        position = torch.arange(self.image_size, dtype=torch.float32, device=first.device) + 0.5
+        first, length = first[:, None].float(), length[:, None].float()
         # Not beyond the centres of the outer pixels, which would mix in pixels outside the part.
         inside = (position * (length / self.image_size)).clamp(min=0.5).minimum(length - 0.5)
         return (first + inside) * (2 / self.cache_size) - 1

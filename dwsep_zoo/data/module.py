@@ -26,8 +26,9 @@ log = logging.getLogger("dwsep_zoo")
 class ImageData(L.LightningDataModule):
     """A data set, ready for training.
 
-    Loaders give a :class:`RawBatch`; :meth:`on_after_batch_transfer` turns it into augmented,
-    normalised float32 images in the channels_last memory format, and labels.
+    Loaders give a :class:`RawBatch`; :meth:`prepare_batch` turns it into augmented, normalised
+    float32 images in the channels_last memory format, and labels. A training step calls it itself,
+    so that a CUDA graph can contain it; batches to evaluate come prepared.
 
     Training batches are a function of (seed, epoch, number of the batch, rank of the process)
     alone. Each process has its share: the same number of training batches as the others; each image
@@ -163,11 +164,14 @@ class ImageData(L.LightningDataModule):
         )
         return self._load("train", sampler, training=False, equal_batches=True)
 
-    def on_after_batch_transfer(
-        self, batch: RawBatch, dataloader_idx: int
-    ) -> tuple[Tensor, Tensor]:
+    def prepare_batch(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
         """Augment and normalise a batch on its device."""
         return self.pipeline.prepare_batch(batch), batch.labels
+
+    def on_after_batch_transfer(
+        self, batch: RawBatch, dataloader_idx: int
+    ) -> RawBatch | tuple[Tensor, Tensor]:
+        return batch if batch.training else self.prepare_batch(batch)
 
     def _loader(self, split: str, *, training: bool) -> Loader:
         num_images = len(self.splits[split])

@@ -2,7 +2,7 @@
 
 Compilation takes about a minute, so by default a run has to be long enough to repay it, and its
 steps are timed both ways: this project's kernels can make eager steps the faster ones. On a GPU
-eager steps are CUDA graphs.
+both are CUDA graphs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from dwsep_zoo.acceleration import planned_forward, unchanged
 from dwsep_zoo.errors import UserError, first_line
 from dwsep_zoo.training.classifier import LitClassifier, total_steps
-from dwsep_zoo.training.cuda_graphs import Forward, graphed_forward
+from dwsep_zoo.training.cuda_graphs import StepGraph, recorded
+from dwsep_zoo.training.optim import OWN
 from dwsep_zoo.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger("dwsep_zoo")
@@ -35,6 +37,7 @@ DECIDE_AFTER = 20  # steps
 RECOMPILE_LIMIT = 1000  # of all networks and sizes of images in a process
 WARM_UP, ROUNDS = 2, 5  # steps of each kind
 
+Forward = Callable[[Tensor], Tensor]
 TimedStep = Callable[[], float]
 
 
@@ -106,8 +109,6 @@ class Compile(Callback):
         self.option = option
         self.shape = (batch_size, *input_size)
         self.choice: Decision | None = None
-        self.eager: Forward | None = None
-        self.graphs = False  # of the steps that are not compiled
         self.compiled: Forward | None = None
         self.starts: list[float] = []
 
@@ -120,9 +121,12 @@ class Compile(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitClassifier)
-        self.graphs = self.option is not False and can_be_graphs(trainer, pl_module.device)
-        self.eager = graphed_forward(pl_module.model) if self.graphs else pl_module.forward
-        pl_module.train_forward = self.eager
+        pl_module.graph = None
+        if self.option is not False and can_be_graphs(trainer, pl_module.device):
+            (optimizer,) = trainer.optimizers
+            whole = optimizer_can_be_recorded(trainer, pl_module.recipe.optimizer)
+            pl_module.graph = StepGraph(pl_module.model, optimizer, whole=whole)
+        pl_module.train_forward = pl_module.forward
         if self.option != "auto":
             self.choice = self._measure(trainer, pl_module, 0.0, sizes=1)
         elif self.choice is None and torch.are_deterministic_algorithms_enabled():
@@ -157,37 +161,44 @@ class Compile(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, seconds: float, *, sizes: int
     ) -> Decision:
         assert isinstance(module, LitClassifier)
-        model, eager = module.model, self.eager or module.model
-        compiled = compiled_forward(model, module.device)
+        compiled = self._compiled(module)
         self.compiled = compiled  # another one would be compiled again
-        context = trainer.precision_plugin.forward_context
         images = torch.randn(self.shape, device=module.device)
         images = images.to(memory_format=torch.channels_last)  # as the data come
+        context = trainer.precision_plugin.forward_context
+        timed = partial(_timed, module.model, images, context, module.graph)
         try:
-            with unchanged(model):
+            with unchanged(module.model):
                 choice = choose_compile(
-                    self.option,
-                    seconds,
-                    lambda: _step(model, eager, images, context),
-                    lambda: _step(model, compiled, images, context),
-                    sizes=sizes,
+                    self.option, seconds, timed(module.forward), timed(compiled), sizes=sizes
                 )
         except RuntimeError as error:
             # Graphs keep their memory while compiled steps need theirs; one of them alone fits.
-            if not (self.graphs and self.option == "auto" and is_out_of_memory(error)):
+            if not (module.graph and self.option == "auto" and is_out_of_memory(error)):
                 raise
             choice = Decision(False, "not enough memory to try compiled ones")
         return trainer.strategy.broadcast(choice)
 
     def _use(self, module: L.LightningModule, choice: Decision) -> None:
+        assert isinstance(module, LitClassifier)
         kind = "compiled" if choice.compiled else "eager"
-        if self.graphs and not choice.compiled:
+        if module.graph:
             kind += ", as CUDA graphs"
         log.info("training steps: %s (%s)", kind, choice.why)
         if choice.compiled:
-            assert isinstance(module, LitClassifier)
-            module.train_forward = self.compiled or compiled_forward(module.model, module.device)
-        self.eager = self.compiled = None  # the unused one returns its memory
+            module.train_forward = self.compiled or self._compiled(module)
+        self.compiled = None  # if it is unused, its memory is free
+
+    @staticmethod
+    def _compiled(module: LitClassifier) -> Forward:
+        recorded = module.graph is not None
+        return compiled_forward(module.model, module.device, recorded=recorded)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitClassifier)
+        if pl_module.graph:
+            pl_module.graph.clear()
+        pl_module.graph = None
 
 
 def can_be_graphs(trainer: L.Trainer, device: torch.device) -> bool:
@@ -199,42 +210,68 @@ def can_be_graphs(trainer: L.Trainer, device: torch.device) -> bool:
     )
 
 
-def compiled_forward(model: nn.Module, device: torch.device) -> Forward:
+def optimizer_can_be_recorded(trainer: L.Trainer, name: str) -> bool:
+    """Whether a CUDA graph can contain the step of the optimizer.
+
+    Clipping and the scaling of gradients need other kernels, which read rates on the CPU; of other
+    optimizers nobody knows what they keep there.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return name in OWN and not trainer.gradient_clip_val and scaler is None
+
+
+def compiled_forward(model: nn.Module, device: torch.device, *, recorded: bool = False) -> Forward:
     """The network's forward pass, compiled at its first call and again for every size of images.
 
-    On a GPU forward and backward are recorded as CUDA graphs, which saves the launches.
+    On a GPU forward and backward pass are CUDA graphs, unless the whole step is ``recorded``.
     """
-    mode = "reduce-overhead" if device.type == "cuda" else None
-    # All networks share the code of one forward, of which PyTorch keeps 8 compilations by default.
-    # fullgraph: beyond the limit it fails, and does not go on uncompiled.
+    mode = "reduce-overhead" if device.type == "cuda" and not recorded else None
     compiled: dict[Forward, Forward] = {}
 
     def forward(x: Tensor) -> Tensor:
         own = planned_forward(model, x)
-        if own not in compiled:
+        if own not in compiled:  # not before: the compiler takes a second to import
+            # fullgraph: beyond the limit it fails, and does not go on uncompiled.
             compiled[own] = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
+        # All networks share the code of one forward, of which PyTorch keeps 8 compilations by
+        # default.
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
             return compiled[own](x)
 
     return forward
 
 
-def _step(
+def _timed(
     model: nn.Module,
-    forward: Forward,
     images: Tensor,
     context: Callable[[], AbstractContextManager[None]],
-) -> float:
-    """Seconds of a forward and a backward pass."""
+    graph: StepGraph | None,
+    forward: Forward,
+) -> TimedStep:
+    """A function that returns the seconds of a forward and a backward pass.
+
+    If the training's steps are a graph, so are these, in its place.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    _wait(images.device)
-    begin = time.perf_counter()
-    with context():
-        logits = forward(images).float()
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
-    _wait(images.device)
-    return time.perf_counter() - begin
+
+    def step() -> None:
+        with context():
+            logits = forward(images).float()
+        torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
+
+    run = recorded(step, graph.recorder) if graph and graph.possible else step
+
+    def seconds() -> float:
+        if graph:
+            graph.clear()
+        _wait(images.device)
+        begin = time.perf_counter()
+        run()
+        _wait(images.device)
+        return time.perf_counter() - begin
+
+    return seconds
 
 
 def _wait(device: torch.device) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Any
 
 import lightning as L
 import torch
@@ -56,16 +57,20 @@ class FineTune(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin_phase(trainer, _network(pl_module))
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        for group in trainer.optimizers[0].param_groups:
+            if "part" in group:
+                rate = 0.0 if self.trained.isdisjoint(group["params"]) else group["lr"]
+                pl_module.log(f"lr/{group['part']}", torch.full((), rate, device=pl_module.device))
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         for group in optimizer.param_groups:
-            frozen = set(group["params"]) - self.trained
-            for parameter in frozen:  # without a gradient neither it nor its momentum changes
-                parameter.grad = None
-            if "part" in group:
-                rate = 0.0 if len(frozen) == len(group["params"]) else group["lr"]
-                pl_module.log(f"lr/{group['part']}", torch.full((), rate, device=pl_module.device))
+            for parameter in set(group["params"]) - self.trained:
+                parameter.grad = None  # so neither it nor its momentum changes
 
     def _begin_phase(self, trainer: L.Trainer, model: nn.Module) -> None:
         head_only = trainer.current_epoch < self.freeze_epochs

@@ -76,8 +76,7 @@ class PreciseStatistics(Callback):
             return
         data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
         images = (
-            data.on_after_batch_transfer(move_data_to_device(batch, pl_module.device), 0)[0]
-            for batch in batches
+            data.prepare_batch(move_data_to_device(batch, pl_module.device))[0] for batch in batches
         )
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             moments = torch.stack(list(batch_moments(model, norms, images)))

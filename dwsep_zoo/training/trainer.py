@@ -18,14 +18,14 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     ModelCheckpoint,
     TQDMProgressBar,
-    WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from dwsep_zoo.analysis.device import has_fast_bfloat16
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.measures import TEST_ACC
 from dwsep_zoo.schema.settings import Recipe, Settings, TrainerSettings
+from dwsep_zoo.training.average import Average
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
 from dwsep_zoo.training.checkpoints import LAST, CheckpointStore
 from dwsep_zoo.training.ddp import DataParallel
@@ -109,9 +109,7 @@ def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
     if recipe.freeze or recipe.freeze_epochs or recipe.layer_decay:
         callbacks.append(FineTune(recipe.freeze or (), recipe.freeze_epochs or 0))
     if recipe.model_ema_decay:  # averages a step before a callback saves it
-        # All tensors at once, where Lightning's EMAWeightAveraging takes one after the other.
-        average = get_ema_multi_avg_fn(recipe.model_ema_decay)
-        callbacks.append(WeightAveraging(multi_avg_fn=average))
+        callbacks.append(Average(recipe.model_ema_decay))
     if recipe.norm_statistics == "precise":  # of the average, which has taken its place by then
         callbacks.append(PreciseStatistics())
     return callbacks
@@ -171,13 +169,7 @@ class RunLogger(TensorBoardLogger):
 
 def auto_precision(device: str) -> str:
     """``bf16-mixed`` where the hardware is faster in it than in float32, else ``32-true``."""
-    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16-mixed"
-    if device == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    ):
-        return "bf16-mixed"
-    return "32-true"
+    return "bf16-mixed" if has_fast_bfloat16(device) else "32-true"
 
 
 def check_space(settings: Settings, folder: Path, size_bytes: int, start: Path | None) -> None:

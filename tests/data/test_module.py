@@ -76,8 +76,8 @@ def test_reduced_precision_does_not_touch_the_augmentation():
     )
     assert type(rounded) is type(batch)
     for one, other in zip(
-        data.on_after_batch_transfer(batch, 0),
-        data.on_after_batch_transfer(rounded, 0),
+        data.prepare_batch(batch),
+        data.prepare_batch(rounded),
         strict=True,
     ):
         assert torch.equal(one, other)
@@ -303,8 +303,9 @@ class _Recorder(L.LightningModule):
         self.evaluated = 0
 
     def training_step(self, batch, batch_idx):
-        self.seen.append(batch[0].double().sum().item())
-        return self.weight * batch[0].mean()
+        images, _ = self.trainer.datamodule.prepare_batch(batch)
+        self.seen.append(images.double().sum().item())
+        return self.weight * images.mean()
 
     def on_train_batch_end(self, *args):
         if len(self.seen) == self.stop_after:

@@ -86,7 +86,7 @@ def traced(monkeypatch):
     """One entry for each forward pass that would be compiled; nothing is."""
     passes = []
 
-    def compiled_forward(model, device):
+    def compiled_forward(model, device, *, recorded):
         def forward(x):
             passes.append("compiled")
             return model.forward(x)

@@ -57,7 +57,7 @@ def test_two_processes(tmp_path):
     for rank in range(2):
         share = in_process(load_data(batch_size=89), rank, 2)
         loader = share.statistics_dataloader(IN_TEST)
-        images = [share.on_after_batch_transfer(batch, 0)[0] for batch in loader]
+        images = [share.prepare_batch(batch)[0] for batch in loader]
         with torch.no_grad():
             moments += batch_moments(model, norms, images)
     set_statistics(norms, torch.stack(moments))

@@ -7,7 +7,8 @@ from torch import nn
 
 from dwsep_zoo import create_model
 from dwsep_zoo.nn import CONVS, is_depthwise
-from dwsep_zoo.training.muon import Muon, orthogonalise
+from dwsep_zoo.training import muon
+from dwsep_zoo.training.muon import COEFFICIENTS, STEPS, Muon, batches, orthogonalise
 from dwsep_zoo.training.optim import create_optimizer, parameter_groups
 
 
@@ -16,11 +17,24 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+def one_by_one(matrix, dtype=torch.bfloat16):
+    """The reference: a matrix by itself."""
+    a, b, c = COEFFICIENTS
+    x = matrix.to(dtype)
+    x = x / (x.norm() + 1e-7)
+    if wide := x.shape[0] < x.shape[1]:
+        x = x.T
+    for _ in range(STEPS):
+        gram = x.T @ x
+        x = a * x + x @ (b * gram + c * gram @ gram)
+    return (x.T if wide else x).to(matrix.dtype)
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (32, 96), (96, 32), (1, 8)])
 def test_all_directions_become_about_as_long(shape, generator):
     u, _, v = torch.linalg.svd(torch.randn(*shape, generator=generator), full_matrices=False)
     lengths = torch.linspace(1.0, 5.0, min(shape))
-    got = orthogonalise(7 * u @ lengths.diag() @ v)
+    (got,) = orthogonalise([7 * u @ lengths.diag() @ v])
     assert got.shape == shape
     assert got.dtype is torch.float32
     along = u.T @ got @ v.T  # the directions stay what they are
@@ -29,8 +43,35 @@ def test_all_directions_become_about_as_long(shape, generator):
     assert (along - along.diag().diag()).abs().max() < 0.05
 
 
+SHAPES = [(24, 8), (8, 24), (24, 8), (16, 16), (20, 7), (3, 5), (1, 9), (9, 1), (40, 40)]
+
+
+@pytest.mark.parametrize("free", [0, 1e9], ids=["equal shapes", "padded"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 0.02)])
+def test_together_they_are_what_they_are_alone(generator, monkeypatch, free, dtype, tolerance):
+    monkeypatch.setitem(muon.FREE, "cpu", free)
+    matrices = [torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES]
+    rate = torch.tensor(0.5)
+    for matrix, got in zip(
+        matrices, orthogonalise(matrices, dtype=dtype, length=rate), strict=True
+    ):
+        torch.testing.assert_close(got, 0.5 * one_by_one(matrix, dtype), rtol=0, atol=tolerance)
+
+
+def test_zeros_are_multiplied_where_that_is_cheaper_than_one_more_batch():
+    shapes = ((64, 32), (64, 64), (64, 32), (128, 16), (64, 64))
+
+    def cost(rows, cols):
+        return STEPS * (2 * rows * cols**2 + cols**3)
+
+    extra = 2 * (cost(64, 64) - cost(64, 32))
+    apart = [((64, 64), [1, 4]), ((64, 32), [0, 2]), ((128, 16), [3])]
+    assert batches(shapes, extra) == apart
+    assert batches(shapes, extra + 1) == [((64, 64), [1, 4, 0, 2]), ((128, 16), [3])]
+
+
 def test_no_gradient_no_direction():
-    assert torch.equal(orthogonalise(torch.zeros(4, 6)), torch.zeros(4, 6))
+    assert torch.equal(orthogonalise([torch.zeros(4, 6)])[0], torch.zeros(4, 6))
 
 
 def weights(generator):
@@ -70,8 +111,8 @@ def test_the_step_of_a_matrix(generator):
     for _ in range(2):
         grad = torch.randn(weight.shape, generator=generator).flatten(1)
         momentum = 0.6 * momentum + grad
-        want = want * 8**0.5 / want.norm() - 0.1 * orthogonalise(grad + 0.6 * momentum)
-    torch.testing.assert_close(got.flatten(1), want)
+        want = want * 8**0.5 / want.norm() - 0.1 * one_by_one(grad + 0.6 * momentum)
+    torch.testing.assert_close(got.flatten(1), want, rtol=0, atol=0.005)  # bfloat16, times 0.1
 
 
 def test_its_state_goes_on_where_it_was(generator):
@@ -89,6 +130,21 @@ def test_its_state_goes_on_where_it_was(generator):
 
     both, _ = train(again, half, generator, steps=2)
     assert torch.equal(both[0], whole[0])
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_a_rate_may_be_a_tensor(generator, orthogonal):
+    initial, ends = weights(generator), []
+    for rate in (0.1, torch.tensor(0.1)):
+        group = {"lr": rate, "momentum": 0.6, "orthogonal": orthogonal}
+        ends.append(
+            train(
+                lambda p, group=group: Muon([{"params": p[:1], **group}]),
+                initial[:1],
+                generator.manual_seed(1),
+            )[0]
+        )
+    assert torch.equal(ends[0][0], ends[1][0])
 
 
 def test_a_matrix_of_zeros_gets_its_step(generator):

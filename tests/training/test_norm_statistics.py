@@ -42,7 +42,7 @@ def recomputed(weights, record, num_images):
     model.eval()
     data = load_data(batch_size=record["config"]["data"]["batch_size"])
     batches = data.statistics_dataloader(num_images)
-    renew(model, [data.on_after_batch_transfer(batch, 0)[0] for batch in batches])
+    renew(model, [data.prepare_batch(batch)[0] for batch in batches])
     return model.state_dict()
 
 

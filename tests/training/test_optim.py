@@ -225,6 +225,9 @@ class Batches(L.LightningDataModule):
     def val_dataloader(self):
         return self.batches
 
+    def prepare_batch(self, batch):
+        return batch
+
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
