@@ -71,13 +71,12 @@ def kept() -> Kept:
 
 
 def _machine() -> list[str]:
+    from dwsep_zoo.ops.triton_common import triton  # takes seconds to import
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     driver = DRIVER.read_text() if DRIVER.exists() else ""
-    try:
-        from triton import __version__ as triton  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        triton = ""
-    return [*gpus, driver, str(torch.version.cuda), torch.__version__, triton]
+    versions = [str(torch.version.cuda), torch.__version__, getattr(triton, "__version__", "")]
+    return [*gpus, driver, *versions]
 
 
 def file_name(machine: Sequence[str]) -> str:
