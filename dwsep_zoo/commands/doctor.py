@@ -8,6 +8,9 @@ import platform
 from dwsep_zoo.commands.arguments import Arguments, read
 from dwsep_zoo.terminal import stdout_console, table
 
+OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Variables that decide how its threads share the cores with other programs."""
+
 
 class DoctorArguments(Arguments):
     """Examine this machine; there are no options."""
@@ -41,6 +44,7 @@ def _machine() -> dict[str, str]:
     import torch
 
     from dwsep_zoo.analysis.device import device_name
+    from dwsep_zoo.analysis.neighbours import cores_for
     from dwsep_zoo.analysis.runtimes import available_runtimes
     from dwsep_zoo.ops import native
 
@@ -49,8 +53,11 @@ def _machine() -> dict[str, str]:
     amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
     bf16 = "fast (AMX)" if amx else "fast (AVX-512)" if avx512 else "slower than float32 here"
     cores, threads = os.cpu_count(), torch.get_num_threads()
+    set_here = [f"{key}={os.environ[key]}" for key in OPENMP if key in os.environ]
     return {
         "processor": f"{device_name(cpu)}, {cores} cores, {threads} threads",
+        "neighbours": f"other programs leave {cores_for(threads):.1f} of {threads} cores",
+        "OpenMP": ", ".join(set_here) or "as it comes",
         "bfloat16": bf16,
         "norms and depthwise": f"kernels are {native.status()}",
         "GPU": device_name(gpu) if torch.cuda.is_available() else "none that PyTorch can use",

@@ -101,11 +101,11 @@ def _list(root: Path, folder: str, classes: Sequence[str], *, needed: bool) -> I
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        relative = Path(folder, name)
+        relative = Path(folder, name).as_posix()
         found = find_pictures(root / relative)
         if needed and not found:
             raise UserError(f"{root / relative} has no pictures")
-        names += [(relative / picture).as_posix() for picture in found]
+        names += [f"{relative}/{picture}" for picture in found]
         labels += [label] * len(found)
     return Images(names, np.array(labels, dtype=np.int64))
 

@@ -13,6 +13,8 @@ from dwsep_zoo.data.loader import BatchKey, RawBatch
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
 
+BLOCK = 1 << 22  # values
+
 
 class MemoryReader:
     """Batches of decoded images.
@@ -54,12 +56,15 @@ def mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel, of values scaled to 0-1, rounded to 4 digits."""
     assert images.pixels is not None
     channels = images.pixels.shape[-1]
-    # Sums of whole numbers are exact, so the result is the same on every machine.
-    total = torch.zeros(2, channels, dtype=torch.int64)
-    for part in images.pixels.view(-1, channels).split(1 << 20):
-        values = part.int()
-        total += torch.stack([values.sum(0), values.square().sum(0)])
-    mean, square = total.double() / (images.pixels.numel() // channels)
+    rows = images.pixels.flatten(1)
+    # Sums of whole numbers are exact, so the result is the same on every machine: in float32 below
+    # 2^24, which 256 squares of 255 do not reach.
+    total = torch.zeros(2, rows.shape[1], dtype=torch.int64)
+    for part in rows.split(max(1, min(256, BLOCK // rows.shape[1]))):
+        values = part.float()
+        total += torch.stack([values.sum(0), values.square_().sum(0)]).long()
+    sums = total.view(2, -1, channels).sum(1)
+    mean, square = sums.double() / (images.pixels.numel() // channels)
     std = (square - mean.square()).clamp(min=1.0).sqrt()  # not 0 for a constant channel
     return _rounded(mean), _rounded(std)
 

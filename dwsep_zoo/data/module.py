@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dwsep_zoo.data.loader import EpochBatches, EpochSampler, Loader, RawBatch
-from dwsep_zoo.data.pictures import file_sizes
+from dwsep_zoo.data.pictures import file_states
 from dwsep_zoo.data.pipelines import Pipeline, create_pipeline
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.source import Source
@@ -88,9 +88,10 @@ class ImageData(L.LightningDataModule):
             seed=settings.split_seed,
         )
         splits["train"] = thin(splits["train"], settings.subset, given.class_names)
-        sizes = {}
+        states = {}
         if given.root is not None:
-            sizes = {name: file_sizes(given.root, images) for name, images in splits.items()}
+            states = {name: file_states(given.root, images) for name, images in splits.items()}
+        sizes = {name: state[:, 0] for name, state in states.items()}
         self.class_names, self.num_classes = given.class_names, len(given.class_names)
         self.fingerprint = fingerprint(self.class_names, splits, sizes)
         if len(splits["train"]) < self.batch_size:
@@ -101,7 +102,7 @@ class ImageData(L.LightningDataModule):
             )
             self.batch_size = len(splits["train"])
         given = replace(given, splits=splits)
-        self.pipeline = pipeline = create_pipeline(settings, given, sizes, self.data_dir)
+        self.pipeline = pipeline = create_pipeline(settings, given, states, self.data_dir)
         self.splits, self.in_chans = pipeline.splits, pipeline.in_chans
         self.image_size, self.mean, self.std = pipeline.image_size, pipeline.mean, pipeline.std
 

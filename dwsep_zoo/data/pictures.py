@@ -6,13 +6,10 @@ import math
 import os
 import random
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,15 +17,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from dwsep_zoo.data.loader import BatchKey, RawBatch, derived_seed
-from dwsep_zoo.data.memory import check_memory
 from dwsep_zoo.data.progress import progress
+from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 CHUNK = 32
+CHUNKS_OF_A_WORKER = 8
+"""A process with fewer costs more than it gains."""
 MOST_OTHERS = 100_000
 """A folder with more entries than this that are not pictures is not a folder of pictures."""
 
@@ -116,7 +116,8 @@ def find_pictures(folder: Path) -> list[str]:
                 seen.add(real)
                 folders.append(name)
         pictures = [n for n in files if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
-        found += [Path(parent, name).relative_to(folder).as_posix() for name in pictures]
+        inner = Path(parent).relative_to(folder).as_posix()
+        found += pictures if inner == "." else [f"{inner}/{name}" for name in pictures]
         others += len(folders) + len(files) - len(pictures)
         if others > MOST_OTHERS and others > 10 * len(found):
             raise UserError(
@@ -174,86 +175,82 @@ def longest_side(root: Path, images: Images) -> int:
     return longest
 
 
-def decode(
-    root: Path, splits: Mapping[str, Images], image_size: int, interpolation: str
-) -> dict[str, Images]:
-    """Decode all pictures with all cores; returns the same images with their pixels.
-
-    Raises:
-        UserError: naming the path of a picture that cannot be read.
-    """
-    parts = list({id(images): images for images in splits.values()}.values())  # val may be test
-    names = [name for images in parts for name in images.names]
-    check_memory(len(names), image_size, bytes_per_pixel=3)
-    pixels = torch.empty((len(names), image_size, image_size, 3), dtype=torch.uint8)
-    done = 0
-    for chunk in decoded(root, names, image_size, interpolation):
-        pixels[done : done + len(chunk)] = chunk
-        done += len(chunk)
-    found = {
-        id(images): Images(images.names, images.labels, part)
-        for images, part in zip(parts, pixels.split([len(p) for p in parts]), strict=True)
-    }
-    return {split: found[id(images)] for split, images in splits.items()}
-
-
 def decoded(
     root: Path, names: Sequence[str], size: int, interpolation: str
 ) -> Generator[Tensor, None, None]:
     """Decode pictures in order, some at a time: (n, size, size, 3) uint8.
 
-    All cores decode, a few chunks ahead. The shorter side is resized to ``size`` and the middle is
-    cut out; a picture of this size keeps its pixels.
+    All cores decode, a few chunks ahead, in processes: threads take turns in Python's own part,
+    which is most of the work for a small picture. The shorter side is resized to ``size`` and the
+    middle is cut out; a picture of this size keeps its pixels.
 
     Raises:
         UserError: naming the path of a picture that cannot be read.
     """
-    transform = eval_transform(size, interpolation, crop_pct=1.0)
+    chunks = _Chunks(root, names, size, interpolation)
+    wanted = min(os.cpu_count() or 1, len(chunks) // CHUNKS_OF_A_WORKER)
+    workers = fitting_workers(wanted, CHUNK * 3 * size**2)
+    # Draws from a generator of its own: networks start alike, whether there is a map or not.
+    source = torch.Generator()
+    with _no_warnings():  # of forks beside other threads
+        batches = iter(DataLoader(chunks, None, num_workers=workers, generator=source))
+    with progress(f"decoding {len(names)} pictures", len(names)) as advance:
+        for pixels in batches:
+            if isinstance(pixels, UserError):
+                break
+            yield pixels
+            advance(len(pixels))
+        else:
+            return
+    del batches  # ends the workers, which the error's traceback would keep
+    raise pixels
 
-    def read(first: int) -> Tensor:
-        chunk = names[first : first + CHUNK]
-        pixels = torch.empty((len(chunk), size, size, 3), dtype=torch.uint8)
-        for i, name in enumerate(chunk):
-            picture = read_picture(root / name)
-            if picture.size == (size, size):
-                pixels[i] = torch.from_numpy(np.array(picture))
-            else:
-                pixels[i] = transform(picture).permute(1, 2, 0)
+
+class _Chunks(Dataset["Tensor | UserError"]):
+    """The pixels of each :data:`CHUNK` pictures, or the error of one of them."""
+
+    def __init__(self, root: Path, names: Sequence[str], size: int, interpolation: str):
+        self.root, self.names, self.size = root, names, size
+        self.transform = eval_transform(size, interpolation, crop_pct=1.0)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.names) / CHUNK)
+
+    def __getitem__(self, number: int) -> Tensor | UserError:
+        names = self.names[number * CHUNK : (number + 1) * CHUNK]
+        pixels = torch.empty((len(names), self.size, self.size, 3), dtype=torch.uint8)
+        try:
+            with _no_warnings():
+                for i, name in enumerate(names):
+                    pixels[i] = self._read(name)
+        except UserError as error:
+            return error
         return pixels
 
-    threads = os.cpu_count() or 1
-    with (
-        _no_warnings(),
-        progress(f"decoding {len(names)} pictures", len(names)) as advance,
-        ThreadPoolExecutor(threads) as pool,
-    ):
-        chunks = (pool.submit(read, first) for first in range(0, len(names), CHUNK))
-        ahead = deque(islice(chunks, 2 * threads))
-        try:
-            while ahead:
-                pixels = ahead.popleft().result()
-                ahead.extend(islice(chunks, 1))
-                yield pixels
-                advance(len(pixels))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def _read(self, name: str) -> Tensor:
+        picture = read_picture(self.root / name)
+        if picture.size == (self.size, self.size):
+            return torch.from_numpy(np.array(picture))
+        return self.transform(picture).permute(1, 2, 0)
 
 
-def file_sizes(root: Path, images: Images) -> np.ndarray:
-    """(n,) int64: the bytes of each file.
+def file_states(root: Path, images: Images) -> np.ndarray:
+    """(n, 2) int64: the bytes of each file, and the nanosecond in which it was last written.
 
     Raises:
         UserError: naming the path of an empty or missing one.
     """
-    sizes = np.zeros(len(images), dtype=np.int64)
+    states = np.zeros((len(images), 2), dtype=np.int64)
     for i, name in enumerate(images.names):
+        path = f"{root}/{name}"
         try:
-            sizes[i] = (root / name).stat().st_size
+            found = os.stat(path)
         except OSError as error:
-            raise UserError(f"cannot read the picture {root / name}: {error.strerror}") from error
-        if not sizes[i]:
-            raise UserError(f"cannot read the picture {root / name}: the file is empty")
-    return sizes
+            raise UserError(f"cannot read the picture {path}: {error.strerror}") from error
+        if not found.st_size:
+            raise UserError(f"cannot read the picture {path}: the file is empty")
+        states[i] = found.st_size, found.st_mtime_ns
+    return states
 
 
 class FileReader:

@@ -24,19 +24,19 @@ from dwsep_zoo.data.augment import (
     middle,
     normalise,
 )
-from dwsep_zoo.data.cache import open_cache
+from dwsep_zoo.data.cache import Pictures, open_cache, read_all
 from dwsep_zoo.data.loader import RawBatch, Reader
 from dwsep_zoo.data.memory import MemoryReader, mean_and_std
 from dwsep_zoo.data.pictures import (
     FileReader,
     ResizedCrop,
-    decode,
     eval_transform,
     longest_side,
     resized_side,
 )
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.files import cache_folder
 from dwsep_zoo.models.convnet import IMAGENET_MEAN, IMAGENET_STD
 from dwsep_zoo.schema.settings import AugmentSettings, DataSettings
 
@@ -100,15 +100,21 @@ class MemoryPipeline(Pipeline):
     augment: CropFlip
     read_from = "memory"
 
-    def __init__(self, settings: DataSettings, given: Labelled, image_size: int):
+    def __init__(
+        self,
+        settings: DataSettings,
+        given: Labelled,
+        image_size: int,
+        states: Mapping[str, np.ndarray],
+        data_dir: Path,
+    ):
         where = "images in memory; set data.in_memory=false"
         self.augment = _create_augment(CropFlip, settings.augment, where)
         self.augment.check(image_size)
         if given.root is not None:
             interpolation = settings.interpolation or "bicubic"
-            given = replace(
-                given, splits=decode(given.root, given.splits, image_size, interpolation)
-            )
+            pictures = Pictures(given.root, given.splits, states, image_size, interpolation)
+            given = replace(given, splits=read_all(_maps(settings, pictures, data_dir), pictures))
         train = given.splits["train"]
         if given.statistics is None and settings.mean is None:
             given = replace(given, statistics=mean_and_std(train))
@@ -139,7 +145,7 @@ class CachePipeline(Pipeline):
         settings: DataSettings,
         given: Labelled,
         image_size: int,
-        file_sizes: Mapping[str, np.ndarray],
+        states: Mapping[str, np.ndarray],
         data_dir: Path,
     ):
         super().__init__(settings, given, image_size)
@@ -168,17 +174,9 @@ class CachePipeline(Pipeline):
                 size,
                 image_size,
             )
-        place = json.dumps([str(given.root.absolute()), settings.subset.plain()])
-        key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-        self.cache = open_cache(
-            data_dir / "cache" / f"{settings.name}-{size}-{self.interpolation}-{key}.npy",
-            given.root,
-            given.splits,
-            file_sizes,
-            size=size,
-            interpolation=self.interpolation,
-            verify=settings.cache == "verify",
-        )
+        pictures = Pictures(given.root, given.splits, states, size, self.interpolation)
+        path = _maps(settings, pictures, data_dir)[0]
+        self.cache = open_cache(path, pictures, verify=settings.cache == "verify")
 
     def reader(self, split: str, *, training: bool) -> Reader:
         augment = self.augment if training else None
@@ -232,7 +230,7 @@ class FilePipeline(Pipeline):
 def create_pipeline(
     settings: DataSettings,
     given: Labelled,
-    file_sizes: Mapping[str, np.ndarray],
+    states: Mapping[str, np.ndarray],
     data_dir: Path,
 ) -> Pipeline:
     """Choose the pipeline from the settings and the pictures' own size, and make it.
@@ -240,7 +238,7 @@ def create_pipeline(
     Args:
         settings: of the data set.
         given: the images of all three splits.
-        file_sizes: bytes of the files of each split, if they are files.
+        states: of the files of each split, if they are files; see ``file_states``.
         data_dir: folder in which caches lie.
 
     Raises:
@@ -251,17 +249,34 @@ def create_pipeline(
         raise UserError(f"data.mean and data.std must have {channels} numbers")
     if given.root is None:
         assert pixels is not None
-        return MemoryPipeline(settings, given, pixels.shape[1])
+        return MemoryPipeline(settings, given, pixels.shape[1], states, data_dir)
     own_size = longest_side(given.root, given.splits["train"])
     small = own_size <= SMALL_PIXELS
     size = settings.image_size or (own_size if small else LARGE_PIXELS)
     if settings.cache:
-        return CachePipeline(settings, given, size, file_sizes, data_dir)
+        return CachePipeline(settings, given, size, states, data_dir)
     in_memory = settings.in_memory
     if in_memory is None:
         num_bytes = sum(len(images) for images in given.splits.values()) * 3 * size**2
         in_memory = small and num_bytes <= SMALL_BYTES
-    return (MemoryPipeline if in_memory else FilePipeline)(settings, given, size)
+    if in_memory:
+        return MemoryPipeline(settings, given, size, states, data_dir)
+    return FilePipeline(settings, given, size)
+
+
+def _maps(settings: DataSettings, pictures: Pictures, data_dir: Path) -> list[Path]:
+    """Places of a map: beside the data, or in the user's cache folder.
+
+    Not among the pictures, where its folder would be taken for a class.
+    """
+    place = json.dumps([str(pictures.root.absolute()), settings.subset.plain()])
+    key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    name = f"{settings.name}-{pictures.size}-{pictures.interpolation}-{key}.npy"
+    own = cache_folder()
+    places = [data_dir / "cache", *([own / "pictures"] if own else [])]
+    root = pictures.root.resolve()
+    places.sort(key=lambda place: place.resolve().is_relative_to(root))
+    return [place / name for place in places]
 
 
 def _channels(given: Labelled) -> int:

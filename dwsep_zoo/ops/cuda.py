@@ -1,9 +1,9 @@
 """The depthwise convolution on NVIDIA GPUs: the fastest of several kernels, shape by shape.
 
 The kernels of cuDNN, PyTorch and this project compete. The fastest one depends on channels, size,
-kernel and GPU, and no rule covers all cases, so each is timed at the first call with a shape. The
-process keeps the choice. In training, most depthwise convolutions are fused with the norm before
-them, by another kernel (:mod:`dwsep_zoo.ops.norm`).
+kernel and GPU, and no rule covers all cases, so each is timed at the first call with a shape. Later
+processes use the same choice (:mod:`dwsep_zoo.ops.kept`). In training, most depthwise convolutions
+are fused with the norm before them, by another kernel (:mod:`dwsep_zoo.ops.norm`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from dwsep_zoo.errors import first_line
 from dwsep_zoo.ops import cpu
 from dwsep_zoo.ops.fallback import fallbacks
+from dwsep_zoo.ops.kept import kept
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -76,6 +77,7 @@ def choose_way(
 ) -> Choice:
     """Return the fastest way for a key; the first call with a key times all of them.
 
+    What an earlier process chose is not timed again, unless a way was missing then or is now.
     Timing is impossible while a CUDA graph is captured, and deterministic algorithms must not
     depend on a clock: PyTorch's kernel is used then, for this call only.
 
@@ -90,10 +92,17 @@ def choose_way(
     if len(runs) > 1:
         if torch.are_deterministic_algorithms_enabled():
             return Choice(OWN, f"{key[0]}: deterministic algorithms are on, so nothing is timed")
+        earlier = kept().get(key)
+        if earlier in runs and TRITON in runs:
+            choices[key] = Choice(str(earlier))
+            return choices[key]
         if _is_capturing():
             return Choice(OWN, f"{key[0]}: first met while a CUDA graph was captured")
+        kept().announce()
         times, failed = _race(runs)
         way, reason = min(times, key=lambda name: times[name]), failed.get(TRITON, reason)
+        if TRITON in times and not failed:
+            kept().add(key, way)
     else:
         way = OWN
     choices[key] = Choice(way, reason and f"{key[0]}: {reason}")

@@ -27,6 +27,7 @@ __all__ = [
     "interpreted",
     "jit",
     "tl",
+    "triton",
     "unavailable",
 ]
 

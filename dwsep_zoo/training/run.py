@@ -22,6 +22,7 @@ from dwsep_zoo.training.check import Plan, Start, check
 from dwsep_zoo.training.checkpoints import load_checkpoint
 from dwsep_zoo.training.classifier import LitClassifier, check_network_of
 from dwsep_zoo.training.compile import Compile
+from dwsep_zoo.training.neighbours import shared_cores
 from dwsep_zoo.training.norm_statistics import keep_norms, recall_norms
 from dwsep_zoo.training.out_of_memory import is_out_of_memory, out_of_memory
 from dwsep_zoo.training.prepare import Prepared, prepare
@@ -56,7 +57,7 @@ def run_plan(plan: Plan) -> RunRecord:
     """Run what has been checked; see :func:`train`."""
     begin = time.perf_counter()
     keep_memory()
-    with recording(plan) as record:
+    with recording(plan) as record, shared_cores():
         prepared = _prepare(plan, record)
         settings = _search(plan, prepared, record)
         training = _assemble(plan, settings, prepared, record)

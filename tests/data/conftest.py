@@ -10,6 +10,15 @@ import pytest
 from PIL import Image
 
 
+@pytest.fixture(autouse=True)
+def _own_folders(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where maps of pictures are kept, unless a test names another place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()))
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Callable[..., Path]:
     """Makes ``tmp_path/<folder>/<class>/<i>.png`` of random pixels, returns ``tmp_path``."""

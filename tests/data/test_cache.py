@@ -21,8 +21,8 @@ from filelock import FileLock
 from PIL import Image
 
 from dwsep_zoo.data import ImageData, cache
-from dwsep_zoo.data.cache import Cache, open_cache
-from dwsep_zoo.data.pictures import file_sizes
+from dwsep_zoo.data.cache import Cache, Pictures, open_cache, read_all
+from dwsep_zoo.data.pictures import file_states
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
 
@@ -57,15 +57,17 @@ def decodings(monkeypatch) -> list[int]:
     return counts
 
 
-def _open(root: Path, **options) -> Cache:
+def _pictures(root: Path, size: int = SIZE, interpolation: str = "bilinear") -> Pictures:
     names = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.jpg"))
     train = Images(names[::2], np.zeros(len(names[::2]), dtype=np.int64))
     test = Images(names[1::2], np.zeros(len(names[1::2]), dtype=np.int64))
-    splits = {"train": train, "test": test}
-    sizes = {name: file_sizes(root, images) for name, images in splits.items()}
-    options = {"size": SIZE, "interpolation": "bilinear", **options}
-    path = options.pop("path", root.parent / "cache" / "map.npy")
-    return open_cache(path, root, splits, sizes, **options)
+    splits = {"train": train, "val": test, "test": test}
+    states = {name: file_states(root, images) for name, images in splits.items()}
+    return Pictures(root, splits, states, size, interpolation)
+
+
+def _open(root: Path, *, path: Path | None = None, verify: bool = False, **options) -> Cache:
+    return open_cache(path or _file(root), _pictures(root, **options), verify=verify)
 
 
 def _file(root: Path) -> Path:
@@ -80,7 +82,7 @@ def test_map_is_built_once(photos, decodings, caplog):
     assert torch.equal(first.pixels, again.pixels)
     assert [p.tolist() for p in first.positions.values()] == [
         list(range(0, 20, 2)),
-        list(range(1, 20, 2)),
+        *[list(range(1, 20, 2))] * 2,
     ]
     assert not caplog.records or max(record.levelno for record in caplog.records) < logging.WARNING
     assert sorted(path.suffix for path in _file(photos).parent.iterdir()) in (
@@ -130,9 +132,16 @@ def _other_array(file: Path) -> None:
     np.save(file, np.zeros(3))
 
 
+def _edit(file: Path) -> None:
+    with file.open("r+b") as content:
+        content.seek(file.stat().st_size // 2)
+        content.write(b"\0\1\2\3")
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
+        (_edit, "wrong checksum"),
         (_cut, "its length is wrong"),
         (_lengthen, "its length is wrong"),
         (_forget, "map.json is missing"),
@@ -154,16 +163,27 @@ def test_damaged_map_is_built_again(photos, decodings, caplog, spoil, reason):
     assert len(decodings) == 2
 
 
-def test_damaged_pixels_are_found_if_asked(photos, decodings, caplog):
+def test_damage_that_leaves_no_trace_is_found_if_asked(photos, decodings, caplog):
     whole = _open(photos).pixels.clone()
-    with _file(photos).open("r+b") as file:
-        file.seek(_file(photos).stat().st_size // 2)
-        file.write(b"\0\1\2\3")
+    before = _file(photos).stat()
+    _edit(_file(photos))
+    os.utime(_file(photos), ns=(before.st_atime_ns, before.st_mtime_ns))
     assert not torch.equal(_open(photos).pixels, whole)
     assert torch.equal(_open(photos, verify=True).pixels, whole)
     assert "wrong checksum" in caplog.text
     assert torch.equal(_open(photos, verify=True).pixels, whole)
     assert decodings == [20, 20]
+
+
+def test_copy_of_a_map_is_read_through_once(photos, decodings, monkeypatch):
+    whole = _open(photos).pixels.clone()
+    os.utime(_file(photos), ns=(1, 1))
+    checked = []
+    sha256_of = cache.sha256_of
+    monkeypatch.setattr(cache, "sha256_of", lambda path: checked.append(path) or sha256_of(path))
+    for _ in range(2):
+        assert torch.equal(_open(photos).pixels, whole)
+    assert (len(checked), decodings) == (1, [20])
 
 
 def test_map_in_use_is_not_overwritten(photos):
@@ -190,7 +210,14 @@ def _rename(root: Path) -> None:
     (root / "a" / "4.jpg").rename(root / "a" / "z.jpg")
 
 
-@pytest.mark.parametrize("change", [_add, _remove, _change, _rename])
+def _change_pixels_alone(root: Path) -> None:
+    """As many bytes, under the same name."""
+    path = root / "a" / "4.jpg"
+    content = path.read_bytes()
+    path.write_bytes(content[:-10] + bytes(8) + content[-2:])
+
+
+@pytest.mark.parametrize("change", [_add, _remove, _change, _change_pixels_alone, _rename])
 def test_other_pictures_make_another_map(photos, decodings, caplog, change):
     _open(photos)
     change(photos)
@@ -342,6 +369,37 @@ def test_waiting_is_said(photos, caplog, monkeypatch):
     assert "waiting for the process that builds" in caplog.text
 
 
+def test_all_pictures_are_read_from_the_map(photos, decodings):
+    pictures = _pictures(photos)
+    mapped = _open(photos)
+    found = read_all([_file(photos)], pictures)
+    assert decodings == [20]
+    assert found["val"] is found["test"]
+    for split, images in pictures.splits.items():
+        assert found[split].names == images.names
+        assert torch.equal(found[split].pixels, mapped.pixels[mapped.positions[split]])
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_pictures_are_kept_elsewhere_or_not_at_all(photos, tmp_path, decodings, caplog, full):
+    """A folder that cannot be written to, and a full disk; never an error."""
+    (tmp_path / "file").touch()
+    refused, other = tmp_path / "file" / "map.npy", tmp_path / "other" / "map.npy"
+    whole = read_all([refused, other], _pictures(photos))["train"].pixels
+    assert other.exists()
+    assert torch.equal(read_all([refused, other], _pictures(photos))["train"].pixels, whole)
+    assert (decodings, caplog.text) == ([20], "")
+    places = [refused]
+    with pytest.MonkeyPatch.context() as patch:
+        if full:
+            places = [_file(photos)]
+            patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+        assert torch.equal(read_all(places, _pictures(photos))["train"].pixels, whole)
+    (warning,) = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    assert warning.startswith("decoded pictures are not kept: ")
+    assert decodings == [20, 20]
+
+
 # As a part of the data module
 
 
@@ -414,6 +472,22 @@ def test_labels_are_those_of_the_pictures(create, photos):
         for picture, label in zip(restored, labels.tolist(), strict=True):
             (where,) = [i for i, own in enumerate(pixels) if (own - picture).abs().max() < 2]
             assert names[where][0] == "ab"[label]
+
+
+def test_small_pictures_are_decoded_in_the_first_run_alone(create, decodings):
+    first, second = (create(image_size=24, in_memory=True, seed=seed) for seed in (0, 1))
+    assert decodings == [20]
+    assert (first.mean, first.fingerprint) == (second.mean, second.fingerprint)
+    for split, images in first.splits.items():
+        assert torch.equal(images.pixels, second.splits[split].pixels)
+
+
+@pytest.mark.parametrize("options", [{"in_memory": True}, {"cache": True}])
+def test_map_is_not_kept_among_the_classes(photos, decodings, options):
+    for _ in range(2):
+        data = load_data("folder", data_dir=photos, root=str(photos), image_size=24, **options)
+        assert data.class_names == ["a", "b"]
+    assert decodings == [20]
 
 
 def test_path_is_described(create):

@@ -11,9 +11,9 @@ from dwsep_zoo.data.loader import BatchKey
 from dwsep_zoo.data.pictures import (
     FileReader,
     ResizedCrop,
-    decode,
+    decoded,
     eval_transform,
-    file_sizes,
+    file_states,
     find_pictures,
     longest_side,
     read_picture,
@@ -51,18 +51,18 @@ def test_unreadable_picture_is_named(tmp_path, content):
         read_picture(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"broken\.jpg"):
-        decode(tmp_path, {"train": _listed(["broken.jpg"])}, 8, "bilinear")
+        next(decoded(tmp_path, ["broken.jpg"], 8, "bilinear"))
 
 
 def test_an_empty_file_is_found_by_its_size(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"1234")
     (tmp_path / "b.jpg").touch()
-    assert file_sizes(tmp_path, _listed(["a.jpg"])).tolist() == [4]
+    assert file_states(tmp_path, _listed(["a.jpg"]))[:, 0].tolist() == [4]
     with pytest.raises(UserError, match=r"b\.jpg: the file is empty"):
-        file_sizes(tmp_path, _listed(["a.jpg", "b.jpg"]))
+        file_states(tmp_path, _listed(["a.jpg", "b.jpg"]))
     (tmp_path / "c.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with pytest.raises(UserError, match=r"c\.jpg: No such file"):
-        file_sizes(tmp_path, _listed(["c.jpg"]))
+        file_states(tmp_path, _listed(["c.jpg"]))
 
 
 def test_find_pictures(tmp_path):
@@ -72,23 +72,30 @@ def test_find_pictures(tmp_path):
     assert find_pictures(tmp_path) == ["a.png", "b.JPG", "deep/c.webp"]
 
 
-def test_decode_keeps_pixels_of_the_right_size(pictures):
+def _decoded(root, names, size, interpolation):
+    return torch.cat([*decoded(root, names, size, interpolation)]).numpy()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 32])  # of one picture: in two processes
+def test_decoding_keeps_order_and_pixels_of_the_right_size(pictures, monkeypatch, chunk):
+    monkeypatch.setattr("dwsep_zoo.data.pictures.CHUNK", chunk)
+    monkeypatch.setattr("dwsep_zoo.data.pictures.CHUNKS_OF_A_WORKER", 2)
     root = pictures({"a": 3, "b": 2}, size=(8, 8))
-    parts = {"train": _listed(["a/0.png", "a/2.png"]), "val": _listed(["b/1.png"])}
-    parts["test"] = parts["val"]
-    decoded = decode(root, parts, 8, "bicubic")
-    assert list(decoded) == list(parts)
-    for before, after in zip(parts.values(), decoded.values(), strict=True):
-        assert after.names == before.names
-        for name, pixels in zip(after.names, after.pixels.numpy(), strict=True):
-            assert (pixels == np.asarray(Image.open(root / name))).all()
+    names = ["b/1.png", "a/0.png", "a/2.png", "b/0.png"]
+    before = torch.get_rng_state()
+    for name, pixels in zip(names, _decoded(root, names, 8, "bicubic"), strict=True):
+        assert (pixels == np.asarray(Image.open(root / name))).all()
+    assert torch.equal(torch.get_rng_state(), before)
+    (root / "a/2.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cannot read the picture .*a/2\.png"):
+        _decoded(root, names, 8, "bicubic")
 
 
-def test_decode_resizes_the_shorter_side_and_cuts_the_middle(pictures):
+def test_decoding_resizes_the_shorter_side_and_cuts_the_middle(pictures):
     root = pictures({"a": 1}, size=(40, 20))
-    part = decode(root, {"train": _listed(["a/0.png"])}, 10, "bilinear")["train"]
+    (pixels,) = _decoded(root, ["a/0.png"], 10, "bilinear")
     whole = Image.open(root / "a/0.png").resize((20, 10), Image.Resampling.BILINEAR)
-    assert (part.pixels[0].numpy() == np.asarray(whole)[:, 5:15]).all()
+    assert (pixels == np.asarray(whole)[:, 5:15]).all()
 
 
 def test_eval_transform_looks_at_a_part(pictures):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dwsep_zoo.ops import cpu, cuda
+from dwsep_zoo.ops.kept import Kept, file_name
 
 X = torch.zeros(1, 8, 6, 6).to(memory_format=torch.channels_last)
 W = torch.zeros(8, 1, 3, 3)
@@ -18,6 +19,7 @@ W = torch.zeros(8, 1, 3, 3)
 @pytest.fixture(autouse=True)
 def nothing_chosen(monkeypatch):
     monkeypatch.setattr(cuda, "choices", {})
+    monkeypatch.setattr(cuda, "kept", lambda: Kept(None))
     monkeypatch.setattr(cuda, "fallbacks", Counter())
     cuda._warn.cache_clear()
 
@@ -110,6 +112,88 @@ def test_a_kernel_that_cannot_be_built_drops_out(ways, seconds, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"depthwise convolutions do without the triton kernel here: {reason}"
     ]
+
+
+@pytest.fixture
+def new_process(monkeypatch, tmp_path):
+    """Forgets the choices as a new process does; gives the file that keeps them."""
+
+    def start():
+        kept = Kept(tmp_path / "kernels.json")
+        monkeypatch.setattr(cuda, "choices", {})
+        monkeypatch.setattr(cuda, "kept", lambda: kept)
+        return kept.path
+
+    return start
+
+
+def test_a_later_process_takes_the_choices_of_an_earlier_one(
+    ways, seconds, new_process, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    ways(cuda.OWN, "native", "triton")
+    times = {cuda.OWN: 3.0, "native": 1.0, "triton": 2.0}
+    timed = seconds(**times)
+    file = new_process()
+    assert [forward(6), forward(5)] == ["native"] * 2
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(file) in line
+    new_process()
+    timed.clear()
+    monkeypatch.setattr(cuda, "_is_capturing", lambda: True)  # nothing has to be timed
+    assert [forward(6), forward(5)] == ["native"] * 2
+    monkeypatch.setattr(cuda, "_is_capturing", lambda: False)
+    assert (timed, len(caplog.records)) == ([], 1)
+    assert forward(4) == "native"
+    assert timed
+    new_process()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert forward(6) == cuda.OWN
+    finally:
+        torch.use_deterministic_algorithms(False)
+    # A choice that could not be made among all of them is not for others, nor theirs for it.
+    ways(cuda.OWN, "native", "triton", left_out={"triton": "no compiler"})
+    seconds(**{**times, cuda.OWN: 0.5})
+    new_process()
+    assert forward(6) == forward(3) == cuda.OWN
+    ways(cuda.OWN, "native", "triton")
+    seconds(**times)
+    new_process()
+    assert [forward(6), forward(3)] == ["native"] * 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"a": 1}', b"\xff\xfe", None])
+def test_a_damaged_file_of_choices_is_written_anew(ways, seconds, new_process, content):
+    ways(cuda.OWN, "triton")
+    seconds(**{cuda.OWN: 2.0, "triton": 1.0})
+    file = new_process()
+    forward()
+    whole = file.read_bytes()
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    new_process()
+    assert forward() == "triton"
+    assert file.read_bytes() == whole
+
+
+def test_choices_of_processes_at_once_are_all_kept(tmp_path):
+    file = tmp_path / "kernels.json"
+    one, other = Kept(file), Kept(file)
+    one.add(("forward", torch.Size([1, 2])), "native")
+    other.add(("forward", torch.Size([1, 3])), "triton")
+    assert Kept(file).names == {**one.names, **other.names}
+    unwritable = Kept(tmp_path / "absent" / "kernels.json")
+    unwritable.add("key", "native")
+    assert unwritable.get("key") == "native"
+
+
+def test_other_machines_have_other_files():
+    machine = ["H200", "driver 580", "13.0", "2.15", "3.9"]
+    names = {file_name([*machine[:i], "other", *machine[i + 1 :]]) for i in range(len(machine))}
+    assert len(names | {file_name(machine)}) == len(machine) + 1
 
 
 def test_an_error_of_pytorchs_own_kernel_is_an_error(ways, seconds):
