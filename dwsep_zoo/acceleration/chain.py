@@ -208,17 +208,17 @@ def _why_not(x: Tensor, layer: Layer) -> str:
     """Why no kernel computes a norm or a depthwise convolution together with its neighbours."""
     norm, conv = layer.norm, layer.depthwise
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"its input is {str(x.dtype).removeprefix('torch.')}"
+        return f"input in {str(x.dtype).removeprefix('torch.')}"
     if not x.is_contiguous(memory_format=torch.channels_last):
-        return "its input is not channels_last"
+        return "input not in channels_last"
     if norm is not None and not _normalises(norm, x, x.shape[1]):
-        return "it does not normalise by the batch, or has no float32 weights or running means"
+        return "norm without the batch's statistics, float32 weights or running means"
     if conv is not None and not _convolves(conv, x):
-        return "it has a bias or its weights are not float32, or autocast casts its input"
+        return "bias, weights not in float32, or an input that autocast casts"
     if conv is not None and conv.kernel_size[0] != 3:
-        return f"its kernel is {conv.kernel_size[0]} x {conv.kernel_size[0]}"
+        return f"{conv.kernel_size[0]} x {conv.kernel_size[0]} kernel"
     if x.device.type == "cpu" and not native.is_ready():
-        return f"there are no kernels: {native.native().why}"
+        return f"no kernels: {native.native().why}"
     if x.shape[1] < native.VECTOR:
-        return f"it has {x.shape[1]} channels"
-    return "there is no norm or activation before it, or no kernel for its shape"
+        return f"{x.shape[1]} channels, fewer than {native.VECTOR}"
+    return "no norm or activation before it, or no kernel for its shape"

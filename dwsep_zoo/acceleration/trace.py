@@ -73,8 +73,8 @@ class Graph(NamedTuple):
         """Why a norm or a depthwise convolution is in no chain."""
         for whole, why in self.whole.items():
             if name == whole or name.startswith(f"{whole}."):
-                return f"{whole} cannot be recorded: {why}"
-        return f"it is a {type(module).__name__}, or is called several times"
+                return f"part of {whole}, which cannot be recorded: {why}"
+        return f"{type(module).__name__}, or several calls"
 
 
 def trace(model: nn.Module) -> Graph:
