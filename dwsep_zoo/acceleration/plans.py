@@ -41,7 +41,8 @@ def accelerate(model: Network) -> Network:
     The network computes as before without gradients, while a hook observes one of its modules,
     under ``torch.compile``, export, tracing and the transforms of ``torch.func``, and where its
     forward pass cannot be recorded, which the log says. A network whose modules were changed is
-    recorded again at its next step. Lists and dicts that it changes in place are not noticed.
+    recorded again at its next step; what changes inside a list or a dict is not noticed. What a
+    forward pass does beside its result, such as printing, happens only when it is recorded.
 
     The kernels are for channels_last, in float32 and bfloat16::
 
@@ -286,13 +287,13 @@ def _checked_graph(model: nn.Module, x: Tensor) -> Graph:
     steps need. A copy of the network is recorded, which nothing can change for the caller.
 
     Raises:
-        Untraceable: if it does not, or if the forward sets attributes.
+        Untraceable: if it does not, or if the forward changes attributes.
     """
     try:
         twin = copy.deepcopy(model)
     except Exception as error:  # of any attribute
         raise Untraceable(f"it cannot be copied: {first_line(error)}") from error
-    before = [dict(module.__dict__) for module in twin.modules()]
+    before = [_contents(module) for module in twin.modules()]
     graph = trace(twin)
     results = []
     for run in (functools.partial(type(twin).forward, twin), graph.recorded.forward):
@@ -303,11 +304,19 @@ def _checked_graph(model: nn.Module, x: Tensor) -> Graph:
                 if not results:
                     raise  # the network itself refuses this input
                 raise Untraceable(f"its recorded graph fails: {first_line(error)}") from error
-    if not _are_same(before, [module.__dict__ for module in twin.modules()]):
-        raise Untraceable("its forward sets attributes")
+    if not _are_same(before, [_contents(module) for module in twin.modules()]):
+        raise Untraceable("its forward changes attributes")
     if not all(map(_are_same, *results)) or len(results[0]) != len(results[1]):
         raise Untraceable("its recorded graph computes something else")
     return graph.of(model)
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module, and what its lists and dicts hold."""
+    return {
+        name: copy.copy(value) if isinstance(value, list | dict | set) else value
+        for name, value in module.__dict__.items()
+    }
 
 
 def _are_same(one: Any, other: Any) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dwsep_zoo import UserError
-from dwsep_zoo.models import ConvNet
+from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.progressive import SIZES, resize, training_size
 
 
@@ -45,13 +45,13 @@ def test_resizing_keeps_the_mean_and_the_memory_format():
 
 def test_the_network_sees_them_in_training_and_the_full_ones_in_evaluation(run, monkeypatch):
     seen = []
-    forward = ConvNet.forward
+    forward = LitClassifier.forward
 
     def spied(self, x):
         seen.append((self.training, x.shape[-1]))
         return forward(self, x)
 
-    monkeypatch.setattr(ConvNet, "forward", spied)
+    monkeypatch.setattr(LitClassifier, "forward", spied)
     run("run", "trainer.max_epochs=4", "recipe.initial_size=16", "recipe.full_size_from=1")
     trained = [size for training, size in seen if training]
     assert trained[: 4 * 4] == [16] * 4 + [20] * 4 + [24] * 4 + [28] * 4

@@ -161,8 +161,7 @@ def test_damaged_checkpoints_are_named(run, old, damage, message):
         (1, 0, ("trainer.accumulate_grad_batches=3",)),  # inside a step
         (2, 0, ("recipe=adamw", "trainer.limit_val_batches=0")),
         # the classifier alone is trained in the first epoch
-        (0, 1, ("recipe=finetune", PRECISE)),
-        (0, 3, ("recipe=finetune", "recipe.model_ema_decay=0.9")),
+        (0, 1, ("recipe=finetune", "recipe.model_ema_decay=0.9", PRECISE)),
         (1, 1, ("recipe=finetune", "recipe.optimizer=sgd", "recipe.freeze=[stem]")),
     ],
 )
