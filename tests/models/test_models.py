@@ -105,10 +105,7 @@ def test_traced_and_exported_networks_give_the_same(name, conv):
         torch.testing.assert_close(exported(x), want, rtol=1e-4, atol=1e-4)
 
 
-# The conv types are PyTorch's own modules in a sequence, all but `mixed`.
-@pytest.mark.parametrize(
-    ("name", "conv"), [("efficientnet_b0", "depthwise_separable"), ("mobilenet_v2", "mixed")]
-)
+@pytest.mark.parametrize(("name", "conv"), COSTLY_PAIRS)
 def test_compiles_as_one_graph(name, conv):
     model = calibrate(small(name, conv, drop_path_rate=0.0), torch.randn(8, 3, 32, 32))
     x = torch.randn(2, 3, 32, 32)

@@ -156,8 +156,7 @@ def test_damaged_checkpoints_are_named(run, old, damage, message):
     ("epoch", "batch", "extra"),
     [
         (0, 1, ("recipe.model_ema_decay=0.9", PRECISE)),
-        (0, 1, ("recipe.optimizer=muon",)),
-        (1, 3, ()),  # the last batch of an epoch
+        (1, 3, ("recipe.optimizer=muon",)),  # the last batch of an epoch
         (1, 0, ("trainer.accumulate_grad_batches=3",)),  # inside a step
         (2, 0, ("recipe=adamw", "trainer.limit_val_batches=0")),
         # the classifier alone is trained in the first epoch
