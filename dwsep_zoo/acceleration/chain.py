@@ -141,15 +141,14 @@ def _names(layers: Sequence[Layer]) -> tuple[str, ...]:
 
 def _norm_and_act(layers: Sequence[Layer], at: int) -> tuple[nn.BatchNorm2d | None, str, int]:
     """Read a norm and an activation, either may be missing; also return the index after them."""
-    norm = None
+    norm, act = None, None
     if at < len(layers) and layers[at].norm is not None:
-        norm = layers[at].norm
-        if layers[at].act is not None:
-            return norm, layers[at].act or "identity", at + 1
+        norm, act = layers[at].norm, layers[at].act
         at += 1
-    if at < len(layers) and layers[at].norm is None and layers[at].act is not None:
-        return norm, layers[at].act or "identity", at + 1
-    return norm, "identity", at
+    if act is None and at < len(layers) and layers[at].norm is None:
+        act = layers[at].act
+        at += act is not None
+    return norm, act or "identity", at
 
 
 def _fusion(x: Tensor, candidate: _Candidate) -> Fusion | None:

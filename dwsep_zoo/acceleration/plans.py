@@ -41,8 +41,8 @@ def accelerate(model: Network) -> Network:
     The network computes as before without gradients, while a hook observes one of its modules,
     under ``torch.compile``, export, tracing and the transforms of ``torch.func``, and where its
     forward pass cannot be recorded, which the log says. A network whose modules were changed is
-    recorded again at its next step; what changes inside a list or a dict is not noticed. What a
-    forward pass does beside its result, such as printing, happens only when it is recorded.
+    recorded again at its next step; changes inside a list or a dict go unnoticed. Side effects of a
+    forward pass, such as printing, happen only while it is recorded.
 
     The kernels are for channels_last, in float32 and bfloat16::
 

@@ -213,8 +213,8 @@ def can_be_graphs(trainer: L.Trainer, device: torch.device) -> bool:
 def optimizer_can_be_recorded(trainer: L.Trainer, name: str) -> bool:
     """Whether a CUDA graph can contain the step of the optimizer.
 
-    Clipping and the scaling of gradients need other kernels, which read rates on the CPU; of other
-    optimizers nobody knows what they keep there.
+    Clipping and the scaling of gradients need other kernels, which read rates on the CPU. Other
+    optimizers may keep their state there.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return name in OWN and not trainer.gradient_clip_val and scaler is None

@@ -71,7 +71,7 @@ class StepGraph:
     and while somebody listens to a module, the steps stay as they are.
 
     Args:
-        network: what is trained; its tensors, modes and hooks are looked at.
+        network: the one that is trained; its tensors, modes and hooks are looked at.
         optimizer: that of the network.
         whole: whether the optimizer's step is part of the recorded ones. Its rates are tensors
             then, so that the graph sees those of each step.
