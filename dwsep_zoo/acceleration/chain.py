@@ -218,6 +218,6 @@ def _why_not(x: Tensor, layer: Layer) -> str:
         return f"{conv.kernel_size[0]} x {conv.kernel_size[0]} kernel"
     if x.device.type == "cpu" and not native.is_ready():
         return f"no kernels: {native.native().why}"
-    if x.shape[1] < native.VECTOR:
-        return f"{x.shape[1]} channels, fewer than {native.VECTOR}"
+    if x.shape[1] < native.LANES[-1]:
+        return f"{x.shape[1]} channels, fewer than {native.LANES[-1]}"
     return "no norm or activation before it, or no kernel for its shape"

@@ -1,9 +1,9 @@
 // Training kernels for the CPU: batch norm with its activation, and depthwise gradients.
 //
 // Tensors are channels_last, so an image is a matrix of pixels x channels. Elements are float or
-// bfloat16, sums are float. The code works on vectors of 16 channels and needs at least 16 of them.
-// If their number is no multiple of 16, the last vector overlaps the one before it, and both write
-// the same values. Sums are computed over pieces that do not depend on the number of threads, and
+// bfloat16, sums are float. The code works on vectors of V channels, 16 or 8, and needs at least V of
+// them. If their number is no multiple of V, the last vector overlaps the one before it, and both
+// write the same values. Sums are computed over pieces that do not depend on the number of threads, and
 // added in order: any number of threads gives the same result. native.py compiles and calls this.
 
 #include <algorithm>
@@ -12,13 +12,14 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
-#ifdef __AVX512F__
+#if defined __AVX512F__ && VECTOR == 16
+#define AVX512
 #include <immintrin.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
 
-constexpr long V = 16;
+constexpr long V = VECTOR;
 typedef float vec __attribute__((vector_size(4 * V)));
 typedef uint32_t bits __attribute__((vector_size(4 * V)));
 typedef int32_t ints __attribute__((vector_size(4 * V)));
@@ -38,12 +39,12 @@ INLINE vec load(const float *p) {
 }
 INLINE void store(float *p, vec x) { memcpy(p, &x, sizeof x); }
 
-// Elements i ... i + 15 of a tensor.
+// Elements i ... i + V - 1 of a tensor.
 template <Type type> INLINE vec load(const void *p, long i) {
     if (type == FLOAT) return load((const float *)p + i);
     half h;
     memcpy(&h, (const uint16_t *)p + i, sizeof h);
-#ifdef __AVX512F__ // one instruction, which GCC does not generate
+#ifdef AVX512 // one instruction, which GCC does not generate
     return (vec)((bits)_mm512_cvtepu16_epi32((__m256i)h) << 16);
 #else
     return (vec)(__builtin_convertvector(h, bits) << 16);
@@ -52,7 +53,7 @@ template <Type type> INLINE vec load(const void *p, long i) {
 
 template <Type type> INLINE void store(void *p, long i, vec x) {
     if (type == FLOAT) return store((float *)p + i, x);
-#ifdef __AVX512BF16__
+#if defined AVX512 && defined __AVX512BF16__
     const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
 #else
     bits b = (bits)x;
@@ -65,14 +66,14 @@ template <Type type> INLINE void store(void *p, long i, vec x) {
 
 // Maximum and minimum. An x that is NaN stays NaN.
 INLINE vec at_least(vec x, float low) {
-#ifdef __AVX512F__
+#ifdef AVX512
     return (vec)_mm512_max_ps((__m512)splat(low), (__m512)x);
 #else
     return x < low ? splat(low) : x;
 #endif
 }
 INLINE vec at_most(vec x, float high) {
-#ifdef __AVX512F__
+#ifdef AVX512
     return (vec)_mm512_min_ps((__m512)splat(high), (__m512)x);
 #else
     return x > high ? splat(high) : x;
@@ -97,7 +98,7 @@ INLINE vec exponential(vec x) {
 
 INLINE vec sigmoid(vec x) {
     const vec d = 1.0f + exponential(-x);
-#ifdef __AVX512F__
+#ifdef AVX512
     const vec r = (vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)d); // 14 bits, 28 after a Newton step
     return r * (2.0f - d * r);
 #else
@@ -177,7 +178,7 @@ struct Norm {
     double share(long i) const { return (double)least(piece(), rows - i * piece()) / rows; }
 };
 
-// Mean, and sum of squares of x - mean, for 16 n channels. The sums are over x - near, where near is
+// Mean, and sum of squares of x - mean, for V n channels. The sums are over x - near, where near is
 // the mean of the first few rows: squares of x would lose small deviations from a large mean.
 template <Type type, int n>
 INLINE void moments(const Norm &a, const void *x, long begin, long end, long c, float *sums) {
@@ -229,7 +230,7 @@ static void merge_moments(const Norm &a, const float *sums, long pieces, F share
 // The gradient after the norm is stored if computing it is expensive.
 constexpr bool is_kept(Act act) { return act == SILU; }
 
-// Sums of the gradient after the norm, and of this gradient times x - mean, for 16 n channels. dx may
+// Sums of the gradient after the norm, and of this gradient times x - mean, for V n channels. dx may
 // store the gradient.
 template <Type type, Act act, int n>
 INLINE void grad_moments(const Norm &a, const void *grad, const void *x, void *dx, long begin,
@@ -255,7 +256,7 @@ INLINE void grad_moments(const Norm &a, const void *grad, const void *x, void *d
     }
 }
 
-// Call f(first channel, number of vectors) for blocks of 64, 32 or 16 channels, as many as are left.
+// Call f(first channel, number of vectors) for blocks of 4 V, 2 V or V channels, as many as are left.
 template <typename F> INLINE void for_blocks(long chans, F f) {
     long c = 0;
     for (; c + 4 * V <= chans; c += 4 * V) f(c, std::integral_constant<int, 4>());
@@ -378,7 +379,7 @@ struct Depthwise {
     long chans, height, width, out_height, out_width, padding;
 };
 
-// Rows in a buffer have 16 channels of float, and K - 1 zeros on both sides.
+// Rows in a buffer have V channels of float, and K - 1 zeros on both sides.
 
 // One row of x with one row of grad: the registers cannot hold all weights.
 template <int K>
@@ -417,7 +418,7 @@ INLINE void row_stride_2(const Depthwise &a, const float *grad, const float *x, 
     for (int j = 0; j < K; j++) store(dtaps + j * V, d[j]);
 }
 
-// 16 channels of one image, starting at first (or the last 16). The buffer is initially zero and has
+// V channels of one image, starting at first (or the last V). The buffer is initially zero and has
 // K + 3 rows: one of zeros, one of x, one of its gradient, and K of grad.
 template <Type type, int K, int stride>
 INLINE void image_backward(const Depthwise &a, long image, long first, float *dweight,
@@ -509,7 +510,7 @@ struct NormDepthwise {
     double share(long i) const { return (double)least(piece(), images - i * piece()) / images; }
 };
 
-// Copy pixels of 16 k channels from memory to rows in a buffer, with this distance between vectors.
+// Copy pixels of V k channels from memory to rows in a buffer, with this distance between vectors.
 template <Type type, typename F>
 INLINE void fill(const void *from, long at, long pixels, long chans, long wide, float *to,
                  long apart, F f) {
@@ -522,12 +523,12 @@ INLINE void fill(const void *from, long at, long pixels, long chans, long wide, 
     }
 }
 
-// Prefetch the k-th of n parts of such pixels before they are filled: they lie too far apart for the
+// Prefetch pixels begin to end of such a row before they are filled: they lie too far apart for the
 // processor's own prefetcher.
 template <Type type>
-INLINE void fetch(const void *from, long at, long pixels, long chans, long wide, long k, long n) {
+INLINE void fetch(const void *from, long at, long begin, long end, long chans, long wide) {
     constexpr long size = type == BF16 ? sizeof(uint16_t) : sizeof(float), line = 64, to_l2 = 2;
-    for (long w = pixels * k / n; w < pixels * (k + 1) / n; w++)
+    for (long w = begin; w < end; w++)
         for (long c = 0; c < size * wide; c += line)
             __builtin_prefetch((const char *)from + size * (at + w * chans) + c, 0, to_l2);
 }
@@ -594,7 +595,8 @@ static void convolve(const NormDepthwise &a, long first, long last, long part, R
     struct Sums {
         vec mean, squares, one, two; // one and two: current image, around the mean so far
     };
-    std::vector<Sums> own(counted ? a.vectors(part) : 0, Sums{});
+    const long vectors = a.vectors(part);
+    std::vector<Sums> own(counted ? vectors : 0, Sums{});
     const float width = a.out_width, pixels = (float)a.out_height * a.out_width;
     for (long image = first; image < last; image++) {
         long next = 0; // next row of x to load
@@ -607,8 +609,9 @@ static void convolve(const NormDepthwise &a, long first, long last, long part, R
             }
             const long ahead = (image * a.height + next) * a.width * chans + begin;
             const long number = least(stride, a.height - next) * a.width;
-            for (long k = 0; k < a.vectors(part); k++) {
-                fetch<type>(a.x, ahead, number, chans, wide, k, a.vectors(part));
+            const long share = number / vectors + 1; // pixels to fetch beside each vector
+            for (long k = 0; k < vectors; k++) {
+                fetch<type>(a.x, ahead, k * share, least((k + 1) * share, number), chans, wide);
                 const long c = begin + least(k * V, wide - V);
                 const long at = (image * a.out_height + o) * a.out_width * chans + c;
                 const float *row[3];
@@ -741,42 +744,49 @@ INLINE void row_backward(const NormDepthwise &a, const float *const grads[3], lo
 }
 
 template <Type type, Act act, int stride>
-static void convolve_backward(const NormDepthwise &a, long image, long part, Rows &rows,
+static void convolve_backward(const NormDepthwise &a, long first, long last, long part, Rows &rows,
                               const Incoming &incoming, void *dx, float *sums) {
     const long chans = a.norm.chans, begin = a.begin(part), wide = a.end(part) - begin;
-    std::vector<float> own(a.vectors(part) * 11 * V);
-    long next = 0; // row of grad that is not there yet
-    for (long h = 0; h < a.height; h++) {
-        for (; next < a.out_height && next * stride <= h + a.padding; next++)
-            incoming.fill(incoming, (image * a.out_height + next) * a.out_width * chans,
-                          a.out_width, chans, begin, wide, rows.at(next, 0), rows.length);
-        const long ahead = (image * a.height + h + 1) * a.width * chans + begin;
-        const long grad_ahead = (image * a.out_height + next) * a.out_width * chans + begin;
-        const long number = next * stride <= h + 1 + a.padding ? a.out_width : 0;
-        for (long k = 0, n = a.vectors(part); k < n; k++) {
-            fetch<type>(a.x, ahead, a.width, chans, wide, k, n);
-            fetch<type>(incoming.grad, grad_ahead, number, chans, wide, k, n);
-            if (incoming.y) fetch<type>(incoming.y, grad_ahead, number, chans, wide, k, n);
+    const long vectors = a.vectors(part), share = a.width / vectors + 1;
+    const long grad_share = a.out_width / vectors + 1;
+    std::vector<float> own(vectors * 11 * V);
+    for (long image = first; image < last; image++) {
+        long next = 0; // row of grad that is not there yet
+        for (long h = 0; h < a.height; h++) {
+            for (; next < a.out_height && next * stride <= h + a.padding; next++)
+                incoming.fill(incoming, (image * a.out_height + next) * a.out_width * chans,
+                              a.out_width, chans, begin, wide, rows.at(next, 0), rows.length);
             const float *grads[3];
             for (int i = 0; i < 3; i++) {
                 const long o = h + a.padding - i;
                 const bool none = o < 0 || o % stride || o / stride >= a.out_height;
-                grads[i] = none ? rows.none() : rows.at(o / stride, k);
+                grads[i] = none ? nullptr : rows.at(o / stride, 0);
             }
-            const long c = begin + least(k * V, wide - V);
-            const long at = (image * a.height + h) * a.width * chans + c;
-            float *const to = own.data() + k * 11 * V;
-            if (stride == 2 && (h + a.padding) % 2)
-                row_backward<type, act, stride, 1>(a, grads, at, c, dx, to);
-            else row_backward<type, act, stride, 0>(a, grads, at, c, dx, to);
+            const long at = (image * a.height + h) * a.width * chans + begin;
+            const long ahead = at + a.width * chans;
+            const long grad_ahead = (image * a.out_height + next) * a.out_width * chans + begin;
+            const long grads_ahead = next * stride <= h + 1 + a.padding ? a.out_width : 0;
+            for (long k = 0; k < vectors; k++) {
+                const long from = k * grad_share, to = least(from + grad_share, grads_ahead);
+                fetch<type>(a.x, ahead, k * share, least((k + 1) * share, a.width), chans, wide);
+                fetch<type>(incoming.grad, grad_ahead, from, to, chans, wide);
+                if (incoming.y) fetch<type>(incoming.y, grad_ahead, from, to, chans, wide);
+                const float *row[3];
+                for (int i = 0; i < 3; i++)
+                    row[i] = grads[i] ? grads[i] + k * rows.length : rows.none();
+                const long c = least(k * V, wide - V);
+                if (stride == 2 && (h + a.padding) % 2)
+                    row_backward<type, act, stride, 1>(a, row, at + c, begin + c, dx,
+                                                       &own[k * 11 * V]);
+                else
+                    row_backward<type, act, stride, 0>(a, row, at + c, begin + c, dx,
+                                                       &own[k * 11 * V]);
+            }
         }
     }
-    for (long k = 0; k < a.vectors(part); k++) {
-        const long c = least(k * V, wide - V);
+    for (long k = 0; k < vectors; k++)
         for (int i = 0; i < 11; i++)
-            for (long j = k * V - c; j < V; j++)
-                sums[i * chans + begin + c + j] += own[(k * 11 + i) * V + j];
-    }
+            store(sums + i * chans + begin + least(k * V, wide - V), load(&own[(k * 11 + i) * V]));
 }
 
 template <Type type, Act act, int stride>
@@ -787,9 +797,8 @@ static void norm_act_depthwise_backward(const NormDepthwise &a, const Incoming &
     float *const sums = space.data();
     for_pieces(a, a.out_width, threads,
                [&](long piece, long first, long last, long part, Rows &rows) {
-                   for (long image = first; image < last; image++)
-                       convolve_backward<type, act, stride>(a, image, part, rows, incoming, dx,
-                                                            sums + piece * 11 * chans);
+                   convolve_backward<type, act, stride>(a, first, last, part, rows, incoming, dx,
+                                                        sums + piece * 11 * chans);
                });
     add_pieces(sums, pieces, 11 * chans, sums);
     channels_first(sums, chans, 9, dtaps);

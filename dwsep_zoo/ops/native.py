@@ -1,7 +1,7 @@
 """The kernels of ``native.cpp``, compiled for this processor at first use.
 
 Compilation takes a few seconds and a C++ compiler, which ``torch.compile`` needs too. The library
-is stored in the user's cache. Without a compiler, PyTorch's operators compute everything, with
+is stored in the user's cache. Layers of 8 to 15 channels have one of their own, with shorter vectors. Without a compiler, PyTorch's operators compute everything, with
 detours around the slowest ones (:mod:`dwsep_zoo.ops.cpu`), and :func:`status` reports it in the log
 of every training on a CPU.
 """
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -29,8 +29,8 @@ from dwsep_zoo.ops.fusion import Depthwise, Fusion, Norm
 
 SOURCE = Path(__file__).with_name("native.cpp")
 INSTALL = "install g++, or name one in the variable CXX"
-VECTOR = 16
-"""Minimum number of channels of the kernels."""
+LANES = (16, 8)
+"""Channels of a vector, of which a layer must fill one."""
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish", "silu")
 """Activations in the order of their numbers in ``native.cpp``."""
 KERNEL_SIZES = (3, 5, 7)
@@ -60,9 +60,9 @@ class Native:
     why: str
 
 
-@lru_cache(maxsize=1)
-def native() -> Native:
-    """Load the library, compiling it if it is not in the cache."""
+@cache
+def native(lanes: int = LANES[0]) -> Native:
+    """Load the library of one of :data:`LANES`, compiling it if it is not in the cache."""
     if platform.system() != "Linux":
         return Native(None, f"not for {platform.system()}")
     compiler = _compiler()
@@ -72,7 +72,7 @@ def native() -> Native:
         version = _output(*compiler, "--version").partition("\n")[0]
         if "clang" in version:  # its own OpenMP would add threads to PyTorch's
             return Native(None, f"not by {version}; {INSTALL}")
-        library = _library_of(compiler, version)
+        library = _library_of(compiler, version, lanes)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         why = lines[0] if lines else type(error).__name__
@@ -104,7 +104,7 @@ def covers(x: Tensor) -> bool:
     return (
         x.dtype in (torch.bfloat16, torch.float32)
         and x.ndim == 4
-        and x.shape[1] >= VECTOR
+        and x.shape[1] >= LANES[-1]
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and is_ready()
@@ -145,7 +145,7 @@ def forward(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor], list[Tenso
     affine, affine2 = ([t if t is None else _float32(t) for t in n[:2]] for n in (norm, norm2))
     if conv is None:
         y = torch.empty_like(x)
-        _library().dwsep_norm_act(
+        _library(x).dwsep_norm_act(
             *_pointers(x, y, *affine, stats), x.numel() // chans, chans, norm.eps, *_acts(x, norm)
         )
     else:
@@ -154,7 +154,7 @@ def forward(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor], list[Tenso
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         z = None if stats2 is None else torch.empty_like(y)
         filters = _float32(conv.taps)
-        _library().dwsep_norm_act_depthwise(
+        _library(x).dwsep_norm_act_depthwise(
             *_pointers(x, y, z, *affine, filters, *affine2, stats, stats2),
             *(*x.shape, *size, norm.eps, norm2.eps, *conv[1:], *_acts(x, norm, norm2)),
         )
@@ -175,7 +175,7 @@ def backward(
     weight, bias, weight2, bias2 = torch.empty(4, chans).unbind()
     stats, stats2, y = (*kept, None, None, None)[:3]
     if conv is None:
-        _library().dwsep_norm_act_backward(
+        _library(x).dwsep_norm_act_backward(
             *_pointers(grad, x, stats, grad_x, weight, bias),
             *(x.numel() // chans, chans, norm.eps, *_acts(x, norm)),
         )
@@ -184,7 +184,7 @@ def backward(
     taps = torch.empty_like(filters)
     # SILU's slope is too expensive to compute twice: is_kept in native.cpp.
     slope = torch.empty_like(grad) if norm2.act == "silu" else None
-    _library().dwsep_norm_act_depthwise_backward(
+    _library(x).dwsep_norm_act_depthwise_backward(
         *_pointers(grad, x, y, slope, filters, stats, stats2),
         *_pointers(grad_x, weight, bias, taps, weight2, bias2),
         *(*x.shape, *grad.shape[2:], norm.eps, norm2.eps, *conv[1:], *_acts(x, norm, norm2)),
@@ -197,7 +197,7 @@ def update_running(
     stats: Tensor, mean: Tensor, var: Tensor, batches: Tensor | None, momentum: float, count: int
 ) -> None:
     """Update the running statistics of a norm, see ``_Kernels`` in :mod:`.norm`."""
-    _library().dwsep_update_running(
+    _library(stats).dwsep_update_running(
         *_pointers(stats, mean, var, batches), momentum, count, stats.shape[1]
     )
 
@@ -224,7 +224,7 @@ def depthwise_backward(
     grad, filters = _like(grad, x), _float32(weight)
     grad_filters = torch.empty_like(filters)
     grad_x = torch.empty_like(x) if need_x else None
-    _library().dwsep_depthwise_backward(
+    _library(x).dwsep_depthwise_backward(
         *_pointers(grad, x, filters, grad_x, grad_filters),
         *(*x.shape, *grad.shape[2:]),
         *(weight.shape[-1], stride, padding, x.dtype is torch.bfloat16, torch.get_num_threads()),
@@ -242,8 +242,9 @@ def _float32(t: Tensor) -> Tensor:
     return t if t.dtype is torch.float32 and t.is_contiguous() else t.float().contiguous()
 
 
-def _library() -> ctypes.CDLL:
-    library = native().library
+def _library(x: Tensor) -> ctypes.CDLL:
+    """Return the library for the channels of ``x``, its dimension 1."""
+    library = native(next(lanes for lanes in LANES if x.shape[1] >= lanes)).library
     assert library is not None, "covers() was not asked"
     return library
 
@@ -270,12 +271,12 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _library_of(compiler: list[str], version: str) -> ctypes.CDLL:
+def _library_of(compiler: list[str], version: str, lanes: int) -> ctypes.CDLL:
     """Load the library of this processor from the cache, or compile it."""
     flag = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
     # PyTorch ships OpenMP. A second one would run its own threads on the same cores.
     openmp = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")))
-    options = ["-std=c++17", "-O3", flag, "-shared", "-fPIC", "-w", "-fopenmp"]
+    options = ["-std=c++17", "-O3", flag, "-shared", "-fPIC", "-w", "-fopenmp", f"-DVECTOR={lanes}"]
     command = [*compiler, *options, str(SOURCE), *openmp, "-Wl,--as-needed"]
     processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
     features = [line for line in processor.splitlines() if line.startswith(("model", "flags", "F"))]
