@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         measure_latency,
     )
     from dwsep_zoo.analysis.optimise import Optimised, optimise
+    from dwsep_zoo.artefacts import Artefact, open_artefact
     from dwsep_zoo.errors import UserError
     from dwsep_zoo.models import list_models
     from dwsep_zoo.nn import create_conv, list_convs
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Artefact",
     "Count",
     "Latency",
     "LatencyComparison",
@@ -40,10 +42,12 @@ __all__ = [
     "load",
     "measure_latencies",
     "measure_latency",
+    "open_artefact",
     "optimise",
 ]
 
 _MODULES = {
+    "Artefact": "artefacts",
     "Count": "analysis.count",
     "Latency": "analysis.latency",
     "LatencyComparison": "analysis.latency",
@@ -59,6 +63,7 @@ _MODULES = {
     "load": "weights",
     "measure_latencies": "analysis.latency",
     "measure_latency": "analysis.latency",
+    "open_artefact": "artefacts",
     "optimise": "analysis.optimise",
 }
 

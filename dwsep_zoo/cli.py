@@ -9,19 +9,27 @@ from importlib import import_module
 from dwsep_zoo.errors import UserError, choose, say
 from dwsep_zoo.signals import stopping
 
-COMMANDS = ("train", "compare", "list", "explain", "profile", "bench", "doctor", "export-weights")
+COMMANDS = (
+    *("train", "compare", "predict", "eval", "export", "export-weights"),
+    *("list", "explain", "profile", "bench", "doctor"),
+)
 USAGE = """\
 usage: dwsep COMMAND [key=value ...]
 
   dwsep train model=mobilenet_v1 conv=standard     train a network
   dwsep compare logs [by=conv] [model=xception]    report on all runs below a folder
+  dwsep predict ARTEFACT picture.jpg               classes of pictures, folders, addresses
+  dwsep eval ARTEFACT data=cifar10                 test a run or an exported file
+  dwsep export RUN format=onnx                     write onnx, openvino, torch_export; all
+  dwsep export-weights RUN to=timm out=FILE        a run's weights for timm or torchvision
   dwsep list ['efficientnet*'] [conv=standard]     models: parameters, MACs, published weights
   dwsep explain in=3 out=3 kernel=3                the arithmetic of one convolution
   dwsep explain model=mobilenet_v1 [conv=standard] a network layer by layer
   dwsep profile model=mobilenet_v2 [--roofline]    latency by runtime, memory, bottlenecks
   dwsep bench model=mobilenet_v2 [conv=standard]   every runtime, for one image and for 32
   dwsep doctor                                     this machine, and what is slow on it
-  dwsep export-weights RUN to=timm out=FILE        a run's weights for timm or torchvision
+
+ARTEFACT: a run's folder, a checkpoint, the name of published weights, .onnx, .xml, .pt2
 
 dwsep COMMAND --help prints the options of a command.
 """

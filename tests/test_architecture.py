@@ -26,6 +26,7 @@ ORDER = (
         "training",
         "sweep",
         "config",
+        "artefacts",
         "commands",
         "cli",
     ),

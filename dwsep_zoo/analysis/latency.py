@@ -174,20 +174,40 @@ def time_models(
     conditions = {**vars(workload), "device": device.type, "device_name": device_name(device)}
     if RUNTIMES[workload.runtime].own_format:
         conditions["memory_format"] = OWN_FORMAT
-    best: list[Timing] = []
     with torch_threads(threads):
         runs = [prepare(model, shape, workload) for model in models.values()]
-        begin = time.perf_counter()
         with torch.inference_mode():
-            while True:
-                turns = take_turns(runs, timer_for(device), min_run_time, least_turns)
-                found = [_timing(own, conditions) for own in turns]
-                if not best or _steady(found) > _steady(best):
-                    best = found
-                took = time.perf_counter() - begin
-                if _steady(best) == len(runs) or took + PAUSE_S > patience:
-                    return dict(zip(models, best, strict=True))
-                time.sleep(PAUSE_S)
+            found = time_runs(runs, conditions, min_run_time, least_turns, patience)
+    return dict(zip(models, found, strict=True))
+
+
+def time_runs(
+    runs: Sequence[Inference],
+    conditions: Mapping[str, Any],
+    min_run_time: float = 1.0,
+    least_turns: int = BATCHES,
+    patience: float = 0.0,
+) -> list[Timing]:
+    """Time calls that compute a batch each; arguments as of :func:`time_models`.
+
+    Args:
+        runs: the calls.
+        conditions: fields of :class:`Latency` that describe them.
+        min_run_time: seconds for each.
+        least_turns: of them.
+        patience: seconds for further attempts.
+    """
+    timer, begin = timer_for(torch.device(conditions["device"])), time.perf_counter()
+    best: list[Timing] = []
+    while True:
+        turns = take_turns(runs, timer, min_run_time, least_turns)
+        found = [_timing(own, conditions) for own in turns]
+        if not best or _steady(found) > _steady(best):
+            best = found
+        took = time.perf_counter() - begin
+        if _steady(best) == len(runs) or took + PAUSE_S > patience:
+            return best
+        time.sleep(PAUSE_S)
 
 
 def _steady(timings: Sequence[Timing]) -> int:

@@ -177,25 +177,42 @@ def _frozen(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
 
 
 def _onnxruntime(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
+    return onnx_call(export_onnx(exported(model, x)), threads)
+
+
+def exported(
+    model: nn.Module, x: Tensor, *, any_batch: bool = False
+) -> torch.export.ExportedProgram:
+    """The graph of a network in eval mode, for images like ``x`` or, of at least 2, any number."""
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if any_batch else None
+    with torch.no_grad():
+        return torch.export.export(model, (x,), dynamic_shapes=shapes)
+
+
+def export_onnx(program: torch.export.ExportedProgram) -> bytes:
+    """An ONNX file."""
+    found = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert found is not None
+    return bytes(found.model_proto.SerializeToString())
+
+
+def onnx_call(content: bytes, threads: int) -> Call:
+    """Run an ONNX file with one input and one output."""
     import onnxruntime
 
-    with torch.no_grad():
-        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
-    assert program is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # The threads of one network must not keep the cores busy while another one is measured.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    options.log_severity_level = 4  # its errors are raised as well
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
 @functools.cache
-def _openvino_core() -> openvino.Core:
+def openvino_core() -> openvino.Core:
     """The only one of the process, and never given up.
 
     Its CPU plugin installs a signal stack and puts the earlier one back when it is unloaded. Of two
@@ -208,12 +225,23 @@ def _openvino_core() -> openvino.Core:
 
 
 def _openvino(model: nn.Module, x: Tensor, precision: str, threads: int) -> Call:
+    return openvino_call(export_openvino(exported(model, x)), precision, threads)
+
+
+def export_openvino(program: torch.export.ExportedProgram) -> openvino.Model:
+    """A network of OpenVINO, with the sizes that the graph knows; its converter forgets them."""
     import openvino
 
-    with torch.no_grad():
-        program = torch.export.export(model, (x,))
-    compiled = _openvino_core().compile_model(
-        openvino.convert_model(program),
+    model = openvino.convert_model(program)
+    (x,) = (n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs)
+    model.reshape([size if isinstance(size, int) else -1 for size in x.meta["val"].shape])
+    return model
+
+
+def openvino_call(model: openvino.Model, precision: str, threads: int) -> Call:
+    """Run a network of OpenVINO with one input and one output."""
+    compiled = openvino_core().compile_model(
+        model,
         "CPU",
         {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
@@ -244,7 +272,7 @@ def _no_compiler() -> str | None:
 
 
 def _openvino_has_bf16() -> bool:
-    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 RUNTIMES: dict[str, Runtime] = {

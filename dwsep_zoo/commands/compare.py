@@ -24,6 +24,7 @@ class CompareArguments(Arguments):
     width_mult: Texts | None = Field(None, description="only these widths")
     output_stride: Texts | None = Field(None, description="only these output strides")
     match: Texts | None = Field(None, description="only these budgets; match=null: only without")
+    format: Texts | None = Field(None, description="only these exported files; null: only runs")
     seed: Texts | None = Field(None, description="only these seeds")
     data: Texts | None = Field(None, description="only these data sets")
     tags: Texts | None = Field(None, description="only runs with one of these tags")

@@ -1,9 +1,10 @@
 """The kernels of ``native.cpp``, compiled for this processor at first use.
 
 Compilation takes a few seconds and a C++ compiler, which ``torch.compile`` needs too. The library
-is stored in the user's cache. Layers of 8 to 15 channels have one of their own, with shorter vectors. Without a compiler, PyTorch's operators compute everything, with
-detours around the slowest ones (:mod:`dwsep_zoo.ops.cpu`), and :func:`status` reports it in the log
-of every training on a CPU.
+is stored in the user's cache. Layers of 8 to 15 channels have one of their own, with shorter
+vectors. Without a compiler, PyTorch's operators compute everything, with detours around the slowest
+ones (:mod:`dwsep_zoo.ops.cpu`), and :func:`status` reports it in the log of every training on a
+CPU.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def labels(rows: Sequence[Row], *, tags: bool) -> dict[Run, Label]:
         strides = len({row.record.output_stride for row in alike}) > 1
         searches = len({row.first.searched for row in alike}) > 1
         # Built by versions of the code that count differently
-        for twins in grouped(alike, lambda row: (row.network, not row.match)).values():
+        for twins in grouped(
+            alike, lambda row: (row.network, not row.match, row.first.form)
+        ).values():
             counts = len({(row.record.params, row.record.macs) for row in twins}) > 1
             for row in twins:
                 record = row.record
@@ -59,6 +61,8 @@ def labels(rows: Sequence[Row], *, tags: bool) -> dict[Run, Label]:
                 if row.match:
                     quantity = row.match.quantity
                     parts.append(f"(matched {QUANTITIES.get(quantity, quantity)})")
+                if row.first.form:
+                    parts.append(f"as {row.first.form}")
                 if searches:
                     parts += [f"{key}={value:g}" for key, value in row.first.searched]
                 if tags:

@@ -83,6 +83,14 @@ class Run:
     def tags(self) -> tuple[str, ...]:
         return tuple(map(str, self.record.tags))
 
+    @cached_property
+    def form(self) -> str:
+        """Format and precision of an exported file; empty for a run."""
+        words = [self.record.artefact.get(key) for key in ("format", "precision")]
+        making = self.record.artefact.get("quantisation")
+        words += list(making.values()) if isinstance(making, dict) else []
+        return " ".join(str(word) for word in words if word)
+
     @property
     def accuracy(self) -> float | None:
         """On the test set, 0-1."""

@@ -33,10 +33,19 @@ FIELDS: dict[str, Callable[[Run], tuple[str, ...]]] = {
     "output_stride": lambda run: (_plain(run.record.output_stride),),
     "match": lambda run: (run.record.match.quantity if run.record.match else NONE,),
     "seed": lambda run: (_plain(run.record.seed),),
+    "format": lambda run: (run.form or NONE,),
     "data": lambda run: (dict(run.setting).get("data.name", NONE),),
     "tags": lambda run: run.tags or (NONE,),
 }
-ORDER = ("model", "width_mult", "output_stride", "conv", "match", "tags")  # a table has one data
+ORDER = (
+    "model",
+    "width_mult",
+    "output_stride",
+    "conv",
+    "match",
+    "format",
+    "tags",
+)  # a table has one data
 
 
 @dataclass(frozen=True)
@@ -296,9 +305,10 @@ def _identity(run: Run, options: Options) -> tuple[object, ...]:
     """The key that averaged runs share."""
     match = run.record.match and (run.record.match.quantity, run.record.match.to, run.width_given)
     network = (run.model, run.record.width_mult, run.record.output_stride, match, run.searched)
-    grouped = tuple(FIELDS[name](run) for name in options.by)
+    grouped = tuple(FIELDS[name](run) for name in options.by if name != "format")
     # The counts tell apart networks of one name that different versions of the code have built.
-    return *network, run.conv, run.conv_options, run.record.params, run.record.macs, grouped
+    counts = (run.record.params, run.record.macs)
+    return run.form, *network, run.conv, run.conv_options, *counts, grouped
 
 
 def _latest(runs: Sequence[Run], options: Options) -> list[Run]:
@@ -324,11 +334,16 @@ class _References:
 
     def __init__(self, rows: Sequence[Row], options: Options):
         self.options = options
-        unmatched = [row for row in rows if row.match is None]
+        trained = [row for row in rows if not row.first.form]
+        self.trained = {_identity(row.first, options)[1:]: row for row in trained}
+        unmatched = [row for row in trained if row.match is None]
         self.far = grouped(unmatched, lambda row: (row.first.model, row.first.conv))
         self.near = grouped(unmatched, lambda row: (row.first.model, row.first.conv, row.network))
 
     def __call__(self, row: Row) -> tuple[Row, ...]:
+        if row.first.form:  # a file is set against the network that it was made from
+            own = self.trained.get(_identity(row.first, self.options)[1:])
+            return (own,) if own else ()
         given, _, conv = self.options.reference.rpartition("/")
         if row.match:
             given, conv = "", row.match.to
@@ -351,6 +366,7 @@ def _order(row: Row, options: Options) -> tuple[Any, ...]:
         "width_mult": width or 0,
         "output_stride": stride or 0,
         "match": run.record.match.quantity if run.record.match else "",
+        "format": run.form,
         "tags": run.tags,
     }
     names = dict.fromkeys((*options.by, *ORDER))

@@ -237,6 +237,7 @@ class RunRecord(Part):
         compiled: whether training steps were compiled.
         own_kernels: whether this project's CPU kernels were in use.
         in_turns: when a sweep measured its networks together, the same for all of them.
+        artefact: where this is of an exported file: its format, runtime, precision and making.
     """
 
     version: int = Field(default=SCHEMA, alias="schema")
@@ -279,6 +280,7 @@ class RunRecord(Part):
     own_kernels: bool | None = None
     finished: str | None = None
     in_turns: str | None = None
+    artefact: Json = {}
 
     def latency_under(self, conditions: Conditions) -> LatencyRecord | None:
         """The latency that was measured under these conditions."""

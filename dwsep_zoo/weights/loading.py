@@ -14,7 +14,7 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet, build_model
 from dwsep_zoo.weights.convert import State, from_layout
 from dwsep_zoo.weights.layouts import Layout, recognise
-from dwsep_zoo.weights.sources import Source, from_path, resolve
+from dwsep_zoo.weights.sources import Source, find, resolve
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -79,7 +79,11 @@ def _description(source: Source, theirs: dict[str, Any], model: ConvNet) -> dict
 
 
 def load(path: str | Path) -> ConvNet:
-    """Build the network of a run's folder, of a checkpoint, or of a saved folder, and load it.
+    """Build a network and load it.
+
+    Args:
+        path: the folder of a run, a checkpoint, a saved folder, or the name of published weights:
+            a package, ``mobilenet_v2.IMAGENET1K_V1``, a timm or ``hf-hub:`` id.
 
     Returns:
         The network in evaluation mode, with ``class_names`` and, in ``default_cfg``, the
@@ -88,10 +92,7 @@ def load(path: str | Path) -> ConvNet:
     Raises:
         UserError: if it does not exist, or does not describe its network.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    source = from_path(path)
+    source = find(path)
     published = source.published
     if published is None:
         raise UserError(

@@ -81,6 +81,26 @@ def resolve(model: str, pretrained: str | bool | Path) -> Source:
     return source
 
 
+def find(source: str | Path) -> Source:
+    """Find weights that say which network they are of: a path, or published ones by their name.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    text = str(source)
+    path = Path(source).expanduser()
+    model, _, tag = text.rpartition(".")
+    if path.exists() or path.suffix in files.SUFFIXES:
+        return from_path(path)
+    if text in catalog.PACKAGES:
+        return _from_package(text)
+    if tag.startswith("IMAGENET1K_"):
+        return _from_torchvision(model, tag)
+    if text.split(".")[0] in catalog.TIMM or text.startswith(("timm/", "hf-hub:", "hf_hub:")):
+        return _from_hub(text)
+    raise UserError(f"{text}: no such file or folder, and no published weights have this name")
+
+
 def from_path(path: Path) -> Source:
     if path.is_dir():
         if (path / "config.json").is_file():

@@ -1,0 +1,50 @@
+"""Class names: which output of a network is which class of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from dwsep_zoo.errors import UserError, nearest
+
+IMAGENET_CLASSES = 1000
+
+
+@cache
+def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """WordNet ids of ImageNet's classes in the usual order, and their words."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    ids = tuple(info.label_names())
+    return ids, tuple(info.index_to_description(i) for i in range(len(ids)))
+
+
+def outputs_of(given: Sequence[str], names: Sequence[str], what: str) -> list[int]:
+    """The output of a network for each class of a data set.
+
+    Names are compared as they are, then without upper and lower case. WordNet ids are matched with
+    the outputs of any network of ImageNet's 1,000 classes.
+
+    Args:
+        given: classes of the data, in order.
+        names: classes of the network, in order.
+        what: the network, for messages.
+
+    Raises:
+        UserError: naming the first class that the network does not have.
+    """
+    candidates = [list(names), [name.casefold() for name in names]]
+    if len(names) == IMAGENET_CLASSES:
+        candidates.append(list(imagenet_classes()[0]))
+    for known in candidates:
+        wanted = [name.casefold() for name in given] if known is candidates[1] else given
+        places = {name: place for place, name in enumerate(known)}
+        clear = len(places) == len(known) and len(set(wanted)) == len(wanted)
+        if clear and all(name in places for name in wanted):
+            return [places[name] for name in wanted]
+    first = next((name for name in given if name not in names), given[0])
+    near = nearest(first, names)
+    hint = f"; did you mean {near!r}?" if near else ""
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    raise UserError(f"{what}: has no class {first!r} of the data{hint}; its classes: {shown}")

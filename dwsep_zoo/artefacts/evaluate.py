@@ -1,0 +1,240 @@
+"""Accuracy of an artefact on a data set, in its own runtime."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dwsep_zoo.analysis.device import device_name, torch_threads
+from dwsep_zoo.analysis.latency import time_runs
+from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, random_input
+from dwsep_zoo.artefacts.classes import outputs_of
+from dwsep_zoo.data import ImageData, create_data, list_options
+from dwsep_zoo.data.progress import progress
+from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.files import write_together
+from dwsep_zoo.schema.record import FILE_NAME, LatencyRecord, RunRecord, now, parse_record
+from dwsep_zoo.schema.settings import DataSettings
+
+if TYPE_CHECKING:
+    from dwsep_zoo.artefacts.artefact import Artefact
+
+BINS = 15  # of confidences, as in Guo et al. 2017
+PREPROCESSING = ("image_size", "mean", "std", "interpolation", "crop_pct")
+SPLITS = ("test", "val", "train")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an artefact does on a data set.
+
+    Attributes:
+        label: the right output of each image, (N,).
+        logits: (N, num_classes).
+        outputs: the outputs that are classes of the data.
+        record: as ``result.json`` has it.
+    """
+
+    label: np.ndarray
+    logits: np.ndarray
+    outputs: tuple[int, ...]
+    record: RunRecord
+
+    @property
+    def predicted(self) -> np.ndarray:
+        return self.logits.argmax(1)
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.predicted == self.label).mean())
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``result.json`` and ``predictions.npz``, which ``dwsep compare`` reads."""
+        import json
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = io.BytesIO()
+        np.savez_compressed(file, label=self.label, predicted=self.predicted)
+        text = json.dumps(self.record.plain(), indent=2) + "\n"
+        write_together({folder / "predictions.npz": file.getvalue(), folder / FILE_NAME: text})
+
+
+def evaluate(
+    artefact: Artefact,
+    data: DataSettings | ImageData,
+    *,
+    split: str = "test",
+    data_dir: str | Path = "data",
+    latency_s: float = 1.0,
+) -> Evaluation:
+    """Test an artefact on a data set that the project knows.
+
+    Images are prepared as the artefact says, and classes are matched by their names.
+
+    Args:
+        artefact: from :func:`dwsep_zoo.open_artefact`.
+        data: a data set or its settings.
+        split: test, val or train, without augmentation.
+        data_dir: folder of downloaded sets and caches.
+        latency_s: seconds of timing one image; 0: none.
+
+    Raises:
+        UserError: for data with other classes or images than the artefact takes.
+    """
+    choose(split, SPLITS, "split")
+    if isinstance(data, DataSettings):
+        data = create_data(prepared_for(artefact, data), seed=0, data_dir=data_dir)
+    data.prepare_data()
+    data.setup()
+    outputs = _check_fit(artefact, data, split)
+    labels, logits = [], []
+    total = len(data.splits[split])
+    with progress(f"evaluating {artefact.what} on {total} images", total) as advance:
+        for images, classes in batches(artefact, data, split):
+            logits.append(artefact.logits(images))
+            labels.append(torch.tensor(outputs)[classes])
+            advance(len(classes))
+    label, found = torch.cat(labels).numpy(), torch.cat(logits).numpy()
+    times = [measure(artefact, latency_s)] if latency_s else []
+    values = {
+        **artefact.about.record,
+        "schema": 3,
+        **_names(artefact, data),
+        "status": "finished",
+        "finished": now(),
+        "metrics": metrics(label, found, outputs),
+        "latency": [one.plain() for one in times],
+        "size_bytes": artefact.size_bytes,
+        "artefact": _origin(artefact),
+        "memory": {},
+        "roofline": None,
+    }
+    return Evaluation(label, found, tuple(outputs), parse_record(values))
+
+
+def prepared_for(artefact: Artefact, data: DataSettings) -> DataSettings:
+    """Settings of a data set whose images are prepared as the artefact says."""
+    known = list_options(data.name)
+    about = artefact.about.plain()
+    found = {key: about.get(key) for key in PREPROCESSING}
+    return data.replace(**{key: value for key, value in found.items() if key in known})
+
+
+def batches(artefact: Artefact, data: ImageData, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images of a split as the artefact takes them, in order, and their labels."""
+    data.pipeline.mean, data.pipeline.std = artefact.about.mean, artefact.about.std
+    for batch in data._loader(split, training=False):
+        yield data.prepare_batch(batch)
+
+
+def _check_fit(artefact: Artefact, data: ImageData, split: str) -> list[int]:
+    """The output of each class of the data."""
+    if not len(data.splits[split]):
+        raise UserError(f"data={data.name} has no images in its split {split!r}")
+    got, want = (data.in_chans, data.image_size, data.image_size), artefact.input_size
+    if got != want:
+        shown = (" x ".join(map(str, size)) for size in (want, got))
+        raise UserError(
+            f"{artefact.what}: takes images of {next(shown)}; the data have {next(shown)}"
+        )
+    return outputs_of(data.class_names, artefact.class_names, artefact.what)
+
+
+def metrics(label: np.ndarray, logits: np.ndarray, outputs: list[int]) -> dict[str, float]:
+    """Accuracies as fractions, balanced accuracy, macro F1, loss and calibration error."""
+    probabilities = torch.from_numpy(logits).softmax(1).numpy()
+    predicted, n = logits.argmax(1), len(label)
+    order = np.argsort(-logits, 1, kind="stable")[:, : min(5, logits.shape[1])]
+    chosen = probabilities[np.arange(n), label]
+    right, told, asked = (
+        np.bincount(x, minlength=logits.shape[1])[outputs]
+        for x in (label[predicted == label], predicted, label)
+    )
+    present = asked > 0
+    recall = right[present] / asked[present]
+    f1 = 2 * right[present] / (told[present] + asked[present])
+    return {
+        "test/acc": float((predicted == label).mean()),
+        "test/acc_top5": float((order == label[:, None]).any(1).mean()),
+        "test/acc_balanced": float(recall.mean()),
+        "test/f1_macro": float(f1.mean()),
+        "test/loss": float(-np.log(np.maximum(chosen, 1e-30)).mean()),
+        "test/calibration_error": calibration_error(label, probabilities),
+    }
+
+
+def calibration_error(label: np.ndarray, probabilities: np.ndarray) -> float:
+    """Expected calibration error of the top class in 15 bins, Guo et al. 2017, equation 5."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == label
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = [(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean()
+            for b in np.unique(bins)]  # fmt: skip
+    return float(np.abs(gaps).sum())
+
+
+def measure(artefact: Artefact, seconds: float, batch_size: int = 1) -> LatencyRecord:
+    """Time a batch in the artefact's runtime, from what its graph takes to logits."""
+    size = artefact.about.batch_size or batch_size
+    x = random_input(size, artefact.input_size)
+    if artefact.about.pixels:
+        x = (x * 64 + 128).clamp(0, 255).to(torch.uint8)
+    if artefact.model is not None:
+        x = x.to(memory_format=torch.channels_last)
+    with torch_threads(artefact.threads), torch.inference_mode():
+        (timing,) = time_runs([lambda: artefact.call(x)], conditions(artefact, size), seconds)
+    return timing.latency
+
+
+def conditions(artefact: Artefact, batch_size: int) -> dict[str, Any]:
+    """Conditions of a latency."""
+    runtime = RUNTIMES.get(artefact.runtime)
+    own = artefact.model is None and (runtime is None or runtime.own_format)
+    return {
+        "device": "cpu",
+        "device_name": device_name(torch.device("cpu")),
+        "threads": artefact.threads,
+        "batch_size": batch_size,
+        "precision": artefact.about.precision,
+        "memory_format": OWN_FORMAT if own else "channels_last",
+        "runtime": artefact.runtime,
+    }
+
+
+def _names(artefact: Artefact, data: ImageData) -> dict[str, Any]:
+    """Keys that say which network this is, for one that no run recorded."""
+    network = artefact.about.network
+    conv = network.get("conv", "depthwise_separable")
+    own = {
+        "name": Path(artefact.what).stem,
+        "model": network["name"],
+        "conv": conv["name"] if isinstance(conv, dict) else conv,
+        "width_mult": network.get("width_mult", 1.0),
+        "output_stride": network.get("output_stride", 32),
+        "network": network,
+        "input_size": list(artefact.input_size),
+        "data": data.describe(),
+    }
+    return {
+        key: value
+        for key, value in own.items()
+        if key == "data" or key not in artefact.about.record
+    }
+
+
+def _origin(artefact: Artefact) -> dict[str, Any]:
+    about = artefact.about
+    return {
+        "format": artefact.format,
+        "runtime": artefact.runtime,
+        "precision": about.precision,
+        "file": Path(artefact.what).name,
+        "quantisation": about.quantisation,
+    }

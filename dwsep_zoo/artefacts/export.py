@@ -1,0 +1,264 @@
+"""Writing a network in another format, and checking there what it computes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dwsep_zoo.analysis.runtimes import exported, random_input
+from dwsep_zoo.artefacts.evaluate import batches, prepared_for
+from dwsep_zoo.artefacts.formats import FORMATS, Format
+from dwsep_zoo.artefacts.open import open_artefact
+from dwsep_zoo.artefacts.preprocess import Picture
+from dwsep_zoo.data import create_data
+from dwsep_zoo.errors import UserError, choose, first_line
+from dwsep_zoo.files import write_together
+from dwsep_zoo.schema.artefact import Description
+from dwsep_zoo.schema.settings import parse_settings
+
+if TYPE_CHECKING:
+    from dwsep_zoo.artefacts.artefact import Artefact
+
+CHECKED = 200  # images
+SURE = 1e-3
+"""A top-1 class counts only if its logit is larger than the next one by this."""
+TOLERANCE = 1e-3  # of logits, relative to the largest
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and how it agrees with PyTorch.
+
+    Attributes:
+        format: of the file.
+        files: main file first.
+        size_bytes: of all files.
+        images: number of images compared, and whether they were pictures or random.
+        max_logit_difference: largest difference of a logit.
+        top1_agreement: share of images with the same top-1 class, of those whose two largest
+            logits are not within 0.001.
+    """
+
+    format: str
+    files: tuple[str, ...]
+    size_bytes: int
+    images: int
+    real: bool
+    max_logit_difference: float
+    top1_agreement: float
+
+    def line(self) -> str:
+        what = "pictures" if self.real else "random images (name pictures=FOLDER for real ones)"
+        return (
+            f"{self.files[0]}: {self.size_bytes / 1e6:.1f} MB; the same top-1 class in "
+            f"{self.top1_agreement:.1%} of {self.images} {what}, logits within "
+            f"{self.max_logit_difference:.1e}"
+        )
+
+
+class FromPixels(nn.Module):
+    """A network behind the normalisation of uint8 pixels."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.model = model
+        shape = (1, len(mean), 1, 1)
+        self.register_buffer("shift", torch.tensor(mean).view(shape) * 255)
+        self.register_buffer("scale", 1 / (torch.tensor(std).view(shape) * 255))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.model((pixels.float() - self.shift) * self.scale)
+        return logits
+
+
+def export(
+    artefact: Artefact,
+    format: str,
+    out: str | Path | None = None,
+    *,
+    batch_size: int | None = 1,
+    pixels: bool = False,
+    pictures: Iterable[Picture] | None = None,
+    data_dir: str | Path = "data",
+) -> Exported:
+    """Write a network in another format, open the file, and compare outputs with PyTorch's.
+
+    The file carries its classes and preprocessing. A folder with a model card is not written until
+    the outputs agree.
+
+    Args:
+        artefact: one that holds a network of PyTorch: a run, a checkpoint, published weights.
+        format: one of ``FORMATS``: onnx, openvino, torch_export.
+        out: the file; ``None``: ``export/model`` in the folder of the run.
+        batch_size: images of a call; ``None``: any number.
+        pixels: put the normalisation into the file, which then takes uint8.
+        pictures: to compare on; ``None``: the first 200 test images of the run's data, or random
+            ones where there is no run.
+        data_dir: folder of downloaded sets and caches.
+
+    Raises:
+        UserError: for an artefact that is a file of another format, a format that cannot be written
+            here, or outputs that differ.
+    """
+    kind = FORMATS[choose(format, FORMATS, "format")]
+    if line := kind.missing():
+        raise UserError(f"format={format} needs {', '.join(kind.packages)}; install: {line}")
+    if artefact.model is None:
+        raise UserError(
+            f"{artefact.what}: is a file of {artefact.format}; export the run that it was made from"
+        )
+    path = output(artefact, out, kind)
+    about = artefact.about.replace(batch_size=batch_size, pixels=pixels)
+    images, real = compared_images(artefact, pictures, data_dir)
+    contents = kind.write(graph(artefact.model, about), about)
+    return check_and_write(artefact, format, path, contents, images, real)
+
+
+def graph(model: nn.Module, about: Description) -> torch.export.ExportedProgram:
+    """The graph of a network as a file has it."""
+    network: nn.Module = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
+    size = (about.in_chans, about.image_size, about.image_size)
+    x = random_input(about.batch_size or 2, size)
+    if about.pixels:
+        network = FromPixels(network, about.mean, about.std).eval()
+        x = (x * 64 + 128).clamp(0, 255).to(torch.uint8)
+    return exported(network, x, any_batch=about.batch_size is None)
+
+
+def check_and_write(
+    artefact: Artefact,
+    format: str,
+    path: Path,
+    contents: dict[str, bytes],
+    images: Tensor,
+    real: bool,
+) -> Exported:
+    """Compare what was made with its source; write it if they agree."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, path.name)
+        for suffix, content in contents.items():
+            made.with_suffix(suffix).write_bytes(content)
+        try:
+            theirs = open_artefact(made, threads=artefact.threads)
+            got = logits(theirs, images)
+        except RuntimeError as error:
+            raise UserError(
+                f"format={format}: cannot run what was written: {first_line(error)}"
+            ) from error
+        difference, agreement = compare(got, logits(artefact, images))
+        size = theirs.size_bytes
+    want = logits(artefact, images)
+    if not difference <= TOLERANCE * float(want.abs().max()) or agreement < 1:
+        raise UserError(
+            f"format={format}: nothing is written, as its outputs are not PyTorch's: logits differ "
+            f"by {difference:.2g}, the top-1 class is the same in {agreement:.1%}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path, *(path.with_suffix(s) for s in contents if s != path.suffix)]
+    found = Exported(format, tuple(map(str, files)), size, len(images), real, difference, agreement)
+    write_together(
+        {
+            **{path.with_suffix(suffix): content for suffix, content in contents.items()},
+            path.with_name("README.md"): card(artefact, path, found),
+            path.with_suffix(f"{path.suffix}.json"): json.dumps(asdict(found), indent=2) + "\n",
+        }
+    )
+    return found
+
+
+def output(artefact: Artefact, out: str | Path | None, kind: Format) -> Path:
+    """Where a file goes.
+
+    Raises:
+        UserError: for another suffix, or no name where there is no run.
+    """
+    folder = Path(artefact.what).expanduser()
+    if out is None and not folder.is_dir():
+        raise UserError(f"{artefact.what}: is no folder; name the file with out=NAME{kind.suffix}")
+    path = folder / "export" / f"model{kind.suffix}" if out is None else Path(out).expanduser()
+    if path.suffix != kind.suffix:
+        raise UserError(f"out={out}: the file of this format ends in {kind.suffix}")
+    return path
+
+
+def compared_images(
+    artefact: Artefact, pictures: Iterable[Picture] | None, data_dir: str | Path
+) -> tuple[Tensor, bool]:
+    """Images for a comparison, and whether they are real ones."""
+    if pictures is not None:
+        chosen = list(islice(pictures, CHECKED))
+        if not chosen:
+            raise UserError("pictures= names no picture")
+        return artefact.preprocess(chosen), True
+    config = artefact.about.record.get("config")
+    if not isinstance(config, dict):
+        return random_input(32, artefact.input_size), False
+    settings = parse_settings(config).data
+    data = create_data(prepared_for(artefact, settings), seed=0, data_dir=data_dir)
+    data.prepare_data()
+    data.setup()
+    found, count = [], 0
+    for images, _ in batches(artefact, data, "test"):
+        found.append(images)
+        count += len(images)
+        if count >= CHECKED:
+            break
+    return torch.cat(found)[:CHECKED], True
+
+
+def logits(artefact: Artefact, images: Tensor) -> Tensor:
+    return torch.cat([artefact.logits(part) for part in images.split(32)])
+
+
+def compare(got: Tensor, want: Tensor) -> tuple[float, float]:
+    """Largest difference of a logit, and agreement of the top-1 class where it is sure."""
+    top = want.topk(min(2, want.shape[1])).values
+    sure = top[:, 0] - top[:, -1] > SURE
+    same = (got.argmax(1) == want.argmax(1))[sure]
+    return float((got - want).abs().max()), float(same.float().mean()) if len(same) else 1.0
+
+
+def card(artefact: Artefact, path: Path, found: Exported) -> str:
+    """A model card in Markdown."""
+    about, record = artefact.about, artefact.about.record
+    data = record.get("data")
+    metrics = record.get("metrics")
+    name = data.get("name") if isinstance(data, dict) else None
+    accuracy = metrics.get("test/acc") if isinstance(metrics, dict) else None
+    classes = ", ".join(artefact.labels[:20]) + (", ..." if about.num_classes > 20 else "")
+    conv = about.network.get("conv", "depthwise_separable")
+    lines = [
+        f"# {about.network['name']}",
+        "",
+        f"An image classifier, exported by dwsep_zoo as {found.format}.",
+        "",
+        f"- Convolutions: {conv['name'] if isinstance(conv, dict) else conv}, width "
+        f"{about.network.get('width_mult', 1.0):g}",
+        f"- Classes ({about.num_classes}): {classes}",
+        f"- Images: {about.in_chans} x {about.image_size} x {about.image_size}, resized "
+        f"({about.interpolation}, crop {about.crop_pct:g}); "
+        + ("uint8 pixels" if about.pixels else f"mean {list(about.mean)}, std {list(about.std)}"),
+        f"- Agreement with PyTorch: {found.line().partition('; ')[2]}",
+    ]
+    if isinstance(accuracy, float):
+        lines.append(f"- Accuracy: {accuracy:.2%} on the test images of {name}")
+    if name:
+        lines.append(f"- Data: {name}. Its licence also applies to what was learned from it.")
+    if record.get("command"):
+        lines += ["", "Trained with:", "", f"    {record['command']}"]
+    use = shlex.quote(path.name)
+    lines += ["", "Try it:", "", f"    dwsep predict {use} picture.jpg", ""]
+    return "\n".join(lines)
