@@ -47,6 +47,9 @@ def columns(table: Table, *, dense: bool = False) -> list[Column]:
         result.append(Column("stride", tuple(general(row.record.output_stride) for row in rows)))
     if any(row.match for row in rows):
         result.append(Column("matched", tuple(match_text(row.match) for row in rows)))
+    if any(row.first.form for row in rows):
+        formats = tuple(row.first.form or "run" for row in rows)
+        result.append(Column("format", formats, is_number=False))
     if "tags" in table.options.by:
         tags = tuple(" ".join(row.first.tags) or MISSING for row in rows)
         result.append(Column("tags", tags, is_number=False))
