@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dwsep_zoo.analysis.device import torch_threads
 from dwsep_zoo.analysis.runtimes import Call
-from dwsep_zoo.artefacts.classes import imagenet_classes
 from dwsep_zoo.artefacts.preprocess import Picture, denormalised, normalised, pixel_reader
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.artefact import Description
+from dwsep_zoo.weights.classes import imagenet_classes
 
 if TYPE_CHECKING:
     from dwsep_zoo.models import ConvNet

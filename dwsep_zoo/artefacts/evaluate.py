@@ -15,20 +15,36 @@ from torch import Tensor
 from dwsep_zoo.analysis.device import device_name, torch_threads
 from dwsep_zoo.analysis.latency import time_runs
 from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, random_input
-from dwsep_zoo.artefacts.classes import outputs_of
 from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.data.progress import progress
+from dwsep_zoo.data.source import Source
+from dwsep_zoo.data.splits import Labelled, together
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.files import write_together
 from dwsep_zoo.schema.record import FILE_NAME, LatencyRecord, RunRecord, now, parse_record
 from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.weights.classes import outputs_of
 
 if TYPE_CHECKING:
     from dwsep_zoo.artefacts.artefact import Artefact
 
 BINS = 15  # of confidences, as in Guo et al. 2017
-PREPROCESSING = ("image_size", "mean", "std", "interpolation", "crop_pct")
-SPLITS = ("test", "val", "train")
+PREPROCESSING = ("image_size", "interpolation", "crop_pct")
+ALL = "all"
+SPLITS = ("test", "val", "train", ALL)
+
+
+@dataclass(frozen=True)
+class Together:
+    """A source whose test images are all of its images."""
+
+    source: Source
+
+    def prepare(self) -> None:
+        self.source.prepare()
+
+    def load(self) -> Labelled:
+        return together(self.source.load())
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,8 @@ def evaluate(
     Args:
         artefact: from :func:`dwsep_zoo.open_artefact`.
         data: a data set or its settings.
-        split: test, val or train, without augmentation.
+        split: test, val or train, without augmentation; or all images of a set that the network
+            was not trained on.
         data_dir: folder of downloaded sets and caches.
         latency_s: seconds of timing one image; 0: none.
 
@@ -92,6 +109,8 @@ def evaluate(
     choose(split, SPLITS, "split")
     if isinstance(data, DataSettings):
         data = create_data(prepared_for(artefact, data), seed=0, data_dir=data_dir)
+        if split == ALL:
+            data.source, split = Together(data.source), "test"
     data.prepare_data()
     data.setup()
     outputs = _check_fit(artefact, data, split)

@@ -17,8 +17,8 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.artefact import Description
 
 MODES = {1: "L", 3: "RGB"}
-Picture = str | Path | Image.Image | np.ndarray[Any, Any]
-"""A file, a picture of Pillow, or an array of uint8, (H, W) or (H, W, C)."""
+Picture = str | Path | Image.Image | np.ndarray[Any, Any] | Callable[[], Image.Image]
+"""A file, a picture of Pillow, an array of uint8, (H, W) or (H, W, C), or what gets a picture."""
 
 
 def pixel_reader(about: Description) -> Callable[[Picture], Tensor]:
@@ -51,6 +51,8 @@ def opened(picture: Picture) -> Image.Image:
     """Raises UserError for what is not a picture."""
     if isinstance(picture, Image.Image):
         return picture
+    if callable(picture):
+        return picture()
     if isinstance(picture, np.ndarray):
         try:
             return Image.fromarray(picture)

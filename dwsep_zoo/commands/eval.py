@@ -20,7 +20,9 @@ class EvalArguments(Arguments):
     out: Place | None = Field(
         None, description="folder of result.json and predictions.npz; null: logs/eval/NAME"
     )
-    split: Literal["test", "val", "train"] = Field("test", description="the images")
+    split: Literal["test", "val", "train", "all"] = Field(
+        "test", description="the images; all: of data that the network was not trained on"
+    )
     latency: Annotated[float, Field(ge=0)] = Field(
         1.0, description="seconds of timing one image; 0: none"
     )

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -39,7 +40,7 @@ class Item:
     """A picture and its name."""
 
     name: str
-    picture: Any  # of Pillow, a path, or the error of a download
+    picture: Any  # of Pillow
 
 
 def run(arguments: list[str]) -> None:
@@ -92,7 +93,7 @@ def _write(artefact: Artefact, names: list[Any], options: PredictArguments, out:
             if isinstance(name, Item):
                 yield name.picture
             elif is_address(name):
-                yield _tried(download, name, options.private)
+                yield partial(download, name, private=options.private)
             else:
                 yield name
 
@@ -119,13 +120,6 @@ def _write(artefact: Artefact, names: list[Any], options: PredictArguments, out:
             advance(len(batch))
     writer.close()
     return failed
-
-
-def _tried(download: Any, name: str, private: bool) -> Any:
-    try:
-        return download(name, private=private)
-    except UserError as error:
-        return error
 
 
 class _Text:

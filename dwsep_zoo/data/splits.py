@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dwsep_zoo.errors import UserError, choose
@@ -72,6 +73,16 @@ class Labelled:
     root: Path | None = None
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     interpolation: str | None = None
+
+
+def together(given: Labelled) -> Labelled:
+    """The set with all of its images as its test, and as its other splits."""
+    parts = list(given.splits.values())
+    pixels = [part.pixels for part in parts if part.pixels is not None]
+    names = [f"{split}/{n}" if pixels else n for split, p in given.splits.items() for n in p.names]
+    labels = np.concatenate([part.labels for part in parts])
+    images = Images(names, labels, torch.cat(pixels) if pixels else None)
+    return replace(given, splits=dict.fromkeys(SPLITS, images))
 
 
 def make_splits(

@@ -49,6 +49,7 @@ class Start:
         step: optimizer steps behind it.
         epochs: finished epochs.
         network: arguments of ``create_model`` for its network.
+        class_names: of its outputs.
         warning: why it is not the last one.
     """
 
@@ -56,6 +57,7 @@ class Start:
     step: int
     epochs: int
     network: Mapping[str, object]
+    class_names: tuple[str, ...]
     warning: str | None = None
 
 
@@ -250,7 +252,9 @@ def _read_start(settings: Settings, trainer: L.Trainer) -> Start | None:
     if settings.ckpt_path and not settings.resume:
         _check_recipe(saved["dwsep_zoo"].get("recipe"), settings)
     epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    start = Start(path, saved["global_step"], epochs, saved["dwsep_zoo"]["model"], warning)
+    about = saved["dwsep_zoo"]
+    names = tuple(about["class_names"])
+    start = Start(path, saved["global_step"], epochs, about["model"], names, warning)
     if settings.ckpt_path and settings.train and start.epochs >= settings.trainer.max_epochs:
         raise UserError(
             f"ckpt_path={given} has all of its {start.epochs} epochs behind it; to train it "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -242,3 +242,10 @@ def check_network_of(saved: Mapping[str, object], here: Mapping[str, object]) ->
                 f"the checkpoint's network has {key}={saved.get(key)}, this run's has "
                 f"{here.get(key)}"
             )
+
+
+def check_classes_of(saved: Sequence[str], here: Sequence[str]) -> None:
+    """Raises UserError if a checkpoint's classes are not those of the data, in the same order."""
+    for theirs, ours in zip(saved, here, strict=False):
+        if theirs != ours:
+            raise UserError(f"the checkpoint has the class {theirs!r} where the data have {ours!r}")

@@ -22,6 +22,7 @@ from dwsep_zoo.training.finetune import check_freeze
 from dwsep_zoo.training.progressive import check_progressive
 from dwsep_zoo.training.variant import shared
 from dwsep_zoo.weights import preprocessing
+from dwsep_zoo.weights.classes import fit_classifier
 from dwsep_zoo.zoo import create_model
 
 log = logging.getLogger("dwsep_zoo")
@@ -107,6 +108,11 @@ def prepare(settings: Settings, *, match: Match | None = None) -> Prepared:
         network["width_mult"] = match.width_mult
         _say_match(match, settings.model.width_mult)
     model = create_model(**network)
+    if pretrained := settings.model.pretrained:
+        theirs = model.default_cfg.get("label_names") or ()
+        fit_classifier(
+            model, data.class_names, theirs, f"pretrained={pretrained}", training=settings.train
+        )
     return Prepared(
         data=data,
         model=model,

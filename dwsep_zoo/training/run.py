@@ -20,7 +20,7 @@ from dwsep_zoo.schema.settings import Settings
 from dwsep_zoo.training.callbacks import EpochTable, FirstStep, Predictions
 from dwsep_zoo.training.check import Plan, Start, check
 from dwsep_zoo.training.checkpoints import load_checkpoint
-from dwsep_zoo.training.classifier import LitClassifier, check_network_of
+from dwsep_zoo.training.classifier import LitClassifier, check_classes_of, check_network_of
 from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.neighbours import shared_cores
 from dwsep_zoo.training.norm_statistics import keep_norms, recall_norms
@@ -32,6 +32,7 @@ from dwsep_zoo.training.recording import recording
 from dwsep_zoo.training.say import latency_line, log_hparams, say_prepared, say_result
 from dwsep_zoo.training.search import search_recipe
 from dwsep_zoo.training.trainer import check_space, create_trainer
+from dwsep_zoo.weights.classes import fit_classifier
 from dwsep_zoo.zoo import create_model
 
 log = logging.getLogger("dwsep_zoo")
@@ -115,6 +116,8 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     check_space(settings, plan.folder, prepared.size_bytes, plan.start.path if plan.start else None)
     if plan.start:
         check_network_of(plan.start.network, prepared.network)
+        if settings.train:
+            check_classes_of(plan.start.class_names, prepared.data.class_names)
     say_prepared(settings, prepared)
     return prepared
 
@@ -224,6 +227,14 @@ def _test(training: Training, checkpoint: Path | None) -> dict[str, object]:
         training.module.load_state_dict(saved["state_dict"])
         if training.settings.train:
             recall_norms(training.trainer, saved)
+        else:
+            fit_classifier(
+                training.prepared.model,
+                training.prepared.data.class_names,
+                saved["dwsep_zoo"]["class_names"],
+                f"ckpt_path={checkpoint}",
+                training=False,
+            )
         results["best_epoch"] = saved["epoch"] + 1
         for row in training.table.rows():
             if row["epoch"] == results["best_epoch"]:
