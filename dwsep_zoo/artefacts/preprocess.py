@@ -54,13 +54,13 @@ def opened(picture: Picture) -> Image.Image:
     if callable(picture):
         return picture()
     if isinstance(picture, np.ndarray):
-        try:
-            return Image.fromarray(picture)
-        except (TypeError, ValueError) as error:
+        grey = picture.ndim == 2
+        if picture.dtype != np.uint8 or not (grey or (picture.ndim == 3 and picture.shape[2] == 3)):
             raise UserError(
                 f"an array of {picture.dtype} with shape {picture.shape} is not a picture; "
                 "it must be uint8, (H, W) or (H, W, 3)"
-            ) from error
+            )
+        return Image.fromarray(picture)
     return read_picture(Path(picture))
 
 

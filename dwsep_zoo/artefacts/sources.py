@@ -18,7 +18,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from PIL import Image
 
 from dwsep_zoo.data.pictures import find_pictures
-from dwsep_zoo.errors import UserError
+from dwsep_zoo.errors import UserError, first_line
 
 MOST_BYTES = 32 * 2**20
 TIMEOUT_S = 20
@@ -98,8 +98,7 @@ def download(address: str, *, private: bool = False) -> Image.Image:
     except UserError:
         raise
     except (URLError, OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise UserError(f"{address}: cannot be downloaded ({reason})") from error
+        raise UserError(f"{address}: cannot be downloaded ({first_line(error)})") from error
     if len(content) > MOST_BYTES:
         raise UserError(f"{address}: more than {MOST_BYTES:,} bytes")
     return decoded(content, address)

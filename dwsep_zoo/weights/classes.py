@@ -50,7 +50,8 @@ def outputs_of(given: Sequence[str], names: Sequence[str], what: str) -> list[in
         clear = len(places) == len(known) and len(set(wanted)) == len(wanted)
         if clear and all(name in places for name in wanted):
             return [places[name] for name in wanted]
-    first = next((name for name in given if name not in names), given[0])
+    folded = {name.casefold() for name in names}
+    first = next((name for name in given if name.casefold() not in folded), given[0])
     near = nearest(first, names)
     hint = f"; did you mean {near!r}?" if near else ""
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
