@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -13,13 +12,15 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import check_writable
 from dwsep_zoo.schema.texts import Place
 
+if TYPE_CHECKING:
+    from dwsep_zoo.artefacts import Artefact, Evaluation
+    from dwsep_zoo.schema.settings import Settings
+
 
 class EvalArguments(Arguments):
-    """Test a network; data=NAME and data.KEY=VALUE choose the data, as in training."""
+    """Test networks; data=NAME and data.KEY=VALUE choose the data, as in training."""
 
-    out: Place | None = Field(
-        None, description="folder of result.json and predictions.npz; null: logs/eval/NAME"
-    )
+    out: Place = Field("logs/eval", description="folder for a folder of each artefact")
     split: Literal["test", "val", "train", "all"] = Field(
         "test", description="the images; all: of data that the network was not trained on"
     )
@@ -29,43 +30,52 @@ class EvalArguments(Arguments):
 
 
 def run(arguments: list[str]) -> None:
-    is_data = [a.partition("=")[0].split(".")[0] in ("data", "paths") for a in arguments]
-    chosen = [a for a, data in zip(arguments, is_data, strict=True) if data]
-    rest = [a for a, data in zip(arguments, is_data, strict=True) if not data]
-    paths, options = read("eval", rest, EvalArguments, words="ARTEFACT")
-    if len(paths) != 1:
+    chosen, rest = [], []
+    for argument in arguments:
+        is_data = argument.partition("=")[0].split(".")[0] in ("data", "paths")
+        (chosen if is_data else rest).append(argument)
+    sources, options = read("eval", rest, EvalArguments, words="ARTEFACT ...")
+    if not sources:
         raise UserError("eval: for example: dwsep eval model.onnx data=cifar10")
+    out = Path(options.out)
+    check_writable("out", out)
     from dwsep_zoo.config import compose_settings
 
-    settings = compose_settings(chosen) if chosen else None
-    out = Path(options.out) if options.out else None
-    if out:
-        check_writable("out", out)
+    given = compose_settings(chosen) if chosen else None
     from dwsep_zoo.artefacts import evaluate, open_artefact
+
+    for artefact in [open_artefact(source) for source in sources]:
+        settings = given or _own_settings(artefact)
+        found = evaluate(
+            artefact,
+            settings.data,
+            split=options.split,
+            data_dir=settings.paths.data_dir,
+            latency_s=options.latency,
+        )
+        folder = out / _name(artefact.what, settings.data.name)
+        found.save(folder)
+        _print(artefact, found, folder)
+
+
+def _own_settings(artefact: Artefact) -> Settings:
+    """The settings of the run that trained a network."""
     from dwsep_zoo.schema.settings import parse_settings
 
-    artefact = open_artefact(paths[0])
-    if settings is None:
-        config = artefact.about.record.get("config")
-        if not isinstance(config, dict):
-            raise UserError(f"{paths[0]}: names no data of its own; choose some with data=NAME")
-        settings = parse_settings(config)
-    found = evaluate(
-        artefact,
-        settings.data,
-        split=options.split,
-        data_dir=settings.paths.data_dir,
-        latency_s=options.latency,
-    )
-    folder = out or Path("logs", "eval", _name(paths[0], settings.data.name))
-    found.save(folder)
-    for name, value in found.record.metrics.items():
-        print(f"{name.partition('/')[2]:18} {value:.4f}")
+    config = artefact.about.record.get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{artefact.what}: names no data of its own; choose some with data=NAME")
+    return parse_settings(config)
+
+
+def _print(artefact: Artefact, found: Evaluation, folder: Path) -> None:
+    lines = {key.partition("/")[2]: f"{value:.4f}" for key, value in found.record.metrics.items()}
     for one in found.record.latency:
         mark = "" if one.stable else " (unsteady)"
-        print(f"{'latency':18} {one.p50_ms:.2f} ms{mark}; {one.conditions}")
-    print(f"{'size':18} {artefact.size_bytes / 1e6:.2f} MB")
-    print(f"{'written to':18} {folder}; dwsep compare puts it beside others", file=sys.stdout)
+        lines["latency"] = f"{one.p50_ms:.2f} ms{mark}; {one.conditions}"
+    lines["size"] = f"{artefact.size_bytes / 1e6:.2f} MB"
+    lines["written to"] = f"{folder}; dwsep compare sets it beside others"
+    print(artefact.what, *(f"  {name:18} {text}" for name, text in lines.items()), sep="\n")
 
 
 def _name(source: str, data: str) -> str:
