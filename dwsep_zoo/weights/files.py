@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import pickle
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import check_intact
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".h5", ".keras")
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+log = logging.getLogger("dwsep_zoo")
+
+SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".h5", ".keras")
+WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "net"),
+    *("weights", "params"),
+)
 """Keys of the weights in other programs' checkpoints, averaged weights first."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+"""What DataParallel, torch.compile and Lightning modules put before the names of a network."""
+COUNTERS = ("total_ops", "total_params")  # thop's
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file's name is one of weights."""
+    return path.name.endswith(SUFFIXES)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -25,7 +42,7 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, cut off, of an unknown kind, or would run code.
     """
-    if path.suffix not in SUFFIXES:
+    if not is_weights(path):
         raise UserError(f"{path}: unknown kind of file; weights are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -46,8 +63,9 @@ def read_checkpoint(path: Path) -> Any:
     """
     try:
         check_intact(path)
-        with warnings.catch_warnings():  # about kinds of pickle that are refused anyway
-            warnings.simplefilter("ignore")
+        _check_no_program(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+            warnings.simplefilter("ignore")  # about kinds of pickle that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error):
@@ -79,10 +97,51 @@ def tensors(content: Any, what: str) -> dict[str, Tensor]:
     )
     if not content or not named:
         raise UserError(f"{what}: holds no state dict (names and tensors)")
-    for prefix in ("module.", "_orig_mod."):  # DataParallel, torch.compile
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
-    return dict(content)
+    found = {k: v for k, v in content.items() if k.rpartition(".")[2] not in COUNTERS}
+    while prefix := _common_prefix(found):
+        strays = [name for name in found if not name.startswith(prefix)]
+        if strays:
+            log.info(
+                "%s: %d tensors beside the network, such as %s, are left out",
+                what,
+                len(strays),
+                strays[0],
+            )
+        found = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    return {k: _full(k, v) for k, v in found.items()}
+
+
+def _full(name: str, tensor: Tensor) -> Tensor:
+    """Half precision as float32, and the norms' counters as whole numbers."""
+    if name.endswith("num_batches_tracked"):
+        return tensor.long()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _common_prefix(names: Collection[str]) -> str | None:
+    """A prefix of nine names in ten, as losses and metrics have names of their own."""
+    for prefix in PREFIXES:
+        if names and sum(name.startswith(prefix) for name in names) >= 0.9 * len(names):
+            return prefix
+    return None
+
+
+def _harmless() -> list[Any]:
+    """Kinds of Python objects that other programs keep beside weights, and that run no code."""
+    makers = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(1))]
+    dtypes = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
+    return [argparse.Namespace, np.dtype, np.ndarray, *makers, *dtypes]
+
+
+def _check_no_program(path: Path) -> None:
+    """Raises UserError for a program of TorchScript."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise UserError(
+                f"{path}: a program of TorchScript; save the state_dict of its network instead"
+            )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

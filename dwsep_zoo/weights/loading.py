@@ -123,8 +123,7 @@ def _head_and_stem(state: State, layout: Layout, model: ConvNet) -> dict[str, in
     names = dict(layout(model, list(state)))
     found = {}
     classifier = state.get(f"{names.get('classifier')}.weight")
-    if classifier is not None:
-        found["num_classes"] = len(classifier)
+    found["num_classes"] = 0 if classifier is None else len(classifier)
     stem = state.get(f"{names['stem.0.conv']}.weight")
     if stem is not None and stem.ndim == 4:
         found["in_chans"] = stem.shape[1]
@@ -140,7 +139,10 @@ def _adapt_classifier(state: State, model: ConvNet, what: str) -> None:
         state.pop(name, None)
         if name in wanted:  # zero-initialised, so that it does not destroy the features
             state[name] = torch.zeros_like(wanted[name])
-    log.info("%s: its classifier of %d classes is left out", what, classes)
+    if classes:
+        log.info("%s: its classifier of %d classes is left out", what, classes)
+    else:
+        log.info("%s: has no classifier", what)
 
 
 def _adapt_stem(state: State, model: ConvNet, what: str) -> None:

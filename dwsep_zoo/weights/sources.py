@@ -62,7 +62,7 @@ def resolve(model: str, pretrained: str | bool | Path) -> Source:
     text = str(pretrained)
     path = Path(text).expanduser()
     tag = text.rsplit(".", 1)[-1] if text.endswith(("_V1", "_V2")) else text
-    if path.exists() or path.suffix in files.SUFFIXES:
+    if path.exists() or files.is_weights(path):
         keras = path.suffix in (".h5", ".keras")
         source = _from_keras_file(path, model) if keras else from_path(path)
     elif text in catalog.PACKAGES:
@@ -90,7 +90,7 @@ def find(source: str | Path) -> Source:
     text = str(source)
     path = Path(source).expanduser()
     model, _, tag = text.rpartition(".")
-    if path.exists() or path.suffix in files.SUFFIXES:
+    if path.exists() or files.is_weights(path):
         return from_path(path)
     if text in catalog.PACKAGES:
         return _from_package(text)
