@@ -21,13 +21,13 @@ class _Synced(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and ranks.several()):
             return super().forward(input)
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         weights, tracked = (self.weight, self.bias), self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
         share = self._count() if tracked else 0.0
         if input.is_cuda:
             group, size = dist.group.WORLD, dist.get_world_size()
-            return OnGPU.apply(input, *weights, mean, var, self.eps, share, group, size)  # type: ignore[no-any-return]
+            return OnGPU.apply(input, *weights, mean, var, self.eps, share, group, size)
         y, own_mean, own_var, count = ranks.normalise(input, *weights, self.eps)
         if mean is not None and var is not None:
             mean.lerp_(own_mean.to(mean.dtype), share)

@@ -42,7 +42,7 @@ def normalise(
         The output, mean and biased variance, ``(C,)``, and the count of values of a channel. Only
         the output has a gradient, and that has none.
     """
-    return _Normalise.apply(x, weight, bias, eps)  # type: ignore[no-any-return]
+    return _Normalise.apply(x, weight, bias, eps)
 
 
 class _Normalise(torch.autograd.Function):
@@ -67,7 +67,7 @@ class _Normalise(torch.autograd.Function):
         return y.to(x.dtype), mean, var, count
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, inverse, scale = ctx.saved_tensors
         wide, dims, shape = _layout(x)
@@ -77,9 +77,8 @@ class _Normalise(torch.autograd.Function):
         slope *= inverse.square()
         level, slope = (t.to(wide.dtype).view(shape) for t in (level, slope))
         dx = (grad - level - deviation * slope) * scale.view(shape)
-        _, weighted, shifted, _ = ctx.needs_input_grad
-        dweight = by_deviation * inverse if weighted else None
-        return dx.to(x.dtype), dweight, of_bias if shifted else None, None
+        dweight = by_deviation * inverse if ctx.needs_input_grad[1] else None
+        return dx.to(x.dtype), dweight, of_bias if ctx.needs_input_grad[2] else None, None
 
 
 def _layout(x: Tensor) -> tuple[Tensor, list[int], list[int]]:

@@ -60,7 +60,9 @@ def create_trainer(
         UserError: for options that Lightning refuses on this machine.
     """
     options = _lightning_options(settings.trainer, folder)
-    plugins = [CheckpointStore(), *([SyncedNorms()] if options.pop("sync_batchnorm") else [])]
+    plugins: list[Any] = [CheckpointStore()]
+    if options.pop("sync_batchnorm"):
+        plugins.append(SyncedNorms())
     save = save and not options.get("fast_dev_run")
     logger: TensorBoardLogger | bool = False
     if settings.logger.tensorboard and save:
