@@ -73,7 +73,7 @@ class _Normalise(torch.autograd.Function):
         wide, dims, shape = _layout(x)
         grad, deviation = grad.to(wide.dtype), wide - mean.view(shape)
         of_bias, by_deviation = grad.sum(dims), (grad * deviation).sum(dims)
-        level, slope, _ = _means(x.numel() // x.shape[1], of_bias, by_deviation)
+        level, slope = _means(x.numel() // x.shape[1], of_bias, by_deviation)[:2]
         slope *= inverse.square()
         level, slope = (t.to(wide.dtype).view(shape) for t in (level, slope))
         dx = (grad - level - deviation * slope) * scale.view(shape)
