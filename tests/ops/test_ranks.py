@@ -76,6 +76,17 @@ def shares(rank, world, *tensors):
     return [tensor.split(SIZES[world])[rank] for tensor in tensors]
 
 
+def work_on_a_gpu(rank, folder):
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    for shape in SHAPES:
+        norm = norm_like(shape, {}).to("cuda", torch.float32)
+        synchronise([norm])
+        own = [t.to("cuda", torch.float32) for t in shares(rank, 2, *values(2, shape))]
+        torch.save(step(norm, *own), folder / f"{len(shape)}-{rank}.pt")
+    dist.barrier()
+
+
 def work(rank, folder):
     """What a rank computes: with three processes, then with two, of which one leaves the other."""
     torch.set_num_threads(1)
@@ -160,6 +171,16 @@ def test_ranks_compute_what_one_process_computes(found, world, fused):
 def test_a_norm_of_pytorch_operators(found, world, options, shape):
     whole = step(norm_like(shape, OPTIONS[options]), *values(world, shape))
     compare([rank[options, shape] for rank in found[world]], whole, world, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.gpu
+def test_ranks_on_a_gpu(tmp_path):
+    torch.multiprocessing.spawn(work_on_a_gpu, (tmp_path,), nprocs=2)
+    for shape in SHAPES:
+        files = [tmp_path / f"{len(shape)}-{rank}.pt" for rank in range(2)]
+        ranks = [torch.load(file, map_location="cpu") for file in files]
+        whole = step(norm_like(shape, {}), *values(2, shape))
+        compare(ranks, whole, 2, rtol=1e-3, atol=1e-3)
 
 
 def test_the_loss_of_a_rank_is_an_error(found):
