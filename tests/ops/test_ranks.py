@@ -129,6 +129,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
+    native.native()  # compiled once
     torch.multiprocessing.spawn(work, (folder,), nprocs=3)
     results = {
         world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
