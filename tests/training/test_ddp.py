@@ -28,10 +28,11 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 # 129 validation images in batches of 64: one process has one batch, the other has two
-SPLITS = {"val_fraction": 0.0717}
+DATA = {"val_fraction": 0.0717, "image_size": 16}
 SETTINGS = [
-    *("model=mobilenet_v3_small", "model.width_mult=0.5", "profile.patience=0"),
-    *(f"data.{key}={value}" for key, value in SPLITS.items()),
+    *("model=mobilenet_v3_small", "model.width_mult=0.5"),
+    *("profile.patience=0", "profile.roofline=false"),
+    *(f"data.{key}={value}" for key, value in DATA.items()),
     # Random numbers are each process's own. At higher rates what was rounded grows tenfold a step.
     *("data.augment.crop_padding=0", "model.drop_rate=0", "recipe.lr=3e-6"),
     "trainer.precision=32-true",
@@ -77,7 +78,7 @@ def test_two_processes(tmp_path, run):
         norms = {k: m for k, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
         moments = []
         for rank in range(2):
-            share = in_process(load_data(batch_size=64, **SPLITS), rank, 2)
+            share = in_process(load_data(batch_size=64, **DATA), rank, 2)
             loader = share.statistics_dataloader(count)
             images = [share.prepare_batch(batch)[0] for batch in loader]
             with torch.no_grad():
@@ -87,7 +88,7 @@ def test_two_processes(tmp_path, run):
             torch.testing.assert_close(value, weights[key], rtol=1e-4, atol=1e-5, msg=key)
     # the images in order, as one process would have them
     predictions = np.load(folder / "predictions.npz")
-    data = load_data(**SPLITS)
+    data = load_data(**DATA)
     assert predictions["label"].tolist() == data.splits["test"].labels.tolist()
     right = (predictions["label"] == predictions["predicted"]).mean()
     assert right == pytest.approx(result["metrics"]["test/acc"], abs=1e-6)
