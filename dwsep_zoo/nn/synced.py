@@ -1,7 +1,8 @@
 """Batch norms whose statistics in training are those of all processes, on every device.
 
-``torch.nn.SyncBatchNorm`` refuses tensors on the CPU. A norm is converted by its class alone: its
-parameters, statistics, hooks and place in the network stay.
+``torch.nn.SyncBatchNorm`` refuses tensors on the CPU, and everywhere a norm that does not count its
+batches, as precise statistics and gradient checkpointing need it. A norm is converted by its class
+alone: its parameters, statistics, hooks and place in the network stay.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def normalise(
 
     Returns:
         The output, mean and biased variance, ``(C,)``, and the count of values of a channel. Only
-        the output has a gradient, and that has none.
+        the output has a gradient; there is no second derivative.
     """
     return _Normalise.apply(x, weight, bias, eps)
 
