@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dwsep_zoo.nn.synced import is_synced
 from dwsep_zoo.ops import Depthwise, Fusion, Norm, fused, native
 from dwsep_zoo.ops.dtype import autocast_dtype
 from dwsep_zoo.ops.norm import covers, update_running
@@ -114,7 +115,7 @@ class _Part(NamedTuple):
         y, moments = fused(x, self.fusion)
         for norm, stats, like in zip(self.norms, moments, (x, y), strict=False):
             mean, var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
-            count = like.numel() // like.shape[1]
+            count = like.numel() // like.shape[1] if len(stats) == 4 else int(stats[4, 0])
             assert mean is not None and var is not None and norm.momentum is not None  # noqa: PT018
             update_running(stats, mean, var, batches, norm.momentum, count)
         return y
@@ -173,7 +174,9 @@ def _fusion(x: Tensor, candidate: _Candidate) -> Fusion | None:
 
 
 def _norm(norm: nn.BatchNorm2d | None, act: str) -> Norm:
-    return Norm(act=act) if norm is None else Norm(norm.weight, norm.bias, norm.eps, act)
+    if norm is None:
+        return Norm(act=act)
+    return Norm(norm.weight, norm.bias, norm.eps, act, is_synced(norm))
 
 
 def _normalises(norm: nn.BatchNorm2d, x: Tensor, chans: int) -> bool:
@@ -218,6 +221,8 @@ def _why_not(x: Tensor, layer: Layer) -> str:
         return f"{conv.kernel_size[0]} x {conv.kernel_size[0]} kernel"
     if x.device.type == "cpu" and not native.is_ready():
         return f"no kernels: {native.native().why}"
+    if x.device.type != "cpu" and norm is not None and is_synced(norm):
+        return "statistics of several processes"
     if x.shape[1] < native.LANES[-1]:
         return f"{x.shape[1]} channels, fewer than {native.LANES[-1]}"
     return "no norm or activation before it, or no kernel for its shape"

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # the base of all batch norms
 from dwsep_zoo.acceleration.chain import Chain, Layer
 from dwsep_zoo.errors import first_line
 from dwsep_zoo.nn.layers import ACT_MODULES, Conv2dSame, is_depthwise, is_pointwise
+from dwsep_zoo.nn.synced import SyncedBatchNorm2d
 from dwsep_zoo.ops import depthwise_conv2d, pointwise_conv2d, pool_beside
 
 _ACT_NAMES: dict[Any, str] = {module: name for name, module in ACT_MODULES.items()}
@@ -221,7 +222,8 @@ def _layer_of(name: str, module: nn.Module) -> Layer | None:
     act = _ACT_NAMES.get(type(module))
     if act is not None:
         return Layer(name, module, act=act)
-    if type(module) is nn.BatchNorm2d:
+    if type(module) in (nn.BatchNorm2d, SyncedBatchNorm2d):
+        assert isinstance(module, nn.BatchNorm2d)
         return Layer(name, module, norm=module)
     if isinstance(module, nn.BatchNorm2d) and _is_timm_norm_act(module):
         inner = module.get_submodule("act")

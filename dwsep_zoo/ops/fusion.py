@@ -14,6 +14,7 @@ class Norm(NamedTuple):
     bias: Tensor | None = None  # (C,) float32, added last before the activation
     eps: float = 0.0  # added to the variance
     act: str = "identity"  # a key of dwsep_zoo.ops.norm.ACTS
+    synced: bool = False  # the batch is that of all ranks of the default process group
 
 
 class Depthwise(NamedTuple):

@@ -167,10 +167,14 @@ static void channels_first(const float *taps, long chans, long size, float *filt
 //
 // y = act(x * scale + shift), scale = weight / std, shift = bias - mean * scale
 
+// Adds each of these numbers over several processes, in place. Null: there is one process.
+typedef void (*Add)(double *numbers, long count);
+
 struct Norm {
-    long rows, chans;
+    long rows, chans; // of this process
     double eps;
-    float *mean, *var, *scale, *shift; // (chans,)
+    float *mean, *var, *scale, *shift; // (chans,), of the rows of all processes
+    Add add;
 
     // Rows per sum: more rows make it less exact.
     long piece() const { return least((rows + 255) / 256 < 64 ? 64 : (rows + 255) / 256, 1024); }
@@ -200,14 +204,29 @@ INLINE void moments(const Norm &a, const void *x, long begin, long end, long c, 
     }
 }
 
+// Mean and variance of the rows of all processes from those of this one. As double, sums of squares
+// are exact enough.
+static void merge_processes(const Norm &a, double *mean, double *var) {
+    std::vector<double> sums;
+    for (long c = 0; c < a.chans; c++) sums.push_back(a.rows * mean[c]);
+    for (long c = 0; c < a.chans; c++) sums.push_back(a.rows * (var[c] + mean[c] * mean[c]));
+    sums.push_back(a.rows);
+    a.add(sums.data(), sums.size());
+    for (long c = 0; c < a.chans; c++) {
+        mean[c] = sums[c] / sums.back();
+        var[c] = sums[a.chans + c] / sums.back() - mean[c] * mean[c];
+    }
+}
+
 // Mean, variance, scale and shift of each channel from the moments of the pieces. Piece i has the
 // share(i) of the rows; Chan et al. 1983, equation 2.1.
 template <typename F>
 static void merge_moments(const Norm &a, const float *sums, long pieces, F share,
                           const float *weight, const float *bias) {
+    std::vector<double> means(a.chans), vars(a.chans);
     for (long begin = 0; begin < a.chans; begin += 256) {
         const long n = least(256, a.chans - begin);
-        double mean[256] = {}, squares[256] = {};
+        double *const mean = &means[begin], *const squares = &vars[begin];
         for (long i = 0; i < pieces; i++)
             for (long j = 0; j < n; j++) mean[j] += share(i) * sums[i * 2 * a.chans + begin + j];
         for (long i = 0; i < pieces; i++)
@@ -216,14 +235,13 @@ static void merge_moments(const Norm &a, const float *sums, long pieces, F share
                 const double d = piece[0] - mean[j];
                 squares[j] += piece[a.chans] / a.rows + share(i) * d * d;
             }
-        for (long j = 0; j < n; j++) {
-            const long c = begin + j;
-            const double var = squares[j] < 0 ? 0 : squares[j]; // NaN stays NaN
-            a.mean[c] = (float)mean[j];
-            a.var[c] = (float)var;
-            a.scale[c] = (float)(weight[c] / std::sqrt(a.var[c] + a.eps));
-            a.shift[c] = (float)(bias[c] - (double)a.mean[c] * a.scale[c]);
-        }
+    }
+    if (a.add) merge_processes(a, means.data(), vars.data());
+    for (long c = 0; c < a.chans; c++) {
+        a.mean[c] = (float)means[c];
+        a.var[c] = (float)(vars[c] < 0 ? 0 : vars[c]); // NaN stays NaN
+        a.scale[c] = (float)(weight[c] / std::sqrt(a.var[c] + a.eps));
+        a.shift[c] = (float)(bias[c] - (double)a.mean[c] * a.scale[c]);
     }
 }
 
@@ -302,20 +320,24 @@ static void norm_act(const Norm &a, const void *x, void *y, const float *weight,
 }
 
 // dx = scale (g - sum(g) / rows - (x - mean) sum(g (x - mean)) / (rows (var + eps))), where g is the
-// gradient after the norm: g scale + x by_x + rest.
+// gradient after the norm: g scale + x by_x + rest. The sums for dx are those of all processes; weight
+// and bias get this process's part of their gradients.
 struct Slopes {
     std::vector<float> by_x, rest;
 
     Slopes() = default;
     Slopes(const Norm &a, const float *sums, float *dweight, float *dbias)
         : by_x(a.chans), rest(a.chans) {
+        std::vector<double> all(sums, sums + 2 * a.chans);
+        all.push_back(a.rows);
+        if (a.add) a.add(all.data(), all.size());
         for (long c = 0; c < a.chans; c++) {
             const double inverse = 1 / (a.var[c] + a.eps);
-            const double slope_x = -a.scale[c] * inverse * sums[a.chans + c] / a.rows;
+            const double slope_x = -a.scale[c] * inverse * all[a.chans + c] / all.back();
             dweight[c] = (float)(sums[a.chans + c] * std::sqrt(inverse));
             dbias[c] = sums[c];
             by_x[c] = (float)slope_x;
-            rest[c] = (float)(-a.scale[c] * (double)sums[c] / a.rows - a.mean[c] * slope_x);
+            rest[c] = (float)(-a.scale[c] * all[c] / all.back() - a.mean[c] * slope_x);
         }
     }
 };
@@ -836,8 +858,8 @@ static void norm_act_depthwise_backward(const NormDepthwise &a, const Incoming &
     if (size == 5) return depthwise_backward<type, 5, stride>(a, dweight, images, threads); \
     return depthwise_backward<type, 7, stride>(a, dweight, images, threads);
 
-static Norm norm_of(long rows, long chans, double eps, float *stats) {
-    return {rows, chans, eps, stats, stats + chans, stats + 2 * chans, stats + 3 * chans};
+static Norm norm_of(long rows, long chans, double eps, float *stats, Add add) {
+    return {rows, chans, eps, stats, stats + chans, stats + 2 * chans, stats + 3 * chans, add};
 }
 
 // The stats of an identity norm.
@@ -860,10 +882,11 @@ static Incoming incoming_by_type(const Norm &n, const void *grad, const void *y,
 
 extern "C" {
 
-// y from x, both (rows, chans). Writes stats: mean, biased variance, scale and shift, (4, chans).
+// y from x, both (rows, chans). Writes stats: mean, biased variance, scale and shift, (4, chans). add
+// is called once for each norm, on the calling thread, with 2 chans sums and the number of rows.
 void dwsep_norm_act(const void *x, void *y, const float *weight, const float *bias, float *stats,
-                    long rows, long chans, double eps, int bf16, int act, int threads) {
-    const Norm a = norm_of(rows, chans, eps, stats);
+                    long rows, long chans, double eps, int bf16, int act, int threads, Add add) {
+    const Norm a = norm_of(rows, chans, eps, stats, add);
     if (bf16) BY_ACT(norm_act, BF16, act, a, x, y, weight, bias, threads)
     BY_ACT(norm_act, FLOAT, act, a, x, y, weight, bias, threads)
 }
@@ -883,8 +906,8 @@ void dwsep_update_running(const float *stats, float *mean, float *var, long *bat
 // Gradients of x, (rows, chans), and of weight and bias, (chans,).
 void dwsep_norm_act_backward(const void *grad, const void *x, float *stats, void *dx,
                              float *dweight, float *dbias, long rows, long chans, double eps,
-                             int bf16, int act, int threads) {
-    const Norm a = norm_of(rows, chans, eps, stats);
+                             int bf16, int act, int threads, Add add) {
+    const Norm a = norm_of(rows, chans, eps, stats, add);
     if (bf16) BY_ACT(norm_act_backward, BF16, act, a, grad, x, dx, dweight, dbias, threads)
     BY_ACT(norm_act_backward, FLOAT, act, a, grad, x, dx, dweight, dbias, threads)
 }
@@ -916,9 +939,9 @@ void dwsep_norm_act_depthwise(const void *x, void *y, void *z, const float *weig
                               const float *bias2, float *stats, float *stats2, long images,
                               long chans, long height, long width, long out_height, long out_width,
                               double eps, double eps2, int stride, int padding, int bf16, int act,
-                              int act2, int threads) {
+                              int act2, int threads, Add add, Add add2) {
     std::vector<float> none = stats ? std::vector<float>() : no_norm(chans);
-    const Norm n = norm_of(images * height * width, chans, eps, stats ? stats : none.data());
+    const Norm n = norm_of(images * height * width, chans, eps, stats ? stats : none.data(), add);
     const NormDepthwise a = {n,      x,     channels_last(filters, chans, 9, bf16), images,
                              height, width, out_height, out_width, padding};
     std::vector<float> moments(z ? a.pieces() * 2 * chans : 0);
@@ -929,7 +952,7 @@ void dwsep_norm_act_depthwise(const void *x, void *y, void *z, const float *weig
     };
     write_y();
     if (!z) return;
-    const Norm n2 = norm_of(images * out_height * out_width, chans, eps2, stats2);
+    const Norm n2 = norm_of(images * out_height * out_width, chans, eps2, stats2, add2);
     merge_moments(n2, to, a.pieces(), [&](long i) { return a.share(i); }, weight2, bias2);
     apply_by_type(n2, y, z, bf16, act2, threads);
 }
@@ -943,12 +966,12 @@ void dwsep_norm_act_depthwise_backward(const void *grad, const void *x, const vo
                                        float *dweight2, float *dbias2, long images, long chans,
                                        long height, long width, long out_height, long out_width,
                                        double eps, double eps2, int stride, int padding, int bf16,
-                                       int act, int act2, int threads) {
+                                       int act, int act2, int threads, Add add, Add add2) {
     std::vector<float> none = stats ? std::vector<float>() : no_norm(chans);
-    const Norm n = norm_of(images * height * width, chans, eps, stats ? stats : none.data());
+    const Norm n = norm_of(images * height * width, chans, eps, stats ? stats : none.data(), add);
     const NormDepthwise a = {n,      x,     channels_last(filters, chans, 9, bf16), images,
                              height, width, out_height, out_width, padding};
-    const Norm n2 = norm_of(images * out_height * out_width, chans, eps2, stats2);
+    const Norm n2 = norm_of(images * out_height * out_width, chans, eps2, stats2, add2);
     const Incoming incoming =
         y ? incoming_by_type(n2, grad, y, kept, dweight2, dbias2, bf16, act2, threads)
           : Incoming{grad, nullptr, n2, {}, bf16 ? fill_as_it_is<BF16> : fill_as_it_is<FLOAT>};

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from dwsep_zoo.files import cache_folder
 from dwsep_zoo.ops.fusion import Depthwise, Fusion, Norm
+from dwsep_zoo.ops.ranks import ADD, Addition
 
 SOURCE = Path(__file__).with_name("native.cpp")
 INSTALL = "install g++, or name one in the variable CXX"
@@ -39,16 +40,23 @@ STRIDES = (1, 2)
 
 _POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
 _SIGNATURES = {
-    "dwsep_norm_act": [*[_POINTER] * 5, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
+    "dwsep_norm_act": [*[_POINTER] * 5, _LONG, _LONG, _DOUBLE, *[_INT] * 3, ADD],
     "dwsep_update_running": [*[_POINTER] * 4, _DOUBLE, _LONG, _LONG],
-    "dwsep_norm_act_backward": [*[_POINTER] * 6, _LONG, _LONG, _DOUBLE, *[_INT] * 3],
+    "dwsep_norm_act_backward": [*[_POINTER] * 6, _LONG, _LONG, _DOUBLE, *[_INT] * 3, ADD],
     "dwsep_depthwise_backward": [*[_POINTER] * 5, *[_LONG] * 6, *[_INT] * 5],
-    "dwsep_norm_act_depthwise": [*[_POINTER] * 10, *[_LONG] * 6, *[_DOUBLE] * 2, *[_INT] * 6],
+    "dwsep_norm_act_depthwise": [
+        *[_POINTER] * 10,
+        *[_LONG] * 6,
+        *[_DOUBLE] * 2,
+        *[_INT] * 6,
+        *[ADD] * 2,
+    ],
     "dwsep_norm_act_depthwise_backward": [
         *[_POINTER] * 13,
         *[_LONG] * 6,
         *[_DOUBLE] * 2,
         *[_INT] * 6,
+        *[ADD] * 2,
     ],
 }
 
@@ -145,25 +153,27 @@ def forward(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor], list[Tenso
     stats, stats2 = (None if n.weight is None else torch.empty(4, chans) for n in (norm, norm2))
     affine, affine2 = ([t if t is None else _float32(t) for t in n[:2]] for n in (norm, norm2))
     if conv is None:
-        y = torch.empty_like(x)
+        y, addition = torch.empty_like(x), Addition(norm.synced)
         _library(x).dwsep_norm_act(
-            *_pointers(x, y, *affine, stats), x.numel() // chans, chans, norm.eps, *_acts(x, norm)
+            *_pointers(x, y, *affine, stats),
+            *(x.numel() // chans, chans, norm.eps, *_acts(x, norm), *addition.pointers),
         )
     else:
         size = [(n + 2 * conv.padding - 3) // conv.stride + 1 for n in x.shape[2:]]
         shape = (len(x), chans, *size)
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         z = None if stats2 is None else torch.empty_like(y)
-        filters = _float32(conv.taps)
+        filters, addition = _float32(conv.taps), Addition(norm.synced, norm2.synced)
         _library(x).dwsep_norm_act_depthwise(
             *_pointers(x, y, z, *affine, filters, *affine2, stats, stats2),
             *(*x.shape, *size, norm.eps, norm2.eps, *conv[1:], *_acts(x, norm, norm2)),
+            *addition.pointers,
         )
         if z is not None:
             assert stats is not None
             assert stats2 is not None
-            return z, [stats, stats2], [y]
-    return y, [] if stats is None else [stats], []
+            return z, addition.finish(stats, stats2), [y]
+    return y, [] if stats is None else addition.finish(stats), []
 
 
 def backward(
@@ -176,20 +186,25 @@ def backward(
     weight, bias, weight2, bias2 = torch.empty(4, chans).unbind()
     stats, stats2, y = (*kept, None, None, None)[:3]
     if conv is None:
+        addition = Addition(norm.synced)
         _library(x).dwsep_norm_act_backward(
             *_pointers(grad, x, stats, grad_x, weight, bias),
-            *(x.numel() // chans, chans, norm.eps, *_acts(x, norm)),
+            *(x.numel() // chans, chans, norm.eps, *_acts(x, norm), *addition.pointers),
         )
+        addition.finish()
         return grad_x, weight, bias
     filters = _float32(conv.taps)
     taps = torch.empty_like(filters)
     # SILU's slope is too expensive to compute twice: is_kept in native.cpp.
     slope = torch.empty_like(grad) if norm2.act == "silu" else None
+    addition = Addition(norm.synced, norm2.synced)
     _library(x).dwsep_norm_act_depthwise_backward(
         *_pointers(grad, x, y, slope, filters, stats, stats2),
         *_pointers(grad_x, weight, bias, taps, weight2, bias2),
         *(*x.shape, *grad.shape[2:], norm.eps, norm2.eps, *conv[1:], *_acts(x, norm, norm2)),
+        *addition.pointers,
     )
+    addition.finish()
     of_norm = (None, None) if stats is None else (weight, bias)
     return grad_x, *of_norm, taps, *(() if stats2 is None else (weight2, bias2))
 

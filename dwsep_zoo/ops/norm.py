@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dwsep_zoo.ops import native
+from dwsep_zoo.ops import native, ranks
 from dwsep_zoo.ops.fusion import Depthwise, Fusion, Norm
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -45,7 +45,8 @@ def fused(x: Tensor, fusion: Fusion) -> tuple[Tensor, list[Tensor]]:
 
     Returns:
         The output, in the type of ``x``, and of each norm ``(4, C)`` float32: mean, biased
-        variance, and the resulting scale and shift, which autograd treats as constants.
+        variance, and the resulting scale and shift, which autograd treats as constants. If these
+        are of several ranks, a fifth row has the count of a channel's values.
     """
     norm, conv, norm2, expand = fusion
     y, *stats = _Fused.apply(
@@ -61,7 +62,7 @@ def update_running(
     """Update running statistics in place as ``nn.BatchNorm2d`` does, with the unbiased variance.
 
     Args:
-        stats: ``(4, C)`` from :func:`fused`.
+        stats: from :func:`fused`.
         mean: ``(C,)`` float32, the running mean.
         var: likewise, the running variance.
         batches: the number of batches, int64, or ``None``.
@@ -131,8 +132,10 @@ def _by_layers(how: tuple[Any, ...], x: Tensor, *rest: Tensor | None) -> Tensor:
 
 
 def _norm_act(x: Tensor, norm: Norm) -> Tensor:
-    weight, bias, eps, act = norm
-    if weight is not None:
+    weight, bias, eps, act, synced = norm
+    if synced and ranks.several():
+        x, *_ = ranks.normalise(x, weight, bias, eps)
+    elif weight is not None:
         x = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
     return ACTS[act](x)
 

@@ -49,7 +49,8 @@ def covers_fusion(x: Tensor, fusion: Fusion) -> bool:
     wide, narrow = expand.shape[:2]
     shape = torch.Size((x.shape[0], wide, *x.shape[2:]))
     return (
-        x.dtype in DTYPES
+        not norm.synced
+        and x.dtype in DTYPES
         and triton_norm.covers(x)
         and wide >= MIN_RATIO * narrow
         and narrow <= MAX_CHANS

@@ -59,7 +59,7 @@ def covers(x: Tensor) -> bool:
 def covers_fusion(x: Tensor, fusion: Fusion) -> bool:
     """Whether :func:`forward` and :func:`backward` support these arguments."""
     norm, conv, norm2, _ = fusion
-    if norm.weight is None or norm2.weight is not None:
+    if norm.weight is None or norm2.weight is not None or norm.synced:
         return False
     if conv is None:
         return covers(x)

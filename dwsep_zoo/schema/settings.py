@@ -241,7 +241,7 @@ class TrainerSettings(Group):
     detect_anomaly: bool | None = Field(description="find where a gradient becomes NaN")
     channels_last: bool = Field(description="memory format of the network")
     compile: bool | Literal["auto"] = Field(description="auto: where it is measured to pay")
-    sync_batchnorm: bool | Literal["auto"] = Field(description="auto: on GPUs")
+    sync_batchnorm: bool | Literal["auto"] = Field(description="auto: with several processes")
     enable_progress_bar: bool | Literal["auto"] = Field(description="auto: on a terminal")
     profiler: Literal["simple", "advanced", "pytorch"] | None = Field(description="Lightning's")
     fast_dev_run: bool | Natural | None = Field(description="this many batches, nothing saved")

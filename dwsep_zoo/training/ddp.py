@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
+from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from dwsep_zoo.errors import UserError, say
+from dwsep_zoo.nn.synced import separate, synchronise
 from dwsep_zoo.schema.record import FILE_NAME, now, update_record
 from dwsep_zoo.training.checkpoints import LAST
 
@@ -104,6 +107,19 @@ class DataParallel(DDPStrategy):
         assert self.lightning_module is not None
         for buffer in self.lightning_module.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+class SyncedNorms(LayerSync):
+    """Statistics of norms over all processes while a network trains; Lightning's needs GPUs."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        if torch.distributed.get_world_size() > 1:
+            synchronise(model.modules())
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        separate(model.modules())
+        return model
 
 
 def is_first_process() -> bool:

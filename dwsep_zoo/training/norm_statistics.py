@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dwsep_zoo.data import ImageData
 from dwsep_zoo.data.loader import RawBatch
+from dwsep_zoo.nn.synced import separated
 from dwsep_zoo.training.checkpoints import save_checkpoint
 
 IN_VALIDATION = 512
@@ -112,7 +113,7 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
 def batch_moments(
     model: nn.Module, norms: Mapping[str, _BatchNorm], images: Iterable[Tensor]
 ) -> Iterator[Tensor]:
-    """Yield the moments of the norms' inputs for each batch.
+    """Yield the moments of the norms' inputs for each batch of this process.
 
     Each norm normalises with the batch's own statistics, as in training, so that the next one sees
     the input that it would have with precise statistics before it. The other modules stay in the
@@ -131,7 +132,7 @@ def batch_moments(
     def count(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         counts[norm] = inputs[0].numel() // inputs[0].shape[1]
 
-    with _measuring(norms.values()):
+    with separated(norms.values()), _measuring(norms.values()):
         handles = [norm.register_forward_pre_hook(count) for norm in norms.values()]
         try:
             for batch in images:

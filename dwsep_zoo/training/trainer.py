@@ -28,7 +28,7 @@ from dwsep_zoo.schema.settings import Recipe, Settings, TrainerSettings
 from dwsep_zoo.training.average import Average
 from dwsep_zoo.training.callbacks import SaveOnInterrupt
 from dwsep_zoo.training.checkpoints import LAST, CheckpointStore
-from dwsep_zoo.training.ddp import DataParallel
+from dwsep_zoo.training.ddp import DataParallel, SyncedNorms
 from dwsep_zoo.training.finetune import FineTune
 from dwsep_zoo.training.non_finite import StopOnNonFinite
 from dwsep_zoo.training.norm_statistics import PreciseStatistics
@@ -60,6 +60,9 @@ def create_trainer(
         UserError: for options that Lightning refuses on this machine.
     """
     options = _lightning_options(settings.trainer, folder)
+    plugins: list[Any] = [CheckpointStore()]
+    if options.pop("sync_batchnorm"):
+        plugins.append(SyncedNorms())
     save = save and not options.get("fast_dev_run")
     logger: TensorBoardLogger | bool = False
     if settings.logger.tensorboard and save:
@@ -82,7 +85,7 @@ def create_trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
-            plugins=[CheckpointStore()],
+            plugins=plugins,
             use_distributed_sampler=False,  # the data module gives each process its share
         )
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
@@ -94,7 +97,7 @@ def _lightning_options(settings: TrainerSettings, folder: Path) -> dict[str, Any
     device = _device_type(settings.accelerator)
     auto = {
         "precision": auto_precision(device),
-        "sync_batchnorm": device == "cuda",
+        "sync_batchnorm": True,
         "enable_progress_bar": sys.stderr.isatty(),
     }
     options = settings.model_dump(mode="json", exclude=OWN_KEYS, exclude_none=True)

@@ -177,6 +177,7 @@ def test_what_is_not_covered(kernels, device):
     assert not kernels.covers_fusion(x, Fusion(norm, conv._replace(stride=3)))
     assert not kernels.covers_fusion(x.double(), Fusion(norm, conv))
     assert not kernels.covers_fusion(x, Fusion(norm, conv, norm))
+    assert not kernels.covers_fusion(x, Fusion(norm._replace(synced=True), conv))
     assert not kernels.covers_fusion(x, Fusion(Norm(act="relu"), conv))
 
 
@@ -270,3 +271,5 @@ def test_which_expansions_are_covered(expansion, device):
     assert not expansion.covers_fusion(x.float(), fusion)
     assert not expansion.covers_fusion(x, fusion._replace(conv=None))
     assert not expansion.covers_fusion(x, fusion._replace(norm=Norm()))
+    several = fusion.norm._replace(synced=True)
+    assert not expansion.covers_fusion(x, fusion._replace(norm=several))
