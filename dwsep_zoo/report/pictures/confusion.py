@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from dwsep_zoo.report.classes import confusion_matrix, confusions, per_class
 from dwsep_zoo.report.figures.panel import Drawing, context
@@ -17,7 +18,7 @@ from dwsep_zoo.schema.record import PerClass
 
 MOST_CLASSES = 25  # in a matrix that can be read
 LISTED = 20  # confusions, and classes, where there are more
-LETTERS = 18
+LETTERS = 20
 BLUE, VERMILION = COLOURS[:2]
 
 
@@ -30,8 +31,8 @@ def confusion_picture(run: RunParts) -> Drawing:
     names = [shortened(run.class_name(number), LETTERS) for number in range(num_classes)]
     scores = per_class(found, num_classes)
     heading = (
-        f"Test of {len(found):,} images: accuracy {found.accuracy:.2%}, "
-        f"balanced {scores.balanced_acc:.2%}, macro-F1 {scores.macro_f1:.2%}"
+        f"Test of {len(found):,} images: accuracy {100 * found.accuracy:.2f} %, balanced "
+        f"{100 * (scores.balanced_acc or 0):.2f} %, macro-F1 {100 * (scores.macro_f1 or 0):.2f} %"
     )
     few = num_classes <= MOST_CLASSES
     side = 1.6 + 0.36 * max(num_classes, 6) if few else 6.4
@@ -60,13 +61,13 @@ def _matrix(axes: Axes, found: Predictions, names: Sequence[str]) -> None:
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap=colormaps["Blues"], vmin=0, vmax=1)
     axes.grid(visible=False)
-    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 4 else 0)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true", title="per cent of the images of a class")
     for row, column in np.argwhere(counts).tolist():
         part = share[row, column]
-        text = f"{100 * part:.0f}" if part >= 0.005 else "<1"
-        colour = PAGE if part > 0.5 else INK if row == column else VERMILION
+        text = f"{100 * part:.0f}" if part >= 0.01 else "<1"
+        colour = PAGE if part > 0.5 else INK if row == column or part > 0.2 else VERMILION
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5)
 
 
@@ -79,6 +80,8 @@ def _listed(axes: Axes, found: Predictions, names: Sequence[str]) -> None:
     for place, one in enumerate(worst):
         text = f" {one.images}, {one.share:.0%} of the class"
         axes.text(one.images, place, text, va="center", color=SOFT, fontsize=7.5)
+    axes.yaxis.grid(visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="test images", ylim=(max(len(worst), 1) - 0.4, -0.6))
     axes.set_xlim(0, 1.5 * max((one.images for one in worst), default=1))
     axes.set_title(f"the {len(worst)} most frequent confusions")

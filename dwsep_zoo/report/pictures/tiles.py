@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,8 @@ from dwsep_zoo.report.figures.style import COLOURS, INK, PAGE, SOFT
 from dwsep_zoo.report.pictures.parts import Nothing, RunParts, bare, new_figure, shortened, show
 
 IN_BATCH, MISTAKES = 32, 24
-COLUMNS = {IN_BATCH: 8, MISTAKES: 6}
-CELL, LINE = 1.2, 0.14  # inches: side of a picture, height of a line below it
-LETTERS = 19  # that fit below a picture
+CELL, LINE = 1.45, 0.14  # inches: side of a picture, height of a line below it
+LETTERS = 24  # that fit below a picture
 FILTERS, IN_ROW = 64, 16
 WRONG = COLOURS[1]
 
@@ -39,7 +39,7 @@ def batch_picture(run: RunParts) -> Drawing:
     words = [[Words(shortened(run.class_name(int(label)), LETTERS))] for label in labels]
     count = min(IN_BATCH, len(images))
     heading = f"Training pictures as the network gets them: {count} of the {len(images)} of the "
-    return _grid(run, f"{heading}first batch, {size}", images[:IN_BATCH], words, COLUMNS[IN_BATCH])
+    return _grid(run, f"{heading}first batch, {size}", images[:IN_BATCH], words, 8)
 
 
 def mistakes_picture(run: RunParts) -> Drawing:
@@ -54,19 +54,18 @@ def mistakes_picture(run: RunParts) -> Drawing:
     sure = found.probability_of(found.predicted)
     words = []
     for place in places.tolist():
+        true, said = (run.class_name(int(of[place])) for of in (found.label, found.predicted))
         lines = [
-            Words(f"is {shortened(run.class_name(int(found.label[place])), LETTERS - 3)}"),
-            Words(
-                f"{100 * sure[place]:.0f} % "
-                f"{shortened(run.class_name(int(found.predicted[place])), LETTERS - 5)}",
-                WRONG,
-            ),
+            Words(f"true: {shortened(true, LETTERS - 6)}"),
+            Words(f"said: {shortened(said, LETTERS - 12)}, {100 * sure[place]:.0f} %", WRONG),
         ]
         if found.name is not None:
-            lines.append(Words(shortened(str(found.name[place]), LETTERS, end=True), SOFT))
+            name = str(found.name[place])
+            name = name if PurePath(name).suffix else f"image {name}"
+            lines.append(Words(shortened(name, LETTERS - 2, end=True), SOFT))
         words.append(lines)
     heading = f"The {len(places)} surest of {wrong:,} mistakes in {len(found):,} test images"
-    return _grid(run, heading, run.test_images(places), words, COLUMNS[MISTAKES])
+    return _grid(run, heading, run.test_images(places), words, 6)
 
 
 def filters_picture(run: RunParts) -> Drawing:
@@ -86,6 +85,7 @@ def filters_picture(run: RunParts) -> Drawing:
             bare(axes).imshow(filter_mosaic(shown, IN_ROW), cmap=colours, vmin=-1, vmax=1)
             count, (height, width) = len(weights), weights.shape[1:]
             part = f"{len(shown)} of {count}" if count > len(shown) else str(count)
+            axes.set_anchor("W")
             axes.set_title(f"{name}: {part} filters of {height} x {width}", loc="left", color=INK)
     return Drawing(figure, (), heading)
 
