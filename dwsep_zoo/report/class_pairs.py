@@ -80,7 +80,7 @@ class ClassPair:
             Column("images", tuple(f"{one.images:,}" for one in found)),
             Column("reference %", decimals([100 * one.reference for one in found])),
             Column("this %", decimals([100 * one.other for one in found])),
-            Column("difference", tuple(points(pair.mean) for pair in pairs)),
+            Column("difference, points", tuple(points(pair.mean) for pair in pairs)),
             Column("95 % interval", tuple(_interval(pair) for pair in pairs)),
             Column("verdict", tuple(pair.verdict for pair in pairs), is_number=False),
         ]
@@ -99,7 +99,8 @@ class ClassPair:
                 f"{self.class_names[one.true]} for {self.class_names[one.predicted]} ({one.images})"
                 for one in self.lost
             )
-            lines.append(f"of the former, {self.label} takes {', '.join(taken)}")
+            seed = "" if len(self.seeds) == 1 else f", in seed {self.seeds[0]}"
+            lines.append(f"of the former{seed}, {self.label} takes {', '.join(taken)}")
         told = [one for one in self.differences if one.paired.outcome not in (None, SAME)]
         by_chance = (
             "each interval or test is about one class by itself: were there no difference at all, "

@@ -81,11 +81,16 @@ def inspect_run(folder: Path) -> Drawn:
 
     def tested() -> Predictions:
         if run.predictions is None:
-            lacks = f"the run is {record.status} and" if record.status != "finished" else "the run"
-            raise UserError(problems.get(PREDICTIONS) or f"{lacks} has no {PREDICTIONS}")
+            lacks = f"the run, which is {record.status}, has no {PREDICTIONS}"
+            raise UserError(problems.get(PREDICTIONS, lacks))
         return run.predictions
 
-    parts = _parts(record, settings, run.epochs, tested, data, lambda: load(folder))
+    def model() -> nn.Module:
+        if not any((folder / "checkpoints").glob("*.ckpt")):
+            raise UserError("there is no checkpoint of the run")
+        return load(folder)
+
+    parts = _parts(record, settings, run.epochs, tested, data, model)
     return draw_pictures(parts, folder)
 
 
