@@ -151,7 +151,7 @@ def _compare(row: Row, other: Row, label: str, reference_label: str) -> ClassPai
         class_names=names,
         seeds=seeds,
         number=len(np.unique(first.label)),
-        differences=tuple(_differences(reference, own, seeds, names)),
+        differences=tuple(_differences((reference, own), seeds, names)),
         only_reference=only_reference,
         only_other=np.flatnonzero(always[1] & never[0]),
         lost=tuple(confusions(lost, MOST_CONFUSIONS)),
@@ -160,19 +160,17 @@ def _compare(row: Row, other: Row, label: str, reference_label: str) -> ClassPai
 
 
 def _differences(
-    reference: Mapping[int, Predictions],
-    own: Mapping[int, Predictions],
-    seeds: Sequence[int],
-    names: Sequence[str],
+    predictions: Sequence[Mapping[int, Predictions]], seeds: Sequence[int], names: Sequence[str]
 ) -> list[ClassDifference]:
-    """By the mean difference; tests are made for the classes that are shown only."""
+    """Those of the reference come first; McNemar's tests are made where the rule asks for them."""
     import numpy as np
 
     accuracies = [
         {seed: per_class(found[seed], len(names)).accuracy for seed in seeds}
-        for found in (reference, own)
+        for found in predictions
     ]
-    images = per_class(own[seeds[0]], len(names)).images
+    images = per_class(predictions[0][seeds[0]], len(names)).images
+    alone = 1 if len(seeds) == 1 else 0
     tested = [number for number, count in enumerate(images) if count]
     means = np.array(
         [[[own[s][n] for n in tested] for s in seeds] for own in accuracies], dtype=np.float64
@@ -184,8 +182,8 @@ def _differences(
     for place in order:
         number = tested[place]
         by_seed = [{seed: found[seed][number] or 0.0 for seed in seeds} for found in accuracies]
-        images_of = [{s: found[s].of_class(number) for s in seeds} for found in (reference, own)]
-        pair = paired(by_seed[0], by_seed[1], images_of[0], images_of[1])
+        tests = [{s: found[s].of_class(number) for s in seeds[:alone]} for found in predictions]
+        pair = paired(by_seed[0], by_seed[1], tests[0], tests[1])
         assert pair
         theirs, ours = means[:, place].tolist()
         differences.append(ClassDifference(names[number], images[number], theirs, ours, pair))

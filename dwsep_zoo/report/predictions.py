@@ -69,13 +69,13 @@ class Predictions:
         import numpy as np
 
         class_names = np.array(self.class_names) if self.class_names else None
-        known: dict[str, NDArray[Any] | None] = {
+        known: dict[str, Any] = {
             **{"label": self.label, "predicted": self.predicted, "class_names": class_names},
             **{"probability": self.probability, "top": self.top, "name": self.name},
         }
         arrays = {key: array for key, array in known.items() if array is not None}
         file = io.BytesIO()
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
         return file.getvalue()
 
 

@@ -17,6 +17,9 @@ from sklearn.metrics import f1_score, recall_score
 import dwsep_zoo
 from dwsep_zoo.cli import main
 from dwsep_zoo.data.augment import normalise
+from dwsep_zoo.report.figures.panel import Drawing
+from dwsep_zoo.report.pictures import PICTURES as PICTURES_OF_A_RUN
+from dwsep_zoo.report.pictures import RunParts
 from dwsep_zoo.report.predictions import MOST_CLASSES, TOP, read_predictions
 from dwsep_zoo.training.predictions import predicted
 
@@ -106,6 +109,19 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(run, tmp_path):
     log = (folder / "train.log").read_text()
     for name in ("confusion.png", "filters.png"):
         assert f"WARNING {name} could not be drawn: " in log
+
+
+def test_a_run_that_is_stopped_while_it_draws_is_finished(run, tmp_path, monkeypatch):
+    def stop(parts: RunParts) -> Drawing:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PICTURES_OF_A_RUN, "curves", stop)
+    with pytest.raises(SystemExit) as ended:
+        run("run", "logger.pictures=true", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    assert ended.value.code == 130
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("finished", None)
+    assert "dwsep inspect" in (tmp_path / "run" / "train.log").read_text()
 
 
 @pytest.fixture

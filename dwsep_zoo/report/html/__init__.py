@@ -44,7 +44,6 @@ class _Section:
     def __init__(
         self, table: Table, profiles: Sequence[Profile], classes: Sequence[ClassPair], number: int
     ):
-        self.classes = [(pair, class_panel(pair), examples(pair)) for pair in classes]
         self.table, self.number, self.profiles = table, number, profiles
         self.drawn = 0
         models = table.values(lambda row: row.first.model)
@@ -60,6 +59,8 @@ class _Section:
         self.unsteady = _unsteady(table, [column.heading for column in self.columns])
         self.is_drawn, self.is_long = number <= MOST_TABLES, len(table.rows) > MOST_ROWS
         first = sum(bool(measure.axis) for measure in MEASURES)  # with one latency
+        shown = [examples(pair) if self.is_drawn else [] for pair in classes]
+        self.classes = list(zip(classes, map(class_panel, classes), shown, strict=True))
         found, ratios = cost_panels(table), ratio_panel(table)
         self.costs = [*found[:first], *([ratios] if ratios else [])]
         self.latencies, self.legend = found[first:], legend(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from dwsep_zoo.report.tensorboard import write_pictures
 
 __all__ = ["PICTURES", "Drawn", "Nothing", "RunParts", "draw_pictures"]
 
-PICTURES: Mapping[str, Callable[[RunParts], Drawing]] = {
+PICTURES: dict[str, Callable[[RunParts], Drawing]] = {
     "batch": batch_picture,
     "confusion": confusion_picture,
     "mistakes": mistakes_picture,
