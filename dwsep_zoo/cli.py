@@ -10,7 +10,7 @@ from dwsep_zoo.errors import UserError, choose, say
 from dwsep_zoo.signals import stopping
 
 COMMANDS = (
-    *("train", "compare", "predict", "eval", "export", "export-weights"),
+    *("train", "compare", "inspect", "predict", "eval", "export", "export-weights"),
     *("list", "explain", "profile", "bench", "doctor"),
 )
 USAGE = """\
@@ -18,6 +18,7 @@ usage: dwsep COMMAND [key=value ...]
 
   dwsep train model=mobilenet_v1 conv=standard     train a network
   dwsep compare logs [by=conv] [model=xception]    report on all runs below a folder
+  dwsep inspect RUN                                draw the pictures of a run again
   dwsep predict ARTEFACT picture.jpg               classes of pictures, folders, addresses
   dwsep eval ARTEFACT data=cifar10                 test a run or an exported file
   dwsep export RUN format=onnx                     write onnx, openvino, torch_export; all

@@ -38,6 +38,7 @@ SMALL = (
     "data.batch_size=32",
     "profile.roofline=false",  # takes longer than the training
     "profile.patience=0",
+    "logger.pictures=false",  # they take longer than the training
     "recipe.norm_statistics=running",  # precise ones take as long as the training
 )
 """Overrides of a run that takes a second."""

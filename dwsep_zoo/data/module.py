@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import lightning as L
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from dwsep_zoo.data.loader import EpochBatches, EpochSampler, Loader, RawBatch
+from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader, RawBatch
 from dwsep_zoo.data.pictures import file_states
 from dwsep_zoo.data.pipelines import Pipeline, create_pipeline
 from dwsep_zoo.data.shared_memory import fitting_workers
@@ -174,12 +175,36 @@ class ImageData(L.LightningDataModule):
     ) -> RawBatch | tuple[Tensor, Tensor]:
         return batch if batch.training else self.prepare_batch(batch)
 
-    def _loader(self, split: str, *, training: bool) -> Loader:
+    def first_batch(self) -> tuple[Tensor, Tensor]:
+        """The first training batch of this process, made once more and without workers."""
+        sampler = self._sampler("train", training=True)
+        batch_size = min(self.batch_size, len(sampler))
+        key = next(iter(EpochBatches(sampler, batch_size, drop_last=True)))
+        return self._read("train", key, training=True)
+
+    def test_images(self, positions: Tensor) -> Tensor:
+        """Some of the test images, as evaluation has them."""
+        key = BatchKey(self.seed, 0, 0, 0, positions)
+        return self._read("test", key, training=False)[0]
+
+    def for_display(self, images: Tensor) -> Tensor:
+        """Undo the normalisation: ``(N, C, H, W)`` as a network gets them -> (N, H, W, C), 0-1."""
+        shape = (1, len(self.mean), 1, 1)
+        mean, std = (torch.tensor(values).view(shape) for values in (self.mean, self.std))
+        return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+    def _read(self, split: str, key: BatchKey, *, training: bool) -> tuple[Tensor, Tensor]:
+        batch = self.pipeline.reader(split, training=training)[key]
+        if isinstance(batch, UserError):
+            raise batch
+        return self.prepare_batch(batch)
+
+    def _sampler(self, split: str, *, training: bool) -> EpochSampler:
         num_images = len(self.splits[split])
         rank, world_size = self._place()
         if training and num_images < world_size:
             raise UserError(f"{num_images} training images for {world_size} processes")
-        sampler = EpochSampler(
+        return EpochSampler(
             num_images,
             seed=self.seed,
             shuffle=training and not getattr(self.trainer, "overfit_batches", 0),
@@ -187,6 +212,9 @@ class ImageData(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+
+    def _loader(self, split: str, *, training: bool) -> Loader:
+        sampler = self._sampler(split, training=training)
         return self._load(split, sampler, training=training, equal_batches=training)
 
     def _load(

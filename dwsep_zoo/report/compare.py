@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,8 +71,6 @@ def _default_folder(paths: Sequence[Path]) -> Path:
 
 
 def _write(comparison: Comparison) -> list[Path]:
-    from PIL import Image
-
     from dwsep_zoo.report.figures import comparison_figure, roofline_figure
     from dwsep_zoo.report.figures.svg import document
     from dwsep_zoo.report.html import html_report
@@ -98,9 +95,7 @@ def _write(comparison: Comparison) -> list[Path]:
     contents: dict[Path, str | bytes] = {folder / name: text for name, text in texts.items()}
     pictures: dict[str, bytes] = {}
     for name, drawing in drawings.items():
-        png = BytesIO()
-        Image.fromarray(drawing.pixels()).save(png, "PNG")
-        contents[folder / f"{name}.png"] = pictures[name] = png.getvalue()
+        contents[folder / f"{name}.png"] = pictures[name] = drawing.png()
         contents[folder / f"{name}.svg"] = document(drawing)
     write_together(contents)
     write_comparison(folder, text, pictures)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dwsep_zoo.report.class_pairs import ClassPair, class_pairs
 from dwsep_zoo.report.profiles import Profile, profiles
 from dwsep_zoo.report.results import Problem, Run, load_results
 from dwsep_zoo.report.table import Options, Table, make_tables, select
@@ -27,6 +28,7 @@ class Comparison:
         made: when, as ISO 8601.
         folder: where the files are written.
         profiles: for each table, the rooflines that belong together.
+        classes: for each table, its main pairs class by class.
         files: ``comparison.md``, ``.csv``, ``.json``, ``.tex``, ``.html`` and the pictures.
     """
 
@@ -38,6 +40,7 @@ class Comparison:
     made: str
     folder: Path
     profiles: tuple[tuple[Profile, ...], ...]
+    classes: tuple[tuple[ClassPair, ...], ...]
     files: tuple[Path, ...] = ()
 
 
@@ -62,4 +65,5 @@ def collect(paths: Sequence[Path], folder: Path, options: Options | None = None)
         made=now(),
         folder=folder,
         profiles=tuple(tuple(rooflines) for rooflines, _ in measured),
+        classes=tuple(tuple(class_pairs(table)) for table in tables),
     )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from dwsep_zoo.report import words
+from dwsep_zoo.report.class_pairs import ClassPair
 from dwsep_zoo.report.columns import number_of_seeds, row_label
 from dwsep_zoo.report.comparison import Comparison
 from dwsep_zoo.report.results import Run
@@ -50,7 +51,10 @@ def json_text(comparison: Comparison) -> str:
         "schema": SCHEMA,
         "made": comparison.made,
         "options": asdict(comparison.options),
-        "tables": [_table(table) for table in comparison.tables],
+        "tables": [
+            _table(table) | {"classes": [_classes(pair) for pair in pairs]}
+            for table, pairs in zip(comparison.tables, comparison.classes, strict=True)
+        ],
         "unfinished": [
             {"run": r.name, "folder": str(r.folder), "status": r.record.status, "error": r.error}
             for r in comparison.unfinished
@@ -135,6 +139,30 @@ def _paired(paired: Paired) -> dict[str, object]:
         "words": paired.words,
         "mcnemar": [asdict(test) for test in paired.mcnemar],
         "no_mcnemar": [{"seed": seed, "reason": reason} for seed, reason in paired.no_mcnemar],
+    }
+
+
+def _classes(pair: ClassPair) -> dict[str, object]:
+    """A pair class by class; images are counted from 0 in the order of the test set."""
+    return {
+        "label": pair.label,
+        "reference": pair.reference_label,
+        "seeds": pair.seeds,
+        "number_of_classes": pair.number,
+        "differences": [
+            {
+                "class": one.name,
+                "images": one.images,
+                "reference": one.reference,
+                "this": one.other,
+                "difference": one.paired.mean,
+                "t_interval": one.paired.t,
+                "verdict": one.paired.verdict,
+            }
+            for one in pair.differences
+        ],
+        "only_reference_right": pair.only_reference.tolist(),
+        "only_this_right": pair.only_other.tolist(),
     }
 
 

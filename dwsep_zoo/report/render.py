@@ -119,7 +119,8 @@ def markdown(comparison: Comparison) -> str:
     blocks = ["# Comparison", words.scope(comparison.options)]
     if not comparison.tables:
         blocks.append(words.NO_RUN)
-    for table, measured in zip(comparison.tables, comparison.profiles, strict=True):
+    every = zip(comparison.tables, comparison.profiles, comparison.classes, strict=True)
+    for table, measured, pairs in every:
         blocks += [f"## {words.heading(table)}", words.distinction(table)]
         blocks += [markdown_table(columns(table)), _list(words.verdicts(table))]
         if warnings := words.warnings(table):
@@ -135,6 +136,9 @@ def markdown(comparison: Comparison) -> str:
         if statistics := statistics_columns(table):
             blocks += ["### Statistics of the accuracy, in points", markdown_table(statistics)]
             blocks.append(_list(words.statistics_legend(table)))
+        for pair in pairs:
+            blocks += [f"### By class: {pair.title}", markdown_table(pair.columns)]
+            blocks.append(_list(pair.sentences))
         blocks += ["### Legend", _list(words.legend(table))]
     for title, lines in words.remarks(comparison):
         blocks += [f"## {title}", _list(lines)]

@@ -13,7 +13,8 @@ from typing import TypeVar
 from pydantic import JsonValue
 
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.report.statistics import Predictions
+from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
+from dwsep_zoo.report.predictions import Predictions, read_predictions
 from dwsep_zoo.schema.measures import TEST_ACC
 from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 
@@ -176,7 +177,7 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
             continue
         epochs = attempt(_read_epochs, file.with_name("metrics.csv"))
         read = partial(_read_predictions, TEST_ACC.value(record))
-        predictions = attempt(read, file.with_name("predictions.npz"))
+        predictions = attempt(read, file.with_name(PREDICTIONS))
         runs.append(Run(file.parent, record, epochs or (), predictions))
     if not runs and not problems:
         where = ", ".join(str(path) for path in folders)
@@ -210,18 +211,7 @@ def _read_epochs(file: Path) -> tuple[Mapping[str, float], ...]:
 def _read_predictions(accuracy: float | None, file: Path) -> Predictions | None:
     if accuracy is None or not file.exists():
         return None
-    import numpy as np
-
-    with file.open("rb") as stream:  # numpy leaves a damaged file open
-        arrays = np.load(stream, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it is no .npz")
-        label, predicted = arrays["label"], arrays["predicted"]
-    if label.ndim != 1 or label.shape != predicted.shape or not label.size:
-        raise ValueError(f"label is {label.shape} and predicted {predicted.shape}, not (N,) both")
-    if not all(np.issubdtype(array.dtype, np.integer) for array in (label, predicted)):
-        raise ValueError(f"label is {label.dtype} and predicted {predicted.dtype}, not integers")
-    found = Predictions(label, predicted)
+    found = read_predictions(file)
     if abs(found.accuracy - accuracy) > 1e-4:
         raise ValueError(f"its accuracy is {found.accuracy:.4f}, that of the record {accuracy:.4f}")
     return found

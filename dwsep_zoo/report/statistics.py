@@ -6,11 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from dwsep_zoo.report.predictions import Predictions
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -50,23 +49,6 @@ class Sample:
         return cls(len(values), statistics.fmean(values), std, interval, tuple(values))
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """The class that a network predicts for each image of a test set.
-
-    Attributes:
-        label: (N,) the true classes, in the order of the test set.
-        predicted: (N,) the classes that the network predicts.
-    """
-
-    label: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-
-    @property
-    def accuracy(self) -> float:
-        return float((self.label == self.predicted).mean())
-
-
 @dataclass(frozen=True)
 class McNemar:
     """McNemar's exact test of two networks of one seed on the same test images.
@@ -102,7 +84,6 @@ class Paired:
         seeds: common to both.
         differences: one for each seed.
         t: interval of the mean by Student's t; ``None`` with one seed or without spread.
-        bootstrap: interval of the mean by the bootstrap (BCa) over the seeds.
         mcnemar: one for each seed where both have predictions.
         no_mcnemar: a seed and why there is no test.
     """
@@ -110,7 +91,6 @@ class Paired:
     seeds: tuple[int, ...]
     differences: tuple[float, ...]
     t: Interval | None
-    bootstrap: Interval | None
     mcnemar: tuple[McNemar, ...] = ()
     no_mcnemar: tuple[tuple[int, str], ...] = ()
 
@@ -121,6 +101,11 @@ class Paired:
     @property
     def mean(self) -> float:
         return statistics.fmean(self.differences)
+
+    @cached_property
+    def bootstrap(self) -> Interval | None:
+        """The interval of the mean by the bootstrap (BCa) over the seeds."""
+        return bootstrap_interval(self.differences)
 
     @property
     def outcome(self) -> str | None:
@@ -268,7 +253,6 @@ def paired(
         seeds,
         differences,
         t_interval(differences, -1.0, 1.0),
-        bootstrap_interval(differences),
         tuple(tests),
         tuple(reasons),
     )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.report.labels import Label, grouped, labels
+from dwsep_zoo.report.predictions import Predictions
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import Paired, Sample, paired
 from dwsep_zoo.schema.measures import LATENCY, TEST_ACC, Measure
@@ -184,9 +185,14 @@ class Row:
         return paired(
             self.reference._by_seed(lambda run: run.accuracy),
             self._by_seed(lambda run: run.accuracy),
-            self.reference._by_seed(lambda run: run.predictions),
-            self._by_seed(lambda run: run.predictions),
+            self.reference.predictions,
+            self.predictions,
         )
+
+    @cached_property
+    def predictions(self) -> dict[int, Predictions]:
+        """By seed, where there are any."""
+        return self._by_seed(lambda run: run.predictions)
 
     @property
     def accuracy_difference(self) -> float | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-SUFFIX, IN_TURNS = ".comparison", ".turns"
+SUFFIX, IN_TURNS, PICTURES = ".comparison", ".turns", ".pictures"
 SHOWN = 4  # hyperparameters with a column; more would push the results out of a page's width
 # Custom scalars: charts by title, each with the regular expression of its tags.
 LAYOUT = {
@@ -95,18 +95,22 @@ def write_comparison(folder: Path, text: str, pictures: Mapping[str, bytes]) -> 
         text: markdown.
         pictures: PNG files by name.
     """
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
     earlier = list(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
     with _writing(folder, SUFFIX) as add:
         add(_text("comparison/table/text_summary", "text", text.encode(), one=True))
         for name, picture in pictures.items():
-            width, height = (int.from_bytes(picture[i : i + 4], "big") for i in (16, 20))
-            image = Summary.Image(
-                height=height, width=width, colorspace=4, encoded_image_string=picture
-            )
-            add(Summary.Value(tag=f"comparison/{name}", image=image))
+            add(_image(f"comparison/{name}", picture))
         add(_text("custom_scalars__config__", "custom_scalars", _layout()))
+    for file in earlier:
+        file.unlink()
+
+
+def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
+    """Write PNG files by name, in place of the earlier ones, into a run's folder."""
+    earlier = list(folder.glob(f"events.out.tfevents.*{PICTURES}"))
+    with _writing(folder, PICTURES) as add:
+        for name, picture in pictures.items():
+            add(_image(f"run/{name}", picture))
     for file in earlier:
         file.unlink()
 
@@ -137,6 +141,14 @@ def _writing(folder: Path, suffix: str) -> Iterator[Callable[[Any], None]]:
         )
     finally:
         writer.close()
+
+
+def _image(tag: str, png: bytes) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    return Summary.Value(tag=tag, image=image)
 
 
 def _text(tag: str, plugin: str, content: bytes, *, one: bool = False) -> Any:

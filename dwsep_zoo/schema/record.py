@@ -23,7 +23,7 @@ from dwsep_zoo.schema.process import has_ended
 from dwsep_zoo.schema.settings import upgrade_config
 
 FILE_NAME = "result.json"
-SCHEMA = 3
+SCHEMA = 4
 
 Json: TypeAlias = dict[str, JsonValue]
 
@@ -176,6 +176,22 @@ class DataRecord(Part):
     augment: Json = {}
 
 
+class PerClass(Part):
+    """The test by class, in the order of ``data.class_names``.
+
+    Attributes:
+        images: of each class.
+        accuracy: part of them that was classified correctly; ``None``: the class has none.
+        balanced_acc: mean accuracy of the classes that have images.
+        macro_f1: mean F1 of the classes that have images or were predicted.
+    """
+
+    images: tuple[int, ...] = ()
+    accuracy: tuple[Measured, ...] = ()
+    balanced_acc: Measured = None
+    macro_f1: Measured = None
+
+
 class Memory(Part):
     """Megabytes: peak of the process, and peaks of one inference and of one training step.
 
@@ -268,6 +284,7 @@ class RunRecord(Part):
     search: Search | None = None
     best_epoch: int | None = None
     metrics: Mapping[str, Measured] = {}
+    per_class: PerClass | None = None
     latency: tuple[LatencyRecord, ...] = ()
     memory: Memory = Memory()
     roofline: Json | None = None

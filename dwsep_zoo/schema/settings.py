@@ -283,9 +283,10 @@ class ProfileSettings(Group):
 
 
 class LoggerSettings(Group):
-    """Where curves are written besides ``metrics.csv``."""
+    """What is written for people besides ``metrics.csv``."""
 
     tensorboard: bool = Field(description="TensorBoard events in the run's folder")
+    pictures: bool = Field(description="pictures of what was learned, drawn when a run ends")
 
 
 class PathSettings(Group):
@@ -329,7 +330,7 @@ class Settings(Group):
     trainer: TrainerSettings = Field(description="the engine")
     callbacks: CallbackSettings = Field(description="ends of epochs")
     profile: ProfileSettings = Field(description="measurements at the end")
-    logger: LoggerSettings = Field(description="curves")
+    logger: LoggerSettings = Field(description="curves and pictures")
     paths: PathSettings = Field(description="folders")
     hparams_search: SearchSettings | None = Field(description="tuning, hparams_search=optuna")
 
@@ -372,12 +373,17 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     """Bring the configuration of an older record to today's, with the values that were true then.
 
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
-    Schema 2 knew the running statistics of norms only, and measured latencies once.
+    Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
+    no pictures; a run that goes on does.
     """
     upgraded = {"hparams_search": None, **config}
-    profile = upgraded.get("profile")
-    if isinstance(profile, Mapping):
-        upgraded["profile"] = {"patience": 0.0, **profile}
+    later: dict[str, dict[str, object]] = {
+        "profile": {"patience": 0.0},
+        "logger": {"pictures": True},
+    }
+    for name, added in later.items():
+        if isinstance(group := upgraded.get(name), Mapping):
+            upgraded[name] = {**added, **group}
     recipe = {"norm_statistics": "running", **(upgraded.get("recipe") or {})}
     if version == 1:
         groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}

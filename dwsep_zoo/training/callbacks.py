@@ -1,4 +1,4 @@
-"""Callbacks: the table of epochs, the predictions of the test, and interruption."""
+"""Callbacks: the table of epochs, and interruption."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.record import RecordFile
@@ -110,51 +107,6 @@ class EpochTable(Callback):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows({**row, "epoch": int(row["epoch"])} for row in rows)
-        atomic_write(self.path, file.getvalue())
-
-
-class Predictions(Callback):
-    """Keeps the prediction for each test image, for tests on pairs of runs (McNemar's).
-
-    Writes ``label`` and ``predicted``, both (N,) int64 in the order of the test set, as numpy's
-    .npz file. A test step returns both for its batch, by name.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.batches: list[dict[str, Tensor]] = []
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.batches = []
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.batches.append(outputs)
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        own = {
-            key: torch.cat([batch[key] for batch in self.batches]).cpu().numpy()
-            for key in ("label", "predicted")
-        }
-        shares = [own]
-        if trainer.world_size > 1:
-            shares *= trainer.world_size
-            torch.distributed.all_gather_object(shares, own)
-        if not trainer.is_global_zero:
-            return
-        columns = {key: np.empty(sum(len(s[key]) for s in shares), np.int64) for key in own}
-        for rank, share in enumerate(shares):  # has images rank, rank + world_size, ...
-            for key, part in share.items():
-                columns[key][rank :: len(shares)] = part
-        file = io.BytesIO()
-        np.savez_compressed(file, label=columns["label"], predicted=columns["predicted"])
         atomic_write(self.path, file.getvalue())
 
 

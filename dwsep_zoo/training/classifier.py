@@ -21,6 +21,7 @@ from dwsep_zoo.training.cuda_graphs import StepGraph
 from dwsep_zoo.training.eval_views import average
 from dwsep_zoo.training.metrics import Mean
 from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
+from dwsep_zoo.training.predictions import predicted
 from dwsep_zoo.training.progressive import resize, training_size
 
 Batch = tuple[Tensor, Tensor]
@@ -151,8 +152,8 @@ class LitClassifier(L.LightningModule):
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """``label`` and ``predicted`` class of each image, both (N,)."""
-        return {"label": batch[1], "predicted": self._evaluate("test", batch).argmax(1)}
+        """``label``, ``predicted`` class and probabilities of each image."""
+        return {"label": batch[1], **predicted(self._evaluate("test", batch))}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe

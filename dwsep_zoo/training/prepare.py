@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet
 from dwsep_zoo.schema.parse import parse
-from dwsep_zoo.schema.record import Match
+from dwsep_zoo.schema.record import DataRecord, Match
 from dwsep_zoo.schema.settings import Settings
 from dwsep_zoo.training.finetune import check_freeze
 from dwsep_zoo.training.progressive import check_progressive
@@ -123,6 +124,18 @@ def prepare(settings: Settings, *, match: Match | None = None) -> Prepared:
     )
 
 
+def recorded_data(settings: Settings, record: DataRecord) -> ImageData:
+    """The data of a run that has been, with the preprocessing that its weights asked for then.
+
+    Raises:
+        UserError: for data that are not here; nothing is downloaded.
+    """
+    theirs = record.plain() if settings.model.pretrained else {}
+    data = _create_data(settings, _left_open(settings, theirs))
+    data.setup()
+    return data
+
+
 def _solve(settings: Settings, input_size: tuple[int, int, int], network: Network) -> Match:
     quantity = settings.match
     assert quantity is not None
@@ -167,13 +180,17 @@ def _amount(quantity: str, value: float) -> str:
 
 def _preprocessing_of_weights(settings: Settings) -> dict[str, Any]:
     """The weights' preprocessing, as far as the user left it open and the data set takes it."""
-    data, pretrained = settings.data, settings.model.pretrained
+    pretrained = settings.model.pretrained
     theirs = preprocessing(settings.model.name, pretrained) if pretrained else {}
-    known = list_options(data.name)
+    return _left_open(settings, theirs)
+
+
+def _left_open(settings: Settings, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    known = list_options(settings.data.name)
     return {
         key: theirs[key]
         for key in PREPROCESSING
-        if key in known and getattr(data, key) is None and theirs.get(key) is not None
+        if key in known and getattr(settings.data, key) is None and theirs.get(key) is not None
     }
 
 

@@ -106,6 +106,9 @@ def _recording_the_end(record: RecordFile, folder: Path) -> Iterator[None]:
         log.info("%s; saved checkpoints/last.ckpt. Go on with: resume=%s", stop, folder)
         sys.exit(130)
     except (KeyboardInterrupt, SystemExit):  # Lightning exits when it is interrupted
+        if record.record.status == "finished":  # only pictures were still to be drawn
+            log.info("stopped; dwsep inspect %s draws the pictures that are missing", folder)
+            sys.exit(130)
         record.update(status="interrupted", error="stopped at once", finished=now())
         last = folder / "checkpoints" / LAST
         how = f"go on from the last checkpoint with resume={folder}"

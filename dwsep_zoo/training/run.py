@@ -15,9 +15,11 @@ from dwsep_zoo.acceleration import accelerate
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet
 from dwsep_zoo.ops import native
+from dwsep_zoo.report.classes import per_class
+from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.schema.record import RecordFile, RunRecord, now
 from dwsep_zoo.schema.settings import Settings
-from dwsep_zoo.training.callbacks import EpochTable, FirstStep, Predictions
+from dwsep_zoo.training.callbacks import EpochTable, FirstStep
 from dwsep_zoo.training.check import Plan, Start, check
 from dwsep_zoo.training.checkpoints import load_checkpoint
 from dwsep_zoo.training.classifier import LitClassifier, check_classes_of, check_network_of
@@ -25,6 +27,7 @@ from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.neighbours import shared_cores
 from dwsep_zoo.training.norm_statistics import keep_norms, recall_norms
 from dwsep_zoo.training.out_of_memory import is_out_of_memory, out_of_memory
+from dwsep_zoo.training.predictions import KeepPredictions
 from dwsep_zoo.training.prepare import Prepared, prepare
 from dwsep_zoo.training.process_memory import PeakMemory, keep_memory
 from dwsep_zoo.training.profile import profile
@@ -76,6 +79,7 @@ def run_plan(plan: Plan) -> RunRecord:
                 finished=now(),
             )
             _close(training, record.record)
+            _leave_pictures(training, plan.folder, record.record)
             say_result(settings, plan.folder, record.record)
     return record.record
 
@@ -89,6 +93,7 @@ class Training:
     module: LitClassifier
     trainer: L.Trainer
     table: EpochTable
+    predictions: KeepPredictions
     compiling: Compile
     peak: PeakMemory
 
@@ -185,15 +190,16 @@ def _assemble(plan: Plan, settings: Settings, prepared: Prepared, record: Record
     batch_size, input_size = prepared.data.batch_size, prepared.cost.input_size
     module = _module(settings, prepared, prepared.model)
     table = EpochTable(plan.folder / "metrics.csv")
+    predictions = KeepPredictions(plan.folder / PREDICTIONS)
     compiling = Compile(settings.trainer.compile, input_size, batch_size)
     trainer = create_trainer(
         settings,
         plan.folder,
-        [table, Predictions(plan.folder / "predictions.npz"), compiling, FirstStep(record)],
+        [table, predictions, compiling, FirstStep(record)],
         first_step=plan.start.step if plan.start else 0,
     )
     peak = PeakMemory(trainer.strategy.root_device)
-    return Training(settings, prepared, module, trainer, table, compiling, peak)
+    return Training(settings, prepared, module, trainer, table, predictions, compiling, peak)
 
 
 def _fit(training: Training, start: Start | None) -> Path | None:
@@ -246,6 +252,9 @@ def _test(training: Training, checkpoint: Path | None) -> dict[str, object]:
             training.module, datamodule=training.prepared.data, verbose=False
         )
         metrics |= tested
+        if kept := training.predictions.kept:
+            scores = per_class(kept, training.prepared.data.num_classes)
+            results["per_class"] = scores.plain()
         if checkpoint and training.settings.train and training.trainer.is_global_zero:
             keep_norms(training.module, saved, checkpoint)
     return results
@@ -283,3 +292,16 @@ def _close(training: Training, record: RunRecord) -> None:
     if isinstance(trainer.logger, TensorBoardLogger):
         trainer.logger.experiment.add_text("latency", latency_line(record.latency[0]))
         trainer.logger.finalize("success")  # Lightning did, before this opened another file
+
+
+def _leave_pictures(training: Training, folder: Path, record: RunRecord) -> None:
+    """Draw what was learned, behind all that is measured and recorded."""
+    settings = training.settings
+    if not settings.logger.pictures or settings.trainer.fast_dev_run:
+        return
+    from dwsep_zoo.training.pictures import leave_pictures  # Matplotlib takes time and memory
+
+    kept, prepared = training.predictions.kept, training.prepared
+    leave_pictures(
+        folder, record, settings, training.table.rows(), kept, prepared.data, prepared.model
+    )

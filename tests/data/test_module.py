@@ -15,6 +15,7 @@ from data_helpers import batches, data_settings, load_data
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from dwsep_zoo.data import DATASETS, create_data, list_options
+from dwsep_zoo.data.augment import normalise
 from dwsep_zoo.data.pipelines import FilePipeline, MemoryPipeline
 from dwsep_zoo.errors import UserError
 
@@ -160,6 +161,26 @@ def test_large_folder_goes_into_memory_if_asked(photos):
     data = load_data("folder", root=str(photos({"a": 5, "b": 5})), image_size=32, in_memory=True)
     assert data.splits["train"].pixels.shape[1:] == (32, 32, 3)
     assert data.describe()["splits"] == {"train": 6, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize("options", [{}, {"in_memory": True}, {"cache": True}], ids=str)
+def test_pictures_for_people_are_those_of_the_network(photos, tmp_path, options):
+    """Read beside the loaders, they are the same and leave those as they are."""
+    root = photos({"cat": 9, "dog": 8})
+    options = {"root": str(root), "image_size": 24, "batch_size": 4, "num_workers": 0, **options}
+    data = load_data("folder", data_dir=tmp_path / "maps", **options)
+    state = torch.get_rng_state()
+    images, labels = data.first_batch()
+    shown = data.test_images(torch.tensor([2, 0]))
+    assert torch.equal(torch.get_rng_state(), state)
+    (first, *_), (test,) = batches(data), batches(data, "test")
+    assert torch.equal(images, first[0])
+    assert torch.equal(labels, first[1])
+    assert torch.equal(shown, test[0][[2, 0]])
+    pixels = data.for_display(shown)
+    assert pixels.shape == (2, 24, 24, 3)
+    again = normalise(pixels.permute(0, 3, 1, 2) * 255, data.mean, data.std)
+    torch.testing.assert_close(again, shown, rtol=0, atol=1e-5)
 
 
 def test_damaged_picture_is_named(photos):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from dwsep_zoo.report.predictions import Predictions
 from dwsep_zoo.report.statistics import (
     SAME,
     Interval,
-    Predictions,
     Sample,
     bootstrap_interval,
     detectable,

@@ -90,6 +90,8 @@ def test_two_processes(tmp_path, run):
     predictions = np.load(folder / "predictions.npz")
     data = load_data(**DATA)
     assert predictions["label"].tolist() == data.splits["test"].labels.tolist()
+    assert predictions["name"].tolist() == data.splits["test"].names
+    assert predictions["probability"].sum(1) == pytest.approx(1, abs=5e-3)
     right = (predictions["label"] == predictions["predicted"]).mean()
     assert right == pytest.approx(result["metrics"]["test/acc"], abs=1e-6)
     # the accuracy is a whole number of images

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.bounds
 
 
 def test_the_record_of_a_run(run, tmp_path):
-    result = run("run", "conv=standard", "seed=3", "tags=[a]", "profile.roofline=true")
+    changes = ("seed=3", "tags=[a]", "profile.roofline=true", "logger.pictures=true")
+    result = run("run", "conv=standard", *changes)
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert result["status"] == "finished"
     assert (result["model"], result["conv"], result["seed"]) == ("mobilenet_v1", "standard", 3)
@@ -47,7 +48,8 @@ def test_the_record_of_a_run(run, tmp_path):
     files = {path.name for path in (tmp_path / "run").iterdir()}
     events = {name for name in files if name.startswith("events.out.tfevents")}
     assert files - events == {
-        *("checkpoints", "metrics.csv", "predictions.npz", "result.json", "train.log")
+        *("checkpoints", "metrics.csv", "predictions.npz", "result.json", "train.log"),
+        *("batch.png", "confusion.png", "mistakes.png", "curves.png"),  # no depthwise filters
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from dwsep_zoo.report.figures.style import INK, LINE, SOFT
 
@@ -94,6 +96,12 @@ class Drawing:
             canvas.draw()
             self.figure.set_layout_engine("none")  # laid out now
         return np.asarray(canvas.buffer_rgba())
+
+    def png(self) -> bytes:
+        """Draw as a file."""
+        file = BytesIO()
+        Image.fromarray(self.pixels()).save(file, "PNG")
+        return file.getvalue()
 
 
 def context() -> AbstractContextManager[None]:

@@ -13,8 +13,11 @@ from matplotlib.artist import Artist
 
 import dwsep_zoo
 from dwsep_zoo.report import columns, words
+from dwsep_zoo.report.class_pairs import ClassPair
 from dwsep_zoo.report.comparison import MOST_TABLES, Comparison
 from dwsep_zoo.report.drawn import MOST_ROWS
+from dwsep_zoo.report.examples import examples
+from dwsep_zoo.report.figures.classes import class_panel
 from dwsep_zoo.report.figures.cost import cost_panels
 from dwsep_zoo.report.figures.curves import curve_panels
 from dwsep_zoo.report.figures.differences import LEGEND, difference_panel
@@ -38,7 +41,9 @@ MOST_TESTS = 12  # of McNemar with a cross table each
 class _Section:
     """The part of the page about one table; ``number`` counts the tables from 1."""
 
-    def __init__(self, table: Table, profiles: Sequence[Profile], number: int):
+    def __init__(
+        self, table: Table, profiles: Sequence[Profile], classes: Sequence[ClassPair], number: int
+    ):
         self.table, self.number, self.profiles = table, number, profiles
         self.drawn = 0
         models = table.values(lambda row: row.first.model)
@@ -54,6 +59,8 @@ class _Section:
         self.unsteady = _unsteady(table, [column.heading for column in self.columns])
         self.is_drawn, self.is_long = number <= MOST_TABLES, len(table.rows) > MOST_ROWS
         first = sum(bool(measure.axis) for measure in MEASURES)  # with one latency
+        shown = [examples(pair) if self.is_drawn else [] for pair in classes]
+        self.classes = list(zip(classes, map(class_panel, classes), shown, strict=True))
         found, ratios = cost_panels(table), ratio_panel(table)
         self.costs = [*found[:first], *([ratios] if ratios else [])]
         self.latencies, self.legend = found[first:], legend(table)
@@ -99,8 +106,8 @@ def html_report(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found = zip(comparison.tables, comparison.profiles, strict=True)
-    sections = [_Section(table, profiles, n) for n, (table, profiles) in enumerate(found, 1)]
+    found = zip(comparison.tables, comparison.profiles, comparison.classes, strict=True)
+    sections = [_Section(*parts, number) for number, parts in enumerate(found, 1)]
     runs = [run for table in comparison.tables for row in table.rows for run in row.runs]
     runs += [*comparison.repeated, *comparison.unfinished]
     numbers = {"table": len(sections), "run": len(runs)}
