@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,17 @@ from dwsep_zoo.data.source import Source
 from dwsep_zoo.data.splits import Labelled, together
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.files import write_together
-from dwsep_zoo.schema.record import FILE_NAME, LatencyRecord, RunRecord, now, parse_record
+from dwsep_zoo.report.classes import per_class
+from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
+from dwsep_zoo.report.predictions import MOST_CLASSES, TOP, Predictions
+from dwsep_zoo.schema.record import (
+    FILE_NAME,
+    SCHEMA,
+    LatencyRecord,
+    RunRecord,
+    now,
+    parse_record,
+)
 from dwsep_zoo.schema.settings import DataSettings
 from dwsep_zoo.weights.classes import outputs_of
 
@@ -52,35 +62,19 @@ class Evaluation:
     """What an artefact does on a data set.
 
     Attributes:
-        label: the right output of each image, (N,).
-        logits: (N, num_classes).
-        outputs: the outputs that are classes of the data.
+        predictions: for each image; their classes are the outputs of the network.
         record: as ``result.json`` has it.
     """
 
-    label: np.ndarray
-    logits: np.ndarray
-    outputs: tuple[int, ...]
+    predictions: Predictions
     record: RunRecord
-
-    @property
-    def predicted(self) -> np.ndarray:
-        return self.logits.argmax(1)
-
-    @property
-    def accuracy(self) -> float:
-        return float((self.predicted == self.label).mean())
 
     def save(self, folder: str | Path) -> None:
         """Write ``result.json`` and ``predictions.npz``, which ``dwsep compare`` reads."""
-        import json
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        file = io.BytesIO()
-        np.savez_compressed(file, label=self.label, predicted=self.predicted)
         text = json.dumps(self.record.plain(), indent=2) + "\n"
-        write_together({folder / "predictions.npz": file.getvalue(), folder / FILE_NAME: text})
+        write_together({folder / PREDICTIONS: self.predictions.npz(), folder / FILE_NAME: text})
 
 
 def evaluate(
@@ -121,22 +115,39 @@ def evaluate(
             logits.append(artefact.logits(images))
             labels.append(torch.tensor(outputs)[classes])
             advance(len(classes))
-    label, found = torch.cat(labels).numpy(), torch.cat(logits).numpy()
+    found = torch.cat(logits)
+    predictions = _predictions(artefact, data, split, torch.cat(labels).numpy(), found)
     times = [measure(artefact, latency_s)] if latency_s else []
     values = {
         **artefact.about.record,
-        "schema": 3,
+        "schema": SCHEMA,
         **_names(artefact, data),
         "status": "finished",
         "finished": now(),
-        "metrics": metrics(label, found, outputs),
+        "metrics": metrics(predictions.label, found.numpy()),
+        "per_class": per_class(predictions, artefact.about.num_classes).plain(),
         "latency": [one.plain() for one in times],
         "size_bytes": artefact.size_bytes,
         "artefact": _origin(artefact),
         "memory": {},
         "roofline": None,
     }
-    return Evaluation(label, found, tuple(outputs), parse_record(values))
+    return Evaluation(predictions, parse_record(values))
+
+
+def _predictions(
+    artefact: Artefact, data: ImageData, split: str, label: np.ndarray, logits: Tensor
+) -> Predictions:
+    top = logits.topk(min(TOP, logits.shape[1])) if logits.shape[1] > MOST_CLASSES else None
+    probability = logits.softmax(1)
+    return Predictions(
+        label,
+        logits.argmax(1).numpy(),
+        artefact.class_names,
+        (probability if top is None else probability.gather(1, top.indices)).half().numpy(),
+        None if top is None else top.indices.numpy(),
+        np.array(data.splits[split].names),
+    )
 
 
 def prepared_for(artefact: Artefact, data: DataSettings) -> DataSettings:
@@ -167,24 +178,15 @@ def _check_fit(artefact: Artefact, data: ImageData, split: str) -> list[int]:
     return outputs_of(data.class_names, artefact.class_names, artefact.what)
 
 
-def metrics(label: np.ndarray, logits: np.ndarray, outputs: list[int]) -> dict[str, float]:
-    """Accuracies as fractions, balanced accuracy, macro F1, loss and calibration error."""
+def metrics(label: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Accuracies as fractions, loss and calibration error."""
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
     predicted, n = logits.argmax(1), len(label)
     order = np.argsort(-logits, 1, kind="stable")[:, : min(5, logits.shape[1])]
     chosen = probabilities[np.arange(n), label]
-    right, told, asked = (
-        np.bincount(x, minlength=logits.shape[1])[outputs]
-        for x in (label[predicted == label], predicted, label)
-    )
-    present = asked > 0
-    recall = right[present] / asked[present]
-    f1 = 2 * right[present] / (told[present] + asked[present])
     return {
         "test/acc": float((predicted == label).mean()),
         "test/acc_top5": float((order == label[:, None]).any(1).mean()),
-        "test/acc_balanced": float(recall.mean()),
-        "test/f1_macro": float(f1.mean()),
         "test/loss": float(-np.log(np.maximum(chosen, 1e-30)).mean()),
         "test/calibration_error": calibration_error(label, probabilities),
     }
@@ -229,7 +231,7 @@ def conditions(artefact: Artefact, batch_size: int) -> dict[str, Any]:
 
 def _names(artefact: Artefact, data: ImageData) -> dict[str, Any]:
     """Keys that say which network this is, for one that no run recorded."""
-    network = artefact.about.network
+    network, classes = artefact.about.network, artefact.about.num_classes
     conv = network.get("conv", "depthwise_separable")
     own = {
         "name": Path(artefact.what).stem,
@@ -239,7 +241,7 @@ def _names(artefact: Artefact, data: ImageData) -> dict[str, Any]:
         "output_stride": network.get("output_stride", 32),
         "network": network,
         "input_size": list(artefact.input_size),
-        "data": data.describe(),
+        "data": {**data.describe(), "class_names": artefact.class_names, "num_classes": classes},
     }
     return {
         key: value

@@ -30,7 +30,8 @@ class EvalArguments(Arguments):
 
 
 def run(arguments: list[str]) -> None:
-    chosen, rest = [], []
+    chosen: list[str] = []
+    rest: list[str] = []
     for argument in arguments:
         is_data = argument.partition("=")[0].split(".")[0] in ("data", "paths")
         (chosen if is_data else rest).append(argument)
@@ -70,6 +71,9 @@ def _own_settings(artefact: Artefact) -> Settings:
 
 def _print(artefact: Artefact, found: Evaluation, folder: Path) -> None:
     lines = {key.partition("/")[2]: f"{value:.4f}" for key, value in found.record.metrics.items()}
+    if (by_class := found.record.per_class) is not None:
+        lines["balanced accuracy"] = f"{by_class.balanced_acc:.4f}"
+        lines["macro F1"] = f"{by_class.macro_f1:.4f}"
     for one in found.record.latency:
         mark = "" if one.stable else " (unsteady)"
         lines["latency"] = f"{one.p50_ms:.2f} ms{mark}; {one.conditions}"

@@ -102,11 +102,14 @@ def test_evaluation(name, saved, files, pictures, tmp_path):
     labels = [NAMES.index(path.parent.name.lower()) for path in chosen]
     logits = theirs.logits(theirs.preprocess(chosen)).double()
     predicted = logits.argmax(1).numpy()
-    assert found.label.tolist() == labels
+    assert found.predictions.label.tolist() == labels
+    assert found.predictions.class_names == tuple(NAMES)
+    assert [*found.predictions.name] == [str(path.relative_to(pictures)) for path in chosen]
+    assert found.record.per_class.balanced_acc == pytest.approx(
+        sklearn.balanced_accuracy_score(labels, predicted)
+    )
     want = {
         "test/acc": sklearn.accuracy_score(labels, predicted),
-        "test/acc_balanced": sklearn.balanced_accuracy_score(labels, predicted),
-        "test/f1_macro": sklearn.f1_score(labels, predicted, average="macro"),
         "test/loss": torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item(),
         "test/acc_top5": sklearn.top_k_accuracy_score(labels, logits, k=5),
     }

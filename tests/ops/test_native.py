@@ -14,16 +14,8 @@ from dwsep_zoo.ops import Depthwise, Fusion, Norm, cpu, depthwise_conv2d, fused,
 from dwsep_zoo.ops.norm import ACTS, update_running
 
 TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
-CHANS = [
-    8,
-    12,
-    16,
-    24,
-    40,
-    72,
-    100,
-    136,
-]  # a short vector, one, overlapping ones, blocks of 64, 32, 16
+# A short vector, one, overlapping ones, blocks of 64, 32 and 16.
+CHANS = [8, 12, 16, 24, 40, 72, 100, 136]
 compiled = pytest.mark.skipif(native.native().library is None, reason=native.native().why)
 
 

@@ -86,7 +86,9 @@ class Payload:
         return (exec, ("raise SystemExit",))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
+)
 def test_what_could_run_code_is_refused(theirs, tmp_path):
     torch.save({"state_dict": theirs.state_dict(), "args": Payload()}, tmp_path / "a.pth.tar")
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "b.pt")
