@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from dwsep_zoo.analysis.optimise import Optimised, optimise
     from dwsep_zoo.artefacts import Artefact, open_artefact
     from dwsep_zoo.errors import UserError
+    from dwsep_zoo.functions import predict, train
     from dwsep_zoo.models import list_models
     from dwsep_zoo.nn import create_conv, list_convs
+    from dwsep_zoo.report.compare import compare
     from dwsep_zoo.weights import load
     from dwsep_zoo.zoo import create_model
 
@@ -33,6 +35,7 @@ __all__ = [
     "Optimised",
     "UserError",
     "accelerate",
+    "compare",
     "compare_latency",
     "count",
     "create_conv",
@@ -44,6 +47,8 @@ __all__ = [
     "measure_latency",
     "open_artefact",
     "optimise",
+    "predict",
+    "train",
 ]
 
 _MODULES = {
@@ -54,6 +59,7 @@ _MODULES = {
     "Optimised": "analysis.optimise",
     "UserError": "errors",
     "accelerate": "acceleration",
+    "compare": "report.compare",
     "compare_latency": "analysis.latency",
     "count": "analysis.count",
     "create_conv": "nn",
@@ -64,6 +70,8 @@ _MODULES = {
     "measure_latencies": "analysis.latency",
     "measure_latency": "analysis.latency",
     "open_artefact": "artefacts",
+    "predict": "functions",
+    "train": "functions",
     "optimise": "analysis.optimise",
 }
 

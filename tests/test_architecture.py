@@ -27,6 +27,7 @@ ORDER = (
         "sweep",
         "config",
         "artefacts",
+        "functions",
         "commands",
         "cli",
     ),
