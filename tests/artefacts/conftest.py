@@ -43,7 +43,7 @@ def pictures(tmp_path_factory) -> Path:
 def saved(tmp_path_factory) -> Path:
     """A folder of a network whose norms know the pictures' statistics."""
     torch.manual_seed(0)
-    model = create_model("mobilenet_v1", width_mult=0.25, num_classes=6, output_stride=16)
+    model = create_model("mobilenet_v1_shallow", width_mult=0.25, num_classes=6, output_stride=16)
     model.default_cfg = {
         **model.default_cfg,
         "input_size": (3, SIDE, SIDE),

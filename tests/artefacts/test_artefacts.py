@@ -78,7 +78,10 @@ def test_a_file_computes_what_the_network_does(name, files, artefact, pictures):
     assert theirs.size_bytes == sum(Path(f).stat().st_size for f in made.files)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name",
+    ["torch_export", *(pytest.param(n, marks=pytest.mark.slow) for n in ("onnx", "openvino"))],
+)
 def test_a_file_for_pixels_and_any_number_of_images(name, artefact, pictures, tmp_path):
     path = tmp_path / f"any{FORMATS[name].suffix}"
     export(
