@@ -11,7 +11,7 @@ from dwsep_zoo.signals import stopping
 
 COMMANDS = (
     *("train", "compare", "inspect", "predict", "eval", "export", "export-weights"),
-    *("list", "explain", "profile", "bench", "doctor"),
+    *("quantise", "list", "explain", "profile", "bench", "doctor"),
 )
 USAGE = """\
 usage: dwsep COMMAND [key=value ...]
@@ -22,6 +22,7 @@ usage: dwsep COMMAND [key=value ...]
   dwsep predict ARTEFACT picture.jpg               classes of pictures, folders, addresses
   dwsep eval ARTEFACT data=cifar10                 test a run or an exported file
   dwsep export RUN format=onnx                     write onnx, openvino, torch_export; all
+  dwsep quantise RUN to=openvino                   write int8 for openvino or onnx; --diagnose
   dwsep export-weights RUN to=timm out=FILE        a run's weights for timm or torchvision
   dwsep list ['efficientnet*'] [conv=standard]     models: parameters, MACs, published weights
   dwsep explain in=3 out=3 kernel=3                the arithmetic of one convolution

@@ -27,6 +27,7 @@ ORDER = (
         "sweep",
         "config",
         "artefacts",
+        "quantise",
         "functions",
         "commands",
         "cli",

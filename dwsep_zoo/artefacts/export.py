@@ -145,8 +145,20 @@ def check_and_write(
     contents: dict[str, bytes],
     images: Tensor,
     real: bool,
+    *,
+    exact: bool = True,
 ) -> Exported:
-    """Compare what was made with its source; write it if they agree."""
+    """Compare what was made with its source; write it if they agree.
+
+    Args:
+        artefact: the source.
+        format: of the file.
+        path: of the main file.
+        contents: of all files by suffix.
+        images: to compare on.
+        real: whether they are pictures.
+        exact: whether outputs must be equal, not only finite: false for rounded weights.
+    """
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, path.name)
         for suffix, content in contents.items():
@@ -158,28 +170,29 @@ def check_and_write(
             raise UserError(
                 f"format={format}: cannot run what was written: {first_line(error)}"
             ) from error
-        difference, agreement = compare(got, logits(artefact, images))
-        size = theirs.size_bytes
-    want = logits(artefact, images)
-    if not difference <= TOLERANCE * float(want.abs().max()) or agreement < 1:
+        want = logits(artefact, images)
+        difference, agreement = compare(got, want)
+    within = difference <= TOLERANCE * float(want.abs().max()) and agreement == 1
+    if not (within if exact else got.isfinite().all()):
         raise UserError(
             f"format={format}: nothing is written, as its outputs are not PyTorch's: logits differ "
             f"by {difference:.2g}, the top-1 class is the same in {agreement:.1%}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path, *(path.with_suffix(s) for s in contents if s != path.suffix)]
-    found = Exported(format, tuple(map(str, files)), size, len(images), real, difference, agreement)
+    names, size = tuple(map(str, files)), theirs.size_bytes
+    found = Exported(format, names, size, len(images), real, difference, agreement)
     write_together(
         {
             **{path.with_suffix(suffix): content for suffix, content in contents.items()},
-            path.with_name("README.md"): card(artefact, path, found),
+            path.with_name("README.md"): card(artefact, theirs.about, path, found),
             path.with_suffix(f"{path.suffix}.json"): json.dumps(asdict(found), indent=2) + "\n",
         }
     )
     return found
 
 
-def output(artefact: Artefact, out: str | Path | None, kind: Format) -> Path:
+def output(artefact: Artefact, out: str | Path | None, kind: Format, stem: str = "model") -> Path:
     """Where a file goes.
 
     Raises:
@@ -188,7 +201,7 @@ def output(artefact: Artefact, out: str | Path | None, kind: Format) -> Path:
     folder = Path(artefact.what).expanduser()
     if out is None and not folder.is_dir():
         raise UserError(f"{artefact.what}: is no folder; name the file with out=NAME{kind.suffix}")
-    path = folder / "export" / f"model{kind.suffix}" if out is None else Path(out).expanduser()
+    path = folder / "export" / f"{stem}{kind.suffix}" if out is None else Path(out).expanduser()
     if path.suffix != kind.suffix:
         raise UserError(f"out={out}: the file of this format ends in {kind.suffix}")
     return path
@@ -231,9 +244,9 @@ def compare(got: Tensor, want: Tensor) -> tuple[float, float]:
     return float((got - want).abs().max()), float(same.float().mean()) if len(same) else 1.0
 
 
-def card(artefact: Artefact, path: Path, found: Exported) -> str:
+def card(artefact: Artefact, about: Description, path: Path, found: Exported) -> str:
     """A model card in Markdown."""
-    about, record = artefact.about, artefact.about.record
+    record = about.record
     data = record.get("data")
     metrics = record.get("metrics")
     name = data.get("name") if isinstance(data, dict) else None
@@ -253,8 +266,12 @@ def card(artefact: Artefact, path: Path, found: Exported) -> str:
         + ("uint8 pixels" if about.pixels else f"mean {list(about.mean)}, std {list(about.std)}"),
         f"- Agreement with PyTorch: {found.line().partition('; ')[2]}",
     ]
+    if made := about.quantisation:
+        how = [key if value is True else f"{key} {value}" for key, value in made.items() if value]
+        lines.append(f"- int8: {', '.join(how).replace('_', ' ')}")
     if isinstance(accuracy, float):
-        lines.append(f"- Accuracy: {accuracy:.2%} on the test images of {name}")
+        of = " of the float network" if made else ""
+        lines.append(f"- Accuracy{of}: {accuracy:.2%} on the test images of {name}")
     if name:
         lines.append(f"- Data: {name}. Its licence also applies to what was learned from it.")
     if record.get("command"):

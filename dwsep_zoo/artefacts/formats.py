@@ -59,9 +59,14 @@ class Format:
 
 
 def _write_onnx(program: torch.export.ExportedProgram, about: Description) -> dict[str, bytes]:
+    return onnx_file(export_onnx(program), about)
+
+
+def onnx_file(content: bytes, about: Description) -> dict[str, bytes]:
+    """An ONNX file with its description."""
     import onnx
 
-    model = onnx.load_model_from_string(export_onnx(program))
+    model = onnx.load_model_from_string(content)
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, about.to_json()
     return {".onnx": model.SerializeToString()}

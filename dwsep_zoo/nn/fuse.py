@@ -16,8 +16,7 @@ def fold_norms(model: nn.Module, input_size: Sequence[int]) -> list[str]:
     """Fold the batch norms into the layers before them.
 
     In evaluation a norm computes ``a x + b`` for each channel, with a = weight / sqrt(var + eps)
-    and b = bias - a mean, which the convolution before it can include. A forward pass with an empty
-    batch finds the layer before each norm, so this works for every block.
+    and b = bias - a mean, which the convolution before it can include.
 
     Args:
         model: changed in place: its norms become identities and it stays in eval mode.
@@ -25,6 +24,21 @@ def fold_norms(model: nn.Module, input_size: Sequence[int]) -> list[str]:
 
     Returns:
         The names of the folded norms.
+    """
+    pairs = norm_pairs(model, input_size)
+    for name, maker in pairs.items():
+        norm = model.get_submodule(name)
+        assert isinstance(norm, _BatchNorm)
+        _fold(maker, norm)
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, nn.Identity())
+    return list(pairs)
+
+
+def norm_pairs(model: nn.Module, input_size: Sequence[int]) -> dict[str, nn.Module]:
+    """The layer before each batch norm, by the norm's name; puts the network into eval mode.
+
+    A forward pass with an empty batch finds them, so this works for every block.
     """
     model.eval()
     makers: dict[int, tuple[nn.Module, Tensor]] = {}  # by id of their outputs, which are kept alive
@@ -53,14 +67,7 @@ def fold_norms(model: nn.Module, input_size: Sequence[int]) -> list[str]:
     finally:
         for hook in hooks:
             hook.remove()
-
-    for name, maker in pairs.items():
-        norm = model.get_submodule(name)
-        assert isinstance(norm, _BatchNorm)
-        _fold(maker, norm)
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, nn.Identity())
-    return list(pairs)
+    return pairs
 
 
 @torch.no_grad()

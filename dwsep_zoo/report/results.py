@@ -89,7 +89,9 @@ class Run:
         """Format and precision of an exported file; empty for a run."""
         words = [self.record.artefact.get(key) for key in ("format", "precision")]
         making = self.record.artefact.get("quantisation")
-        words += list(making.values()) if isinstance(making, dict) else []
+        for key, value in making.items() if isinstance(making, dict) else ():
+            named = isinstance(value, int | float)  # a flag or a number says little without its key
+            words.append(key if value is True else f"{key} {value}" if named and value else value)
         return " ".join(str(word) for word in words if word)
 
     @property

@@ -1,0 +1,175 @@
+"""int8 files: what is in them, what they compute, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import calibrate
+from PIL import Image
+from torch import nn
+
+from dwsep_zoo import create_model, open_artefact
+from dwsep_zoo.artefacts import Artefact
+from dwsep_zoo.artefacts.open import describe
+from dwsep_zoo.cli import main
+from dwsep_zoo.errors import UserError
+from dwsep_zoo.quantise import BACKENDS, quantise
+from dwsep_zoo.quantise.calibration import pictures_of
+from dwsep_zoo.report.results import Run
+from dwsep_zoo.schema.record import parse_record
+
+CLASSES = ["cat", "dog", "fox"]
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    numbers = np.random.default_rng(0)
+    for name in CLASSES:
+        (root / name).mkdir()
+        for i in range(8):
+            small = numbers.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((SIZE, SIZE)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def artefact(pictures: Path) -> Artefact:
+    """The shallow MobileNetV1 with the ReLU6 of TF-Slim."""
+    torch.manual_seed(0)
+    model = create_model("mobilenet_v1_shallow", num_classes=3, width_mult=0.25, output_stride=8)
+    for module in [*model.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.ReLU6())
+    model.class_names = list(CLASSES)
+    model.default_cfg = {**model.default_cfg, "input_size": (3, SIZE, SIZE), "crop_pct": 1.0}
+    made = Artefact("net", "pytorch", "eager", describe(model), 0, model, 1, model)
+    calibrate(model, made.preprocess(sorted(pictures.rglob("*.png"))))
+    return made
+
+
+@pytest.mark.parametrize("to", BACKENDS)
+@pytest.mark.parametrize(
+    ("scheme", "equalise", "batch_size"),
+    [("per_channel", None, None), ("per_tensor", "ceilings", 2)],
+)
+def test_a_file_is_int8_opens_and_computes_nearly_the_same(
+    artefact, pictures, tmp_path, to, scheme, equalise, batch_size
+):
+    for package in BACKENDS[to].packages:
+        pytest.importorskip(package)
+    suffix = {"onnx": ".onnx", "openvino": ".xml"}[to]
+    files = pictures_of(artefact, str(pictures))
+    made = quantise(
+        artefact,
+        to,
+        tmp_path / f"small{suffix}",
+        scheme=scheme,
+        equalise=equalise,
+        calibration=8,
+        pictures=files,
+        batch_size=batch_size,
+    )
+    opened = open_artefact(tmp_path / f"small{suffix}", threads=1)
+    assert (opened.about.precision, opened.class_names) == ("int8", tuple(CLASSES))
+    assert opened.about.quantisation == {
+        "scheme": scheme,
+        "equalised": equalise or scheme == "per_tensor",
+        "bias_corrected": True,
+        "calibration": 8,
+    }
+    images = artefact.preprocess(files)
+    want, got = artefact.logits(images), opened.logits(images)
+    difference = (got - want).norm() / (want - want.mean(0)).norm()
+    assert 0 < difference < 0.9  # random weights amplify noise; other pictures have about 1.4
+    assert made.file.images == len(files) - 8
+    weights = sum(p.numel() for p in artefact.model.parameters())
+    assert made.file.size_bytes < 3 * weights + 250_000  # of 4 bytes before; and the graph
+    assert {p.name for p in tmp_path.iterdir()} >= {f"small{suffix}", f"small{suffix}.json"}
+    assert "int8: scheme" in (tmp_path / "README.md").read_text()
+
+
+def test_files_of_one_run_have_names_of_their_own_in_a_report():
+    def form(**making: object) -> str:
+        artefact = {"format": "onnx", "precision": "int8", "quantisation": making}
+        record = {"schema": 3, "model": "a", "conv": "standard", "artefact": artefact}
+        return Run(Path(), parse_record(record)).form
+
+    ways = [
+        {"scheme": "per_tensor", "equalised": False, "bias_corrected": True, "calibration": 32},
+        {"scheme": "per_tensor", "equalised": True, "bias_corrected": True, "calibration": 32},
+        {"scheme": "per_tensor", "equalised": True, "bias_corrected": False, "calibration": 32},
+        {"scheme": "per_tensor", "equalised": True, "bias_corrected": False, "calibration": 64},
+    ]
+    assert len({form(**way) for way in ways}) == len(ways)
+
+
+def test_the_table_names_the_worst_layer(artefact, pictures, monkeypatch, capsys):
+    monkeypatch.setattr("dwsep_zoo.artefacts.open_artefact", lambda _: artefact)
+    main(["quantise", "net", f"pictures={pictures}", "calibration=4", "--diagnose"])
+    printed = capsys.readouterr().out
+    layers = sum(isinstance(m, torch.nn.Conv2d) for m in artefact.model.modules()) + 1
+    assert sum(" │ " in line for line in printed.splitlines()) == layers
+    assert "most is lost in" in printed
+
+
+def test_classes_of_the_pictures_are_checked(artefact, pictures, tmp_path):
+    (tmp_path / "horse").mkdir()
+    source = next(pictures.rglob("*.png"))
+    (tmp_path / "horse" / "a.png").write_bytes(source.read_bytes())
+    with pytest.raises(UserError, match="horse"):
+        pictures_of(artefact, str(tmp_path))
+    assert pictures_of(artefact, str(tmp_path / "*" / "*.png"))  # a pattern has no classes
+
+
+@pytest.mark.parametrize(
+    ("count", "message"), [(0, "at least 2"), (1, "at least 2")], ids=["none", "one"]
+)
+def test_too_few_pictures_are_refused_and_nothing_is_written(
+    artefact, pictures, tmp_path, count, message
+):
+    files = sorted(map(str, pictures.rglob("*.png")))[:count]
+    with pytest.raises(UserError, match=message):
+        quantise(artefact, "onnx", tmp_path / "a.onnx", pictures=files)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_without_data_need_pictures(artefact, tmp_path):
+    with pytest.raises(UserError, match="pictures=FOLDER"):
+        quantise(artefact, "onnx", tmp_path / "a.onnx")
+
+
+def test_a_file_cannot_be_quantised(artefact, tmp_path):
+    file = Artefact("a.onnx", "onnx", "onnxruntime", artefact.about, 0, artefact.call, 1)
+    with pytest.raises(UserError, match="quantise the run"):
+        quantise(file, "onnx", tmp_path / "b.onnx")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["net"],
+        ["to=onnx"],
+        ["net", "to=tflite"],
+        ["net", "to=onnx", "calibration=1"],
+        ["net", "to=onnx", "scheme=per_layer"],
+        ["net", "to=onnx", "equalise=perhaps"],
+        ["net", "to=onnx", "bits=4"],
+        ["nowhere", "to=onnx"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_lines_end_in_one_line(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["quantise", *words])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.strip()
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
