@@ -12,6 +12,7 @@ from pydantic import Field
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.record import Json, Number, Part
+from dwsep_zoo.schema.settings import upgrade_config
 
 KEY = "dwsep_zoo"
 SCHEMA = 1
@@ -77,6 +78,10 @@ def read_description(text: object, what: str) -> Description:
     version = values.get("schema", 1)
     if version not in range(1, SCHEMA + 1):
         raise UserError(f"{what}: its description is of version {version!r}; known: {SCHEMA}")
+    record = values.get("record")
+    if isinstance(record, dict) and isinstance(config := record.get("config"), dict):
+        # The first files did not say by which version their run was recorded.
+        values["record"] = {**record, "config": upgrade_config(config, record.get("schema", 3))}
     try:
         found = parse(Description, values)
     except UserError as error:

@@ -81,7 +81,7 @@ def check_drawn(name):
     if not timm.get_pretrained_cfg(name).fixed_input_size:
         size = 64
     plain = model.to(memory_format=torch.channels_last).train()
-    assert_as_exact(accelerate(copy.deepcopy(plain)), plain, images(4, size))
+    assert_as_exact(accelerate(copy.deepcopy(plain)), plain, images(2, size))
 
 
 @pytest.mark.parametrize(

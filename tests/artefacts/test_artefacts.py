@@ -24,6 +24,7 @@ from dwsep_zoo.artefacts.formats import FORMATS
 from dwsep_zoo.artefacts.overlay import grad_cam, save_annotated
 from dwsep_zoo.config import compose_settings
 from dwsep_zoo.schema.artefact import KEY
+from dwsep_zoo.schema.settings import parse_settings
 from tests.artefacts.conftest import COLOURS, SIDE, picture
 
 NAMES = list(COLOURS)
@@ -201,6 +202,15 @@ def test_descriptions_that_lie(lie, files, tmp_path):
         open_artefact(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_configuration_of_an_older_file_is_upgraded(files, tmp_path):
+    config = compose_settings([]).plain()
+    del config["logger"]["pictures"]
+    path = tmp_path / "model.onnx"
+    record = {"model": "mobilenet_v1", "conv": "standard", "config": config}
+    with_description(files["onnx"].files[0], changed(record=record), path)
+    assert parse_settings(open_artefact(path).about.record["config"]).logger.pictures
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -158,9 +158,12 @@ def test_damaged_checkpoints_are_named(run, old, damage, message):
         (0, 1, ("recipe.model_ema_decay=0.9", PRECISE)),
         (1, 3, ("recipe.optimizer=muon",)),  # the last batch of an epoch
         (1, 0, ("trainer.accumulate_grad_batches=3",)),  # inside a step
-        (2, 0, ("recipe=adamw", "trainer.limit_val_batches=0")),
+        pytest.param(2, 0, ("recipe=adamw", "trainer.limit_val_batches=0"), marks=pytest.mark.slow),
         # the classifier alone is trained in the first epoch
-        (0, 1, ("recipe=finetune", "recipe.model_ema_decay=0.9", PRECISE)),
+        pytest.param(
+            *(0, 1, ("recipe=finetune", "recipe.model_ema_decay=0.9", PRECISE)),
+            marks=pytest.mark.slow,
+        ),
         (1, 1, ("recipe=finetune", "recipe.optimizer=sgd", "recipe.freeze=[stem]")),
     ],
 )
