@@ -53,10 +53,14 @@ def artefact(pictures: Path) -> Artefact:
     return made
 
 
-@pytest.mark.parametrize("to", BACKENDS)
 @pytest.mark.parametrize(
-    ("scheme", "equalise", "batch_size"),
-    [("per_channel", None, None), ("per_tensor", "ceilings", 2)],
+    ("to", "scheme", "equalise", "batch_size"),
+    [
+        ("onnx", "per_channel", None, None),
+        ("openvino", "per_tensor", "ceilings", 2),
+        pytest.param("onnx", "per_tensor", "ceilings", 2, marks=pytest.mark.slow),
+        pytest.param("openvino", "per_channel", None, None, marks=pytest.mark.slow),
+    ],
 )
 def test_a_file_is_int8_opens_and_computes_nearly_the_same(
     artefact, pictures, tmp_path, to, scheme, equalise, batch_size
