@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dwsep_zoo.artefacts.artefact import Artefact
 
 CHECKED = 200  # images
+MADE_BY = "exported by dwsep_zoo"
 SURE = 1e-3
 """A top-1 class counts only if its logit is larger than the next one by this."""
 TOLERANCE = 1e-3  # of logits, relative to the largest
@@ -185,11 +186,19 @@ def check_and_write(
     write_together(
         {
             **{path.with_suffix(suffix): content for suffix, content in contents.items()},
-            path.with_name("README.md"): card(artefact, theirs.about, path, found),
+            _card_of(path): card(artefact, theirs.about, path, found),
             path.with_suffix(f"{path.suffix}.json"): json.dumps(asdict(found), indent=2) + "\n",
         }
     )
     return found
+
+
+def _card_of(path: Path) -> Path:
+    """README.md beside a file, unless there is one that this project did not write."""
+    readme = path.with_name("README.md")
+    if readme.exists() and MADE_BY.encode() not in readme.read_bytes():
+        return path.with_suffix(f"{path.suffix}.md")
+    return readme
 
 
 def output(artefact: Artefact, out: str | Path | None, kind: Format, stem: str = "model") -> Path:
@@ -256,7 +265,7 @@ def card(artefact: Artefact, about: Description, path: Path, found: Exported) ->
     lines = [
         f"# {about.network['name']}",
         "",
-        f"An image classifier, exported by dwsep_zoo as {found.format}.",
+        f"An image classifier, {MADE_BY} as {found.format}.",
         "",
         f"- Convolutions: {conv['name'] if isinstance(conv, dict) else conv}, width "
         f"{about.network.get('width_mult', 1.0):g}",

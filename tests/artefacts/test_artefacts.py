@@ -308,6 +308,20 @@ def test_exports_that_cannot_be(options, words, artefact, tmp_path, monkeypatch)
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_readme_of_the_user_stays(artefact, tmp_path):
+    for _ in range(2):
+        export(artefact, "torch_export", tmp_path / "model.pt2", pictures=[picture((1, 2, 3), 0)])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model.pt2",
+        "model.pt2.json",
+        "README.md",
+    }
+    (tmp_path / "README.md").write_text("mine")
+    export(artefact, "torch_export", tmp_path / "model.pt2", pictures=[picture((1, 2, 3), 0)])
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "exported by" in (tmp_path / "model.pt2.md").read_text()
+
+
 def test_a_file_is_not_exported_again(files):
     with pytest.raises(UserError, match="export the run"):
         open_artefact(files["onnx"].files[0]).export("openvino", "x.xml")
