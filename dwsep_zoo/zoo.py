@@ -20,7 +20,7 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int = 3,
     pretrained: str | bool | Path | None = None,
-    width_mult: float = 1.0,
+    width_mult: float | None = None,
     output_stride: int = 32,
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
@@ -35,9 +35,9 @@ def create_model(
         in_chans: channels of the images.
         pretrained: weights to load: a name of :func:`dwsep_zoo.weights.available`, a hub id, a
             file, the folder of a run, or ``True`` for the best known. Options that are not given
-            (padding, epsilon of the norms, activation ...) are then those of the weights, and
-            ``default_cfg`` says how their images were prepared.
-        width_mult: factor on every width, rounded to multiples of 8.
+            (conv's own, padding, epsilon of the norms, activation ...) are then those of the
+            weights, and ``default_cfg`` says how their images were prepared.
+        width_mult: factor on every width, rounded to multiples of 8; ``None``: 1, or the weights'.
         output_stride: 32 is the paper's; small images use 8 or 16.
         drop_rate: dropout before the classifier; ``None``: the paper's.
         drop_path_rate: stochastic depth; ``None``: the paper's.
@@ -51,9 +51,12 @@ def create_model(
             does not fit.
     """
     choose(name, list_models(), "model")
-    source = weights.resolve(name, pretrained) if pretrained else None
+    conv = create_conv(conv)
+    source = weights.resolve(name, pretrained, conv.name) if pretrained else None
     if source and source.published:
-        _check_same(source.published, source.what, conv, width_mult)
+        _check_width(source.published, source.what, width_mult)
+        width_mult = width_mult or source.published.width_mult
+        conv = _conv_of(source.published, source.what, conv)
         options, output_stride = _options_of(source.published, output_stride, options)
     if num_classes is None:
         num_classes = len(source.class_names) if source and source.class_names else 1000
@@ -62,7 +65,7 @@ def create_model(
         conv=conv,
         num_classes=num_classes,
         in_chans=in_chans,
-        width_mult=width_mult,
+        width_mult=1.0 if width_mult is None else width_mult,
         output_stride=output_stride,
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
@@ -73,21 +76,20 @@ def create_model(
     return model
 
 
-def _check_same(
-    published: Published, what: str, conv: str | Mapping[str, Any] | ConvOp, width_mult: float
-) -> None:
-    """Raises UserError unless the weights have this width and this conv type."""
-    if published.width_mult not in (None, width_mult):
+def _check_width(published: Published, what: str, width_mult: float | None) -> None:
+    theirs = published.width_mult
+    if None not in (theirs, width_mult) and theirs != width_mult:
         raise UserError(
-            f"{what}: has width {published.width_mult:g}, the network {width_mult:g}; "
-            f"use width_mult={published.width_mult:g}"
+            f"{what}: has width {theirs:g}, the network {width_mult:g}; use width_mult={theirs:g}"
         )
-    theirs, ours = (
-        create_conv(published.options.get("conv", "depthwise_separable")),
-        create_conv(conv),
-    )
-    if theirs != ours:
-        raise UserError(f"{what}: was trained with conv={theirs.name}, the network has {ours.name}")
+
+
+def _conv_of(published: Published, what: str, ours: ConvOp) -> ConvOp:
+    """The weights' conv type; options at their defaults count as not given."""
+    theirs = create_conv(published.options.get("conv", "depthwise_separable"))
+    if ours.name != theirs.name or (ours.options and ours != theirs):
+        raise UserError(f"{what}: was trained with conv={theirs}, the network has {ours}")
+    return theirs
 
 
 def _options_of(

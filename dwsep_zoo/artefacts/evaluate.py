@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ from torch import Tensor
 from dwsep_zoo.analysis.device import device_name, torch_threads
 from dwsep_zoo.analysis.latency import time_runs
 from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, random_input
-from dwsep_zoo.data import ImageData, create_data, list_options
+from dwsep_zoo.artefacts.data import batches, data_for, ready
+from dwsep_zoo.data import ImageData
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.source import Source
 from dwsep_zoo.data.splits import Labelled, together
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from dwsep_zoo.artefacts.artefact import Artefact
 
 BINS = 15  # of confidences, as in Guo et al. 2017
-PREPROCESSING = ("image_size", "interpolation", "crop_pct")
 ALL = "all"
 SPLITS = ("test", "val", "train", ALL)
 
@@ -102,16 +101,15 @@ def evaluate(
     """
     choose(split, SPLITS, "split")
     if isinstance(data, DataSettings):
-        data = create_data(prepared_for(artefact, data), seed=0, data_dir=data_dir)
+        data = data_for(artefact, data, data_dir)
         if split == ALL:
             data.source, split = Together(data.source), "test"
-    data.prepare_data()
-    data.setup()
+    ready(artefact, data)
     outputs = _check_fit(artefact, data, split)
     labels, logits = [], []
     total = len(data.splits[split])
     with progress(f"evaluating {artefact.what} on {total} images", total) as advance:
-        for images, classes in batches(artefact, data, split):
+        for images, classes in batches(data, split):
             logits.append(artefact.logits(images))
             labels.append(torch.tensor(outputs)[classes])
             advance(len(classes))
@@ -148,21 +146,6 @@ def _predictions(
         None if top is None else top.indices.numpy(),
         np.array(data.splits[split].names),
     )
-
-
-def prepared_for(artefact: Artefact, data: DataSettings) -> DataSettings:
-    """Settings of a data set whose images are prepared as the artefact says."""
-    known = list_options(data.name)
-    about = artefact.about.plain()
-    found = {key: about.get(key) for key in PREPROCESSING}
-    return data.replace(**{key: value for key, value in found.items() if key in known})
-
-
-def batches(artefact: Artefact, data: ImageData, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images of a split as the artefact takes them, in order, and their labels."""
-    data.pipeline.mean, data.pipeline.std = artefact.about.mean, artefact.about.std
-    for batch in data._loader(split, training=False):
-        yield data.prepare_batch(batch)
 
 
 def _check_fit(artefact: Artefact, data: ImageData, split: str) -> list[int]:

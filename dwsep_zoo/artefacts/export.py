@@ -16,15 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.analysis.runtimes import exported, random_input
-from dwsep_zoo.artefacts.evaluate import batches, prepared_for
+from dwsep_zoo.artefacts.data import batches, data_for, has_own_data, own_settings, ready
 from dwsep_zoo.artefacts.formats import FORMATS, Format
 from dwsep_zoo.artefacts.open import open_artefact
 from dwsep_zoo.artefacts.preprocess import Picture
-from dwsep_zoo.data import create_data
 from dwsep_zoo.errors import UserError, choose, first_line
 from dwsep_zoo.files import write_together
 from dwsep_zoo.schema.artefact import Description
-from dwsep_zoo.schema.settings import parse_settings
 
 if TYPE_CHECKING:
     from dwsep_zoo.artefacts.artefact import Artefact
@@ -225,15 +223,12 @@ def compared_images(
         if not chosen:
             raise UserError("pictures= names no picture")
         return artefact.preprocess(chosen), True
-    config = artefact.about.record.get("config")
-    if not isinstance(config, dict):
+    if not has_own_data(artefact):
         return random_input(32, artefact.input_size), False
-    settings = parse_settings(config).data
-    data = create_data(prepared_for(artefact, settings), seed=0, data_dir=data_dir)
-    data.prepare_data()
-    data.setup()
+    settings = own_settings(artefact, "give pictures=FOLDER").data
+    data = ready(artefact, data_for(artefact, settings, data_dir))
     found, count = [], 0
-    for images, _ in batches(artefact, data, "test"):
+    for images, _ in batches(data, "test"):
         found.append(images)
         count += len(images)
         if count >= CHECKED:

@@ -14,7 +14,6 @@ from dwsep_zoo.schema.texts import Place
 
 if TYPE_CHECKING:
     from dwsep_zoo.artefacts import Artefact, Evaluation
-    from dwsep_zoo.schema.settings import Settings
 
 
 class EvalArguments(Arguments):
@@ -44,9 +43,10 @@ def run(arguments: list[str]) -> None:
 
     given = compose_settings(chosen) if chosen else None
     from dwsep_zoo.artefacts import evaluate, open_artefact
+    from dwsep_zoo.artefacts.data import own_settings
 
     for artefact in [open_artefact(source) for source in sources]:
-        settings = given or _own_settings(artefact)
+        settings = given or own_settings(artefact, "choose some with data=NAME")
         found = evaluate(
             artefact,
             settings.data,
@@ -57,16 +57,6 @@ def run(arguments: list[str]) -> None:
         folder = out / _name(artefact.what, settings.data.name)
         found.save(folder)
         _print(artefact, found, folder)
-
-
-def _own_settings(artefact: Artefact) -> Settings:
-    """The settings of the run that trained a network."""
-    from dwsep_zoo.schema.settings import parse_settings
-
-    config = artefact.about.record.get("config")
-    if not isinstance(config, dict):
-        raise UserError(f"{artefact.what}: names no data of its own; choose some with data=NAME")
-    return parse_settings(config)
 
 
 def _print(artefact: Artefact, found: Evaluation, folder: Path) -> None:

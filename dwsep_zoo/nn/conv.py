@@ -218,6 +218,9 @@ class ConvOp:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"conv.{k}={v}" for k, v in self.options.items())])
+
     def __call__(
         self,
         in_chans: int,

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dwsep_zoo.analysis.runtimes import export_onnx, export_openvino
 from dwsep_zoo.artefacts.formats import onnx_file, openvino_files
-from dwsep_zoo.quantise.layers import Scheme
+from dwsep_zoo.quantise.layers import LARGEST, Scheme
 from dwsep_zoo.schema.artefact import Description
 
 INSTALL = 'pip install "dwsep-zoo[runtimes,quantise]"'
@@ -53,8 +54,9 @@ def _openvino(
 
     weights = QuantizationParameters(per_channel=scheme == "per_channel")
     with _quiet():
+        network = export_openvino(program)
         model = nncf.quantize(
-            export_openvino(program),
+            network,
             nncf.Dataset([batch.numpy() for batch in batches]),
             subset_size=len(batches),
             preset=nncf.QuantizationPreset.MIXED,
@@ -64,7 +66,46 @@ def _openvino(
                 weights_quantization_params=weights,
             ),
         )
+    _narrow_channels(model, network)
     return openvino_files(model, about)
+
+
+def _narrow_channels(model: Any, network: Any) -> None:
+    """Give each channel of weights its own step.
+
+    NNCF raises steps to a hundredth of the layer's largest one, for channels that are zero. In a
+    depthwise layer that rounds channels to nothing which the next layer multiplies up again.
+
+    Args:
+        model: a quantised network of OpenVINO, which is changed.
+        network: the one in float that it was made from.
+    """
+    from openvino import opset13 as ops
+
+    floats = {
+        node.get_friendly_name(): node.input_value(1).get_node()
+        for node in network.get_ordered_ops()
+        if len(node.inputs()) == 2
+    }
+    for node in model.get_ordered_ops():
+        constant = floats.get(node.get_friendly_name())
+        if constant is None or constant.get_type_name() != "Constant":
+            continue
+        multiply = node.input_value(1).get_node()
+        if multiply.get_type_name() != "Multiply":
+            continue
+        convert, steps = (value.get_node() for value in multiply.input_values())
+        weights, step = constant.get_data(), steps.get_data()
+        across = tuple(i for i, size in enumerate(step.shape) if size != weights.shape[i])
+        own = np.abs(weights).max(across, keepdims=True, initial=0.0) / LARGEST
+        used = own > 0
+        if step.shape != weights.shape[:1] + (1,) * (weights.ndim - 1) or not used.any():
+            continue
+        # NNCF may use fewer levels than there are, in a first layer.
+        own = np.where(used, own * (step[used] / own[used]).min(), step).astype(step.dtype)
+        levels = np.round(weights / own).clip(-LARGEST, LARGEST).astype(np.int8)
+        convert.input(0).replace_source_output(ops.constant(levels).output(0))
+        multiply.input(1).replace_source_output(ops.constant(own).output(0))
 
 
 def _onnx(

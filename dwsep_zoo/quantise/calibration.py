@@ -9,14 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from dwsep_zoo.artefacts.artefact import Artefact
-from dwsep_zoo.artefacts.evaluate import prepared_for
+from dwsep_zoo.artefacts.data import data_for, own_settings, ready
 from dwsep_zoo.artefacts.export import compared_images
 from dwsep_zoo.artefacts.preprocess import Picture
 from dwsep_zoo.artefacts.sources import pictures_in
-from dwsep_zoo.data import create_data
 from dwsep_zoo.data.folder import SPLIT_FOLDERS
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import parse_settings
 from dwsep_zoo.weights.classes import outputs_of
 
 LEAST = 2
@@ -66,18 +64,10 @@ def calibration_images(
 
 
 def _of_run(artefact: Artefact, number: int, data_dir: str | Path) -> Tensor:
-    config = artefact.about.record.get("config")
-    if not isinstance(config, dict):
-        raise UserError(
-            f"{artefact.what}: names no data of its own; give some with pictures=FOLDER"
-        )
-    settings = prepared_for(artefact, parse_settings(config).data).replace(batch_size=number)
-    data = create_data(settings, seed=0, data_dir=data_dir)
-    data.prepare_data()
-    data.setup()
+    settings = own_settings(artefact, "give some with pictures=FOLDER").data
+    data = ready(artefact, data_for(artefact, settings.replace(batch_size=number), data_dir))
     outputs_of(data.class_names, artefact.class_names, artefact.what)
     _check(len(data.splits["train"]))
-    data.pipeline.mean, data.pipeline.std = artefact.about.mean, artefact.about.std
     batch = next(iter(data.statistics_dataloader(number)))
     return data.prepare_batch(batch)[0]
 

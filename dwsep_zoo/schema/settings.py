@@ -215,6 +215,9 @@ class Recipe(Group):
     )
     eval_flip: bool = Field(description="average the outputs of each image and its mirror image")
     eval_shift: bool = Field(description="average those of the image moved by a pixel as well")
+    simulated_int8: Literal["per_channel", "per_tensor"] | None = Field(
+        description="round weights and activations in training; scale of the weights; null: float"
+    )
     freeze: tuple[Text, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
     freeze_epochs: Whole | None = Field(description="epochs that train the classifier alone")
     layer_decay: Portion | None = Field(description="rate of a part / that of the next; null: 1")
@@ -384,7 +387,8 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     for name, added in later.items():
         if isinstance(group := upgraded.get(name), Mapping):
             upgraded[name] = {**added, **group}
-    recipe = {"norm_statistics": "running", **(upgraded.get("recipe") or {})}
+    own = upgraded.get("recipe") or {}
+    recipe = {"norm_statistics": "running", "simulated_int8": None, **own}
     if version == 1:
         groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}
         for name, kind in groups.items():

@@ -85,6 +85,7 @@ def check(settings: Settings) -> Plan:
     folder = Path(settings.paths.output_dir)
     check_writable("paths.output_dir", folder)
     check_optimizer(settings.recipe)
+    _check_simulated(settings)
     if settings.hparams_search:
         check_optuna()
     if settings.trainer.strategy == "ddp" and is_sweep(folder.parent):
@@ -103,6 +104,21 @@ def check(settings: Settings) -> Plan:
     earlier = _check_resume(settings) if settings.resume else None
     start = _read_start(settings, trainer)
     return Plan(settings, folder, earlier, start)
+
+
+def _check_simulated(settings: Settings) -> None:
+    scheme = settings.recipe.simulated_int8
+    if not scheme:
+        return
+    if settings.train and not (settings.model.pretrained or settings.ckpt_path or settings.resume):
+        raise UserError(
+            f"recipe.simulated_int8={scheme} goes on from a trained network, as norms keep their "
+            "statistics; set model.pretrained to a run, a checkpoint or published weights"
+        )
+    if settings.trainer.compile is True:
+        raise UserError(
+            f"trainer.compile=true: steps with recipe.simulated_int8={scheme} are not compiled"
+        )
 
 
 def _check_free(settings: Settings, folder: Path) -> None:

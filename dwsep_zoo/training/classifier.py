@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dwsep_zoo.data import ImageData
 from dwsep_zoo.data.loader import RawBatch
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.quantise.simulate import Simulated
 from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.cuda_graphs import StepGraph
 from dwsep_zoo.training.eval_views import average
@@ -58,13 +59,14 @@ class LitClassifier(L.LightningModule):
         self.description = description
         self.train_forward: Callable[[Tensor], Tensor] = self.forward  # or compiled
         self.graph: StepGraph | None = None  # of the training steps, on a GPU
+        self.simulated: Simulated | None = None  # its forward pass in int8, which then takes place
         self.top_k = min(5, num_classes)
         for split in ("train", "val", "test"):
             means = {name: Mean() for name in ("loss", "acc", "acc_top5")}
             self.add_module(f"{split}_metrics", nn.ModuleDict(means))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        return self.simulated(x) if self.simulated else self.model(x)
 
     def on_train_epoch_start(self) -> None:
         if self.graph:

@@ -55,7 +55,7 @@ class PreciseStatistics(Callback):
         self._note_trained(pl_module)
 
     def _note_trained(self, pl_module: L.LightningModule) -> None:
-        norms = _norms(pl_module.get_submodule("model"))
+        norms = norms_of(pl_module.get_submodule("model"))
         self.trained = [name for name, norm in norms.items() if norm.training]
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -72,7 +72,7 @@ class PreciseStatistics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batches: Iterable[RawBatch]
     ) -> None:
         model = pl_module.get_submodule("model")
-        norms = {name: norm for name, norm in _norms(model).items() if name in self.trained}
+        norms = {name: norm for name, norm in norms_of(model).items() if name in self.trained}
         if not norms:
             return
         data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ def keep_norms(module: nn.Module, checkpoint: Mapping[str, Any], path: Path) -> 
         save_checkpoint({**checkpoint, "state_dict": tested}, path)
 
 
-def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
     return {
         name: module
         for name, module in model.named_modules()

@@ -181,7 +181,8 @@ def _amount(quantity: str, value: float) -> str:
 def _preprocessing_of_weights(settings: Settings) -> dict[str, Any]:
     """The weights' preprocessing, as far as the user left it open and the data set takes it."""
     pretrained = settings.model.pretrained
-    theirs = preprocessing(settings.model.name, pretrained) if pretrained else {}
+    name, conv = settings.model.name, settings.conv.name
+    theirs = preprocessing(name, pretrained, conv) if pretrained else {}
     return _left_open(settings, theirs)
 
 

@@ -107,7 +107,9 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     settings = plan.settings
     L.seed_everything(settings.seed, workers=True, verbose=False)
     prepared = prepare(settings, match=plan.earlier.match if plan.earlier else None)
+    conv = {**settings.conv.plain(), **prepared.network["conv"]}  # weights may bring options
     record.update(
+        conv_options={key: value for key, value in conv.items() if key != "name"},
         width_mult=prepared.network["width_mult"],
         output_stride=prepared.network["output_stride"],
         network=prepared.network,
@@ -191,7 +193,8 @@ def _assemble(plan: Plan, settings: Settings, prepared: Prepared, record: Record
     module = _module(settings, prepared, prepared.model)
     table = EpochTable(plan.folder / "metrics.csv")
     predictions = KeepPredictions(plan.folder / PREDICTIONS)
-    compiling = Compile(settings.trainer.compile, input_size, batch_size)
+    option = settings.trainer.compile if not settings.recipe.simulated_int8 else False
+    compiling = Compile(option, input_size, batch_size)
     trainer = create_trainer(
         settings,
         plan.folder,

@@ -32,6 +32,7 @@ from dwsep_zoo.training.ddp import DataParallel, SyncedNorms
 from dwsep_zoo.training.finetune import FineTune
 from dwsep_zoo.training.non_finite import StopOnNonFinite
 from dwsep_zoo.training.norm_statistics import PreciseStatistics
+from dwsep_zoo.training.simulated_int8 import SimulatedInt8
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -111,6 +112,8 @@ def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
     callbacks: list[Callback] = []
     if recipe.freeze or recipe.freeze_epochs or recipe.layer_decay:
         callbacks.append(FineTune(recipe.freeze or (), recipe.freeze_epochs or 0))
+    if recipe.simulated_int8:  # freezes norms before a callback looks at them
+        callbacks.append(SimulatedInt8(recipe.simulated_int8))
     if recipe.model_ema_decay:  # averages a step before a callback saves it
         callbacks.append(Average(recipe.model_ema_decay))
     if recipe.norm_statistics == "precise":  # of the average, which has taken its place by then

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 TF = {"padding": "same", "bn_eps": 1e-3}
@@ -120,6 +121,23 @@ PACKAGES: dict[str, Published] = {
     LITE0_PACKAGE: Published("efficientnet_lite0", (), 1.0, {**TF, "bn_momentum": 0.01}),
 }
 
+OWN = Path(__file__).parent / "trained"
+"""Weights trained by this project: a folder for each set of images, in it one for each network."""
+
+
+def own_sets() -> list[str]:
+    """The sets of images that this project has trained networks on."""
+    return sorted({path.parent.parent.name for path in OWN.glob("*/*/config.json")})
+
+
+def own_networks(dataset: str) -> list[str]:
+    """The networks trained on a set: ``mobilenet_v1``, or ``mobilenet_v1-standard``."""
+    return sorted(path.parent.name for path in OWN.glob(f"{dataset}/*/config.json"))
+
+
+def own_name(model: str, conv: str) -> str:
+    return model if conv == "depthwise_separable" else f"{model}-{conv}"
+
 
 def available(model: str) -> list[str]:
     """The values of ``pretrained=`` that name published weights of a model, best known first."""
@@ -131,7 +149,8 @@ def available(model: str) -> list[str]:
         for tag in published.tags
     ]
     torchvision = TORCHVISION[model].tags if model in TORCHVISION else ()
-    return [*packages, *timm, *torchvision]
+    own = [name for name in own_sets() if model in own_networks(name)]
+    return [*packages, *timm, *torchvision, *own]
 
 
 def origins(model: str) -> list[str]:
@@ -141,6 +160,7 @@ def origins(model: str) -> list[str]:
         "torchvision": model in TORCHVISION,
         "keras": model in KERAS,
         "package": any(published.model == model for published in PACKAGES.values()),
+        **{name: model in own_networks(name) for name in own_sets()},
     }
     return [origin for origin, there in found.items() if there]
 

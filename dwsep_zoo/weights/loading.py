@@ -19,12 +19,14 @@ from dwsep_zoo.weights.sources import Source, find, resolve
 log = logging.getLogger("dwsep_zoo")
 
 
-def preprocessing(model: str, pretrained: str | bool | Path) -> dict[str, Any]:
+def preprocessing(
+    model: str, pretrained: str | bool | Path, conv: str = "depthwise_separable"
+) -> dict[str, Any]:
     """The image_size, mean, std, interpolation and crop_pct of the weights, as far as known.
 
     Only the weights of a run's folder are read; nothing is downloaded.
     """
-    return resolve(model, pretrained).preprocessing
+    return resolve(model, pretrained, conv).preprocessing
 
 
 def load_into(model: ConvNet, source: Source) -> None:

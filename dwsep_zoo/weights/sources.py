@@ -43,13 +43,14 @@ class Source:
     class_names: tuple[str, ...] = ()
 
 
-def resolve(model: str, pretrained: str | bool | Path) -> Source:
+def resolve(model: str, pretrained: str | bool | Path, conv: str = "depthwise_separable") -> Source:
     """Find weights for a model.
 
     Args:
         model: one of ours.
         pretrained: a name of :func:`.catalog.available`, any ``timm/...`` or ``hf-hub:...`` id of
             these architectures, a file (Keras' too), the folder of a run, or ``True``: the first.
+        conv: name of the network's conv type; this project has weights for several.
 
     Raises:
         UserError: naming what could be meant, before anything is downloaded.
@@ -67,6 +68,10 @@ def resolve(model: str, pretrained: str | bool | Path) -> Source:
         source = _from_keras_file(path, model) if keras else from_path(path)
     elif text in catalog.PACKAGES:
         source = _from_package(text)
+    elif text in catalog.own_sets():
+        name = catalog.own_name(model, conv)
+        choose(name, catalog.own_networks(text), f"network trained on {text}")
+        source = _from_own(name, text)
     elif tag.startswith("IMAGENET1K_") or tag == "DEFAULT":
         source = _from_torchvision(model, tag)
     elif "/" in text or text.split(".")[0] in catalog.TIMM:
@@ -94,6 +99,9 @@ def find(source: str | Path) -> Source:
         return from_path(path)
     if text in catalog.PACKAGES:
         return _from_package(text)
+    if tag in catalog.own_sets():
+        choose(model, catalog.own_networks(tag), f"network trained on {tag}")
+        return _from_own(model, tag)
     if tag.startswith("IMAGENET1K_"):
         return _from_torchvision(model, tag)
     if text.split(".")[0] in catalog.TIMM or text.startswith(("timm/", "hf-hub:", "hf_hub:")):
@@ -180,6 +188,11 @@ def _from_folder(folder: Path) -> Source:
     read = partial(files.read, folder / "model.safetensors")
     names = tuple(cfg.get("label_names") or ())
     return Source(str(folder), read, published, _preprocessing(cfg), names)
+
+
+def _from_own(name: str, dataset: str) -> Source:
+    source = _from_folder(catalog.OWN / dataset / name)
+    return replace(source, what=f"{name}.{dataset}")
 
 
 def _from_package(name: str) -> Source:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from dwsep_zoo.cli import main
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.quantise import BACKENDS, quantise
 from dwsep_zoo.quantise.calibration import pictures_of
+from dwsep_zoo.quantise.quantise import prepared
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.schema.record import parse_record
 
@@ -96,6 +100,45 @@ def test_a_file_is_int8_opens_and_computes_nearly_the_same(
     assert made.file.size_bytes < 3 * weights + 250_000  # of 4 bytes before; and the graph
     assert {p.name for p in tmp_path.iterdir()} >= {f"small{suffix}", f"small{suffix}.json"}
     assert "int8: scheme" in (tmp_path / "README.md").read_text()
+
+
+def stored_weights(path: Path) -> dict[str, np.ndarray]:
+    """The weights of an int8 file in float, by the names of their layers."""
+    openvino = pytest.importorskip("openvino")
+    found = {}
+    for node in openvino.Core().read_model(path).get_ordered_ops():
+        if "Convolution" in node.get_type_name():
+            multiply = node.input_value(1).get_node()
+            convert, steps = (value.get_node() for value in multiply.input_values())
+            levels = convert.input_value(0).get_node().get_data().astype(np.float32)
+            found[node.get_friendly_name()] = levels * steps.get_data()
+    return found
+
+
+def test_every_channel_has_a_step_of_its_own(artefact, pictures, tmp_path):
+    """Also the narrow ones beside a channel whose weights are ten thousand times as large."""
+    pytest.importorskip("nncf")
+    model = copy.deepcopy(artefact.model)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm, depthwise in pairwise(layers):
+            if isinstance(depthwise, nn.Conv2d) and depthwise.groups > 1:
+                norm.weight[0] *= 1e-4
+                norm.bias[0] *= 1e-4
+                depthwise.weight[0] *= 1e4
+    wide = replace(artefact, model=model, call=model)
+    files = pictures_of(artefact, str(pictures))
+    file = tmp_path / "wide.xml"
+    quantise(wide, "openvino", file, bias_correction=False, calibration=8, pictures=files)
+    folded = prepared(model, artefact.preprocess(files[:2]), equalise=False)
+    weights = [m.weight.detach().numpy() for m in folded.modules() if isinstance(m, nn.Conv2d)]
+    stored = stored_weights(file)
+    assert len(stored) == len(weights)
+    for want, got in zip(weights, stored.values(), strict=True):
+        got = got.reshape(want.shape)
+        largest = np.abs(want).max((1, 2, 3), keepdims=True)
+        step = largest / (63 if want is weights[0] else 127)  # NNCF spares a bit of a first layer
+        assert (np.abs(got - want) <= 0.51 * step).all()
 
 
 def test_files_of_one_run_have_names_of_their_own_in_a_report():
