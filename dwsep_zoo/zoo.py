@@ -54,8 +54,7 @@ def create_model(
     conv = create_conv(conv)
     source = weights.resolve(name, pretrained, conv.name) if pretrained else None
     if source and source.published:
-        _check_width(source.published, source.what, width_mult)
-        width_mult = width_mult or source.published.width_mult
+        width_mult = _width_of(source.published, source.what, width_mult)
         conv = _conv_of(source.published, source.what, conv)
         options, output_stride = _options_of(source.published, output_stride, options)
     if num_classes is None:
@@ -76,12 +75,13 @@ def create_model(
     return model
 
 
-def _check_width(published: Published, what: str, width_mult: float | None) -> None:
+def _width_of(published: Published, what: str, width_mult: float | None) -> float | None:
     theirs = published.width_mult
     if None not in (theirs, width_mult) and theirs != width_mult:
         raise UserError(
             f"{what}: has width {theirs:g}, the network {width_mult:g}; use width_mult={theirs:g}"
         )
+    return theirs if width_mult is None else width_mult
 
 
 def _conv_of(published: Published, what: str, ours: ConvOp) -> ConvOp:

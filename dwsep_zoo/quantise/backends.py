@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dwsep_zoo.analysis.runtimes import export_onnx, export_openvino
 from dwsep_zoo.artefacts.formats import onnx_file, openvino_files
-from dwsep_zoo.quantise.layers import LARGEST, Scheme
+from dwsep_zoo.nn.int8 import LARGEST, Scheme
 from dwsep_zoo.schema.artefact import Description
 
 INSTALL = 'pip install "dwsep-zoo[runtimes,quantise]"'

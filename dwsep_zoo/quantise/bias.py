@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dwsep_zoo.quantise.layers import Layer, Scheme, add_bias, layers_of, rounded
+from dwsep_zoo.nn.int8 import Layer, Scheme, layers_of, rounded
+from dwsep_zoo.quantise.layers import add_bias
 
 
 def rounded_copy(model: nn.Module, scheme: Scheme) -> nn.Module:

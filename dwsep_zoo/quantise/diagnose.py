@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dwsep_zoo.nn.int8 import SCHEMES, Layer, rounded
 from dwsep_zoo.nn.layers import Conv2dSame
 from dwsep_zoo.quantise.bias import observe
-from dwsep_zoo.quantise.layers import SCHEMES, Layer, alive, kind_of, output_ranges, rounded
+from dwsep_zoo.quantise.layers import alive, kind_of, output_ranges
 
 MOST_DB = 120.0  # of a channel without any error
 

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all batch norms
 
 from dwsep_zoo.nn.fuse import fold_norms, norm_pairs
+from dwsep_zoo.nn.int8 import Layer, layers_of
 from dwsep_zoo.quantise.bias import channel_maxima, observe
 from dwsep_zoo.quantise.layers import (
-    Layer,
     Pair,
     add_bias,
     alive,
     find_pairs,
     input_ranges,
-    layers_of,
     output_ranges,
     response,
     scale_inputs,

@@ -1,35 +1,24 @@
-"""The layers that have weights, what int8 makes of these, and the pairs that can be rescaled."""
+"""The channels of layers that have weights, and the pairs of layers that can be rescaled."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
 from dwsep_zoo.acceleration.trace import Untraceable, trace
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.nn.int8 import Layer, layers_of
 from dwsep_zoo.nn.layers import is_depthwise, is_pointwise
 
-Scheme = Literal["per_channel", "per_tensor"]
-"""Whether each output channel of a layer has a scale of its own, or all of them share one."""
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
-LARGEST = 127  # -128 is not used, so that zero is in the middle
 DEAD = 1e-4  # a range below this part of the median one
-Layer = nn.Conv2d | nn.Linear
-
 PASSES = (
     *(nn.Identity, nn.ReLU, nn.ReLU6, nn.Dropout),
     *(nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten),
 )
 """Modules with f(s x) = s f(x) for each channel and s > 0, ReLU6 once it is a ReLU."""
-
-
-def layers_of(model: nn.Module) -> dict[str, Layer]:
-    """Convolutions and linear layers by name, in the order of the network's modules."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
 
 
 def kind_of(layer: Layer) -> str:
@@ -38,16 +27,6 @@ def kind_of(layer: Layer) -> str:
     if is_depthwise(layer):
         return "depthwise"
     return "pointwise" if is_pointwise(layer) else "dense"
-
-
-def rounded(weight: Tensor, scheme: Scheme) -> Tensor:
-    """Weights as int8 has them: multiples of a step, symmetric around zero."""
-    if scheme == "per_channel":
-        largest = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
-    else:
-        largest = weight.abs().amax()
-    step = (largest / LARGEST).clamp_min(torch.finfo(weight.dtype).tiny)
-    return (weight / step).round() * step
 
 
 def output_ranges(layer: Layer) -> Tensor:

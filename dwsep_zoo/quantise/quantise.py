@@ -15,13 +15,13 @@ from dwsep_zoo.artefacts.export import Exported, check_and_write, compare, graph
 from dwsep_zoo.artefacts.formats import FORMATS
 from dwsep_zoo.artefacts.preprocess import Picture
 from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.nn.int8 import SCHEMES, Scheme
 from dwsep_zoo.quantise.backends import BACKENDS
 from dwsep_zoo.quantise.bias import correct_biases
 from dwsep_zoo.quantise.calibration import calibration_images
 from dwsep_zoo.quantise.diagnose import LayerLoss, diagnose
 from dwsep_zoo.quantise.equalise import equalise as equalise_channels
 from dwsep_zoo.quantise.equalise import fold
-from dwsep_zoo.quantise.layers import SCHEMES, Scheme
 from dwsep_zoo.schema.record import Json
 
 if TYPE_CHECKING:

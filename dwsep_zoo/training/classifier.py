@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dwsep_zoo.data import ImageData
 from dwsep_zoo.data.loader import RawBatch
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.quantise.simulate import Simulated
+from dwsep_zoo.nn.int8 import Simulated
 from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.cuda_graphs import StepGraph
 from dwsep_zoo.training.eval_views import average

@@ -10,8 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # the base of all batch norms
 
 from dwsep_zoo.data import ImageData
 from dwsep_zoo.data.loader import RawBatch
-from dwsep_zoo.quantise.layers import Scheme
-from dwsep_zoo.quantise.simulate import Simulated
+from dwsep_zoo.nn.int8 import Scheme, Simulated
 from dwsep_zoo.training.classifier import LitClassifier
 
 CALIBRATION = 256

@@ -11,20 +11,18 @@ from torch import Tensor, nn
 
 from dwsep_zoo import create_model
 from dwsep_zoo.models import ConvNet
+from dwsep_zoo.nn.int8 import SCHEMES, layers_of, rounded
 from dwsep_zoo.nn.layers import is_depthwise
 from dwsep_zoo.quantise import culprit, diagnose
 from dwsep_zoo.quantise.bias import channel_means, correct_biases, observe, rounded_copy
 from dwsep_zoo.quantise.equalise import Ceiling, equalise, fold
 from dwsep_zoo.quantise.layers import (
-    SCHEMES,
     add_bias,
     alive,
     find_pairs,
     input_ranges,
-    layers_of,
     output_ranges,
     response,
-    rounded,
     scale_inputs,
     scale_outputs,
 )

@@ -52,8 +52,8 @@ def test_together_they_are_small():
     assert sum(path.stat().st_size for path in OWN.rglob("*") if path.is_file()) <= MOST_BYTES
 
 
-def test_a_network_that_was_not_trained_is_refused_with_the_choices():
-    dataset, name = NETWORKS[0]
+@pytest.mark.parametrize(("dataset", "name"), NETWORKS[:1])
+def test_a_network_that_was_not_trained_is_refused_with_the_choices(dataset, name):
     with pytest.raises(UserError, match=rf"mobilenet_v1-blueprint.*{name}"):
         create_model("mobilenet_v1", conv="blueprint", pretrained=dataset)
     with pytest.raises(UserError, match=r"has width .*; use width_mult"):

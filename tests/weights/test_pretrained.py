@@ -147,14 +147,14 @@ def test_a_hub_id_takes_width_options_and_preprocessing_along(v2_file, monkeypat
     folder.mkdir()
     save_file(theirs.state_dict(), folder / "model.safetensors")
     name = "timm/tf_mobilenetv3_small_075.in1k"
-    ours = create_model("mobilenet_v3_small", pretrained=name, width_mult=0.75).eval()
+    ours = create_model("mobilenet_v3_small", pretrained=name).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)
     assert tuple(ours.default_cfg["mean"]) == (0.5, 0.5, 0.5)
     assert ours.build_args["padding"] == "same"
     with pytest.raises(UserError, match=r"has width 0.75, the network 1; use width_mult=0.75"):
-        create_model("mobilenet_v3_small", pretrained=name)
+        create_model("mobilenet_v3_small", pretrained=name, width_mult=1.0)
 
 
 def test_no_network(monkeypatch):

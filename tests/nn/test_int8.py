@@ -11,8 +11,7 @@ from torch import nn
 
 from dwsep_zoo import create_model, list_convs
 from dwsep_zoo.nn.fuse import fold_norms
-from dwsep_zoo.quantise.layers import SCHEMES, layers_of
-from dwsep_zoo.quantise.simulate import Simulated
+from dwsep_zoo.nn.int8 import SCHEMES, Simulated, layers_of
 
 SIZE = (3, 32, 32)
 

@@ -9,17 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all batch norms
 
 from dwsep_zoo.nn.fuse import norm_pairs
-from dwsep_zoo.quantise.layers import Scheme, layers_of, rounded
 
 LEVELS = 255  # steps of an activation's uint8
 SMALL = 1e-12  # of a norm's scale, below which a channel is dead
+
+Scheme = Literal["per_channel", "per_tensor"]
+"""Whether each output channel of a layer has a scale of its own, or all of them share one."""
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+LARGEST = 127  # -128 is not used, so that zero is in the middle
+Layer = nn.Conv2d | nn.Linear
+
+
+def layers_of(model: nn.Module) -> dict[str, Layer]:
+    """Convolutions and linear layers by name, in the order of the network's modules."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+def rounded(weight: Tensor, scheme: Scheme) -> Tensor:
+    """Weights as int8 has them: multiples of a step, symmetric around zero."""
+    if scheme == "per_channel":
+        largest = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
+    else:
+        largest = weight.abs().amax()
+    step = (largest / LARGEST).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (weight / step).round() * step
 
 
 class Simulated:
