@@ -22,8 +22,9 @@ from dwsep_zoo.analysis.runtimes import (
     openvino_call,
     openvino_core,
 )
+from dwsep_zoo.artefacts import executorch
 from dwsep_zoo.errors import UserError, first_line
-from dwsep_zoo.schema.artefact import KEY, Description, read_description
+from dwsep_zoo.schema.artefact import KEY, SUFFIXES, Description, read_description
 
 LARGEST = 2 * 2**30
 """Bytes of a file that is read; the networks of this project have far less."""
@@ -41,6 +42,7 @@ class Format:
         runtime: what computes it.
         open: reads ``path`` for a number of threads: description and call.
         write: the contents by suffix, from a graph and its description.
+        install: the line that installs the packages.
     """
 
     suffix: str
@@ -48,10 +50,11 @@ class Format:
     runtime: str
     open: Callable[[Path, int], tuple[Description, Call]]
     write: Callable[[torch.export.ExportedProgram, Description], dict[str, bytes]]
+    install: str = INSTALL
 
     def missing(self) -> str | None:
         """The line that installs what is missing."""
-        return None if all(map(importlib.util.find_spec, self.packages)) else INSTALL
+        return None if all(map(importlib.util.find_spec, self.packages)) else self.install
 
     def files(self, path: Path) -> list[Path]:
         """All files of the artefact at ``path``."""
@@ -178,6 +181,13 @@ def _open_torch(path: Path, threads: int) -> tuple[Description, Call]:
     return about, program.module()
 
 
+def _open_executorch(path: Path, threads: int) -> tuple[Description, Call]:
+    _check_length(path)
+    about, call, sizes = executorch.read(path, threads)
+    _check_sizes(path, about, *sizes)
+    return about, call
+
+
 def _check_harmless(path: Path) -> None:
     """Raises UserError for a .pt2 file whose loading could run code.
 
@@ -239,8 +249,15 @@ def _check_sizes(path: Path, about: Description, x: list[int], y: list[int] | No
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(
-        ".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnxruntime", _open_onnx, _write_onnx
+        *(SUFFIXES["onnx"], ("onnx", "onnxscript", "onnxruntime"), "onnxruntime"),
+        *(_open_onnx, _write_onnx),
     ),
-    "openvino": Format(".xml", ("openvino",), "openvino", _open_openvino, _write_openvino),
-    "torch_export": Format(".pt2", (), "torch.export", _open_torch, _write_torch),
+    "openvino": Format(
+        SUFFIXES["openvino"], ("openvino",), "openvino", _open_openvino, _write_openvino
+    ),
+    "torch_export": Format(SUFFIXES["torch_export"], (), "torch.export", _open_torch, _write_torch),
+    "executorch": Format(
+        *(SUFFIXES["executorch"], ("executorch",), "executorch"),
+        *(_open_executorch, executorch.write, executorch.INSTALL),
+    ),
 }

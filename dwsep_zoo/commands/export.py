@@ -10,15 +10,14 @@ from pydantic import Field
 from dwsep_zoo.commands.arguments import Arguments, Number, read
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.files import check_writable
+from dwsep_zoo.schema.artefact import SUFFIXES
 from dwsep_zoo.schema.texts import Place
-
-FORMATS = ("onnx", "openvino", "torch_export")
 
 
 class ExportArguments(Arguments):
     """Write a network with its classes and preprocessing, and compare it with PyTorch."""
 
-    format: str | None = Field(None, description=f"{', '.join(FORMATS)}, or all; required")
+    format: str | None = Field(None, description=f"{', '.join(SUFFIXES)}, or all; required")
     out: Place | None = Field(
         None, description="the file, or with format=all the folder; null: export/ in the run"
     )
@@ -37,9 +36,9 @@ def run(arguments: list[str]) -> None:
     if len(paths) != 1 or not options.format:
         raise UserError(
             "export: for example: dwsep export logs/train/runs/RUN format=onnx; formats: "
-            f"{', '.join([*FORMATS, 'all'])}"
+            f"{', '.join([*SUFFIXES, 'all'])}"
         )
-    choose(options.format, [*FORMATS, "all"], "format")
+    choose(options.format, [*SUFFIXES, "all"], "format")
     if options.out:
         check_writable("out", Path(options.out).parent)
     from dwsep_zoo.artefacts import export, open_artefact
@@ -47,15 +46,12 @@ def run(arguments: list[str]) -> None:
 
     artefact = open_artefact(paths[0])
     pictures = pictures_in([options.pictures]) if options.pictures else None
-    names = FORMATS if options.format == "all" else (options.format,)
+    batch = None if options.batch_size == "any" else options.batch_size
     found = []
-    for name in names:
+    for name in _possible(batch) if options.format == "all" else [options.format]:
         out = options.out
         if out and options.format == "all":
-            from dwsep_zoo.artefacts.formats import FORMATS as KINDS
-
-            out = str(Path(out) / f"model{KINDS[name].suffix}")
-        batch = None if options.batch_size == "any" else options.batch_size
+            out = str(Path(out) / f"model{SUFFIXES[name]}")
         found.append(
             export(
                 artefact,
@@ -72,3 +68,16 @@ def run(arguments: list[str]) -> None:
         from dwsep_zoo.artefacts.table import print_formats
 
         print_formats(artefact, found)
+
+
+def _possible(batch_size: int | None) -> list[str]:
+    """The formats that can be written here; the others are named."""
+    from dwsep_zoo.artefacts.formats import FORMATS
+
+    reasons = {name: kind.missing() for name, kind in FORMATS.items()}
+    if batch_size is None:
+        reasons["executorch"] = "takes a fixed number of images"
+    for name, reason in reasons.items():
+        if reason:
+            print(f"without {name}: {reason}")
+    return [name for name, reason in reasons.items() if not reason]

@@ -16,6 +16,13 @@ from dwsep_zoo.schema.settings import upgrade_config
 
 KEY = "dwsep_zoo"
 SCHEMA = 1
+SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "torch_export": ".pt2",
+    "executorch": ".pte",
+}
+"""The formats of exported files, and what their main files end in."""
 
 
 class Description(Part):
