@@ -1,7 +1,8 @@
 """Whether exported files compute what PyTorch computes: ten networks, three formats, 200 pictures.
 
 EfficientNet-Lite0 has its published weights. The other networks have random weights and the norm
-statistics of these pictures, so that activations have the sizes of a trained network's. Each file
+statistics of these pictures, so that activations have the sizes of a trained network's; their
+images have 128 pixels. Each file
 computes all pictures in its own runtime, OpenVINO in float32. The class counts where the two
 largest logits are more than 0.001 apart.
 
@@ -29,7 +30,7 @@ from dwsep_zoo.weights.catalog import LITE0_PACKAGE
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_lite0", "xception")
 CONVS = ("depthwise_separable", "standard")
 CLOSE = 1e-4  # of the largest logit
-COUNT, BATCH, SEED = 200, 20, 0
+COUNT, BATCH, SEED, SIDE = 200, 20, 0, 128
 
 
 def network(name: str, conv: str, pictures: list[Path], folder: Path) -> Artefact:
@@ -39,6 +40,7 @@ def network(name: str, conv: str, pictures: list[Path], folder: Path) -> Artefac
     else:
         torch.manual_seed(SEED)
         model = create_model(name, conv=conv)
+        model.default_cfg = {**model.default_cfg, "input_size": (3, SIDE, SIDE)}
         _calibrate(model, pictures, folder)
     save_pretrained(model, folder / "network")
     return open_artefact(folder / "network")

@@ -11,7 +11,7 @@ from dwsep_zoo.signals import stopping
 
 COMMANDS = (
     *("train", "compare", "inspect", "predict", "eval", "export", "export-weights"),
-    *("quantise", "list", "explain", "profile", "bench", "doctor"),
+    *("quantise", "add-latency", "list", "explain", "profile", "bench", "doctor"),
 )
 USAGE = """\
 usage: dwsep COMMAND [key=value ...]
@@ -21,8 +21,9 @@ usage: dwsep COMMAND [key=value ...]
   dwsep inspect RUN                                draw the pictures of a run again
   dwsep predict ARTEFACT picture.jpg               classes of pictures, folders, addresses
   dwsep eval ARTEFACT data=cifar10                 test a run or an exported file
-  dwsep export RUN format=onnx                     write onnx, openvino, torch_export; all
+  dwsep export RUN format=onnx                     write onnx, openvino, executorch ...; all
   dwsep quantise RUN to=openvino                   write int8 for openvino or onnx; --diagnose
+  dwsep add-latency RUN p50_ms=3.2 device=phone    a time that was measured elsewhere
   dwsep export-weights RUN to=timm out=FILE        a run's weights for timm or torchvision
   dwsep list ['efficientnet*'] [conv=standard]     models: parameters, MACs, published weights
   dwsep explain in=3 out=3 kernel=3                the arithmetic of one convolution
@@ -31,7 +32,7 @@ usage: dwsep COMMAND [key=value ...]
   dwsep bench model=mobilenet_v2 [conv=standard]   every runtime, for one image and for 32
   dwsep doctor                                     this machine, and what is slow on it
 
-ARTEFACT: a run's folder, a checkpoint, the name of published weights, .onnx, .xml, .pt2
+ARTEFACT: a run's folder, a checkpoint, the name of published weights, .onnx, .xml, .pt2, .pte
 
 dwsep COMMAND --help prints the options of a command.
 """
