@@ -18,7 +18,7 @@ INSTALL = 'pip install "dwsep-zoo[executorch]"'
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The library warns of what it uses itself that is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -30,7 +30,7 @@ def write(program: torch.export.ExportedProgram, about: Description) -> dict[str
     if about.batch_size is None:
         raise UserError("format=executorch takes a fixed number of images; set batch_size")
     text = torch.frombuffer(bytearray(about.to_json().encode()), dtype=torch.uint8)
-    with _quiet():
+    with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -42,7 +42,7 @@ def write(program: torch.export.ExportedProgram, about: Description) -> dict[str
 
 def read(path: Path, threads: int) -> tuple[Description, Call, list[list[int]]]:
     """The description of a file, its call, and the sizes of its input and output."""
-    with _quiet():
+    with quiet():
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime, Verification
 

@@ -16,7 +16,7 @@ from dwsep_zoo.terminal import stdout_console, table
 if TYPE_CHECKING:
     from dwsep_zoo.quantise import LayerLoss
 
-TO = ("onnx", "openvino")
+TO = ("onnx", "openvino", "executorch")
 MOST_PICTURES = 512  # they go through the network at once
 HEADINGS = (
     *("layer", "kind", "channels", "widest / narrowest"),
@@ -27,7 +27,7 @@ HEADINGS = (
 class QuantiseArguments(Arguments):
     """Write a network in int8 and compare it with the float network."""
 
-    to: str | None = Field(None, description=f"{' or '.join(TO)}; required")
+    to: str | None = Field(None, description=f"{', '.join(TO)}; required")
     out: Place | None = Field(None, description="the file; null: export/model-int8 in the run")
     scheme: Literal["per_channel", "per_tensor"] = Field(
         "per_channel", description="a scale for each output channel of the weights, or one a layer"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.analysis.runtimes import export_onnx, export_openvino
+from dwsep_zoo.artefacts import executorch
 from dwsep_zoo.artefacts.formats import onnx_file, openvino_files
 from dwsep_zoo.nn.int8 import LARGEST, Scheme
 from dwsep_zoo.schema.artefact import Description
@@ -35,14 +36,16 @@ class Backend:
         packages: that it needs.
         make: the contents of the files by suffix, from a graph, its description, batches as the
             graph takes them, and the scheme of the weights.
+        install: the line that installs the packages.
     """
 
     packages: tuple[str, ...]
     make: Make
+    install: str = INSTALL
 
     def missing(self) -> str | None:
         """The line that installs what is missing."""
-        return None if all(map(importlib.util.find_spec, self.packages)) else INSTALL
+        return None if all(map(importlib.util.find_spec, self.packages)) else self.install
 
 
 def _openvino(
@@ -135,6 +138,25 @@ def _onnx(
         return onnx_file(path.read_bytes(), about)
 
 
+def _executorch(
+    program: Program, about: Description, batches: list[Tensor], scheme: Scheme
+) -> dict[str, bytes]:
+    """int8 by PyTorch's own tools (PT2E), for XNNPACK."""
+    with executorch.quiet(), _quiet():
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+            XNNPACKQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        config = get_symmetric_quantization_config(is_per_channel=scheme == "per_channel")
+        model = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(config))
+        for batch in batches:
+            model(batch)
+        made = torch.export.export(convert_pt2e(model), (batches[0],))
+    return executorch.write(made, about)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The libraries narrate every step on the log and on the terminal."""
@@ -150,5 +172,6 @@ def _quiet() -> Iterator[None]:
 BACKENDS: dict[str, Backend] = {
     "onnx": Backend(("onnx", "onnxscript", "onnxruntime"), _onnx),
     "openvino": Backend(("nncf", "openvino"), _openvino),
+    "executorch": Backend(("executorch", "torchao"), _executorch, executorch.INSTALL),
 }
 """By the format of their files."""

@@ -23,6 +23,7 @@ from dwsep_zoo.quantise import BACKENDS, quantise
 from dwsep_zoo.quantise.calibration import pictures_of
 from dwsep_zoo.quantise.quantise import prepared
 from dwsep_zoo.report.results import Run
+from dwsep_zoo.schema.artefact import SUFFIXES
 from dwsep_zoo.schema.record import parse_record
 
 CLASSES = ["cat", "dog", "fox"]
@@ -62,6 +63,7 @@ def artefact(pictures: Path) -> Artefact:
     [
         ("onnx", "per_channel", None, None),
         ("openvino", "per_tensor", "ceilings", 2),
+        ("executorch", "per_channel", None, 1),
         pytest.param("onnx", "per_tensor", "ceilings", 2, marks=pytest.mark.slow),
         pytest.param("openvino", "per_channel", None, None, marks=pytest.mark.slow),
     ],
@@ -71,7 +73,7 @@ def test_a_file_is_int8_opens_and_computes_nearly_the_same(
 ):
     for package in BACKENDS[to].packages:
         pytest.importorskip(package)
-    suffix = {"onnx": ".onnx", "openvino": ".xml"}[to]
+    suffix = SUFFIXES[to]
     files = pictures_of(artefact, str(pictures))
     made = quantise(
         artefact,
