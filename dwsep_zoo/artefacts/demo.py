@@ -79,8 +79,9 @@ def see(artefact: Artefact, picture: Picture, top_k: int = TOP) -> Seen:
 
 def cost(artefact: Artefact) -> Count:
     """Parameters and multiply-adds of the network that an artefact holds, in whatever format."""
+    arguments: dict[str, Any] = {**artefact.about.network, "drop_path_rate": 0.0}
     with torch.device("meta"):
-        model = create_model(**{**artefact.about.network, "drop_path_rate": 0.0})
+        model = create_model(**arguments)
     return count(model, artefact.input_size)
 
 

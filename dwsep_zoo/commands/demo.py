@@ -148,9 +148,9 @@ class Handler(BaseHTTPRequestHandler):
         kind = self.path.lstrip("/")
         if kind not in ("picture", "drawing"):
             return self.send_error(404)
-        status, values = 200, {}
+        values: dict[str, Any]
         try:
-            values = {"networks": self.server.answer(kind, self._content())}
+            status, values = 200, {"networks": self.server.answer(kind, self._content())}
         except UserError as error:
             status, values = 400, {"error": str(error)}
         except Exception as error:  # of a runtime, such as too little memory
