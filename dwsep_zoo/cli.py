@@ -11,7 +11,7 @@ from dwsep_zoo.signals import stopping
 
 COMMANDS = (
     *("train", "compare", "inspect", "predict", "eval", "export", "export-weights"),
-    *("quantise", "add-latency", "list", "explain", "profile", "bench", "doctor"),
+    *("quantise", "demo", "add-latency", "list", "explain", "profile", "bench", "doctor"),
 )
 USAGE = """\
 usage: dwsep COMMAND [key=value ...]
@@ -21,6 +21,7 @@ usage: dwsep COMMAND [key=value ...]
   dwsep inspect RUN                                draw the pictures of a run again
   dwsep predict ARTEFACT picture.jpg               classes of pictures, folders, addresses
   dwsep eval ARTEFACT data=cifar10                 test a run or an exported file
+  dwsep demo ARTEFACT [ARTEFACT ...]               a local page: drop, paste or draw a picture
   dwsep export RUN format=onnx                     write onnx, openvino, executorch ...; all
   dwsep quantise RUN to=openvino                   write int8 for openvino or onnx; --diagnose
   dwsep add-latency RUN p50_ms=3.2 device=phone    a time that was measured elsewhere

@@ -203,11 +203,17 @@ class Artefact:
 
         return export(self, format, out, **options)
 
-    def evaluate(self, data: Any, **options: Any) -> Any:
-        """Test it on a data set; see :func:`dwsep_zoo.artefacts.evaluate.evaluate`."""
+    def evaluate(self, data: Any = None, **options: Any) -> Any:
+        """Test it on data, else its own; see :func:`dwsep_zoo.artefacts.evaluate.evaluate`."""
         from dwsep_zoo.artefacts.evaluate import evaluate
 
         return evaluate(self, data, **options)
+
+    def quantise(self, to: str, out: str | Path | None = None, **options: Any) -> Any:
+        """Write it in int8; see :func:`dwsep_zoo.quantise.quantise`."""
+        from dwsep_zoo.quantise import quantise
+
+        return quantise(self, to, out, **options)
 
 
 def _tried(read: Any, picture: Picture) -> Tensor | UserError:

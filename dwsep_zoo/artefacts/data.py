@@ -57,7 +57,10 @@ def ready(artefact: Artefact, data: ImageData) -> ImageData:
     """Read a data set, and normalise its images as the artefact says."""
     data.prepare_data()
     data.setup()
-    data.pipeline.mean, data.pipeline.std = artefact.about.mean, artefact.about.std
+    data.mean, data.std = data.pipeline.mean, data.pipeline.std = (
+        artefact.about.mean,
+        artefact.about.std,
+    )
     return data
 
 

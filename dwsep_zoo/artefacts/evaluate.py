@@ -14,7 +14,7 @@ from torch import Tensor
 from dwsep_zoo.analysis.device import device_name, torch_threads
 from dwsep_zoo.analysis.latency import time_runs
 from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, random_input
-from dwsep_zoo.artefacts.data import batches, data_for, ready
+from dwsep_zoo.artefacts.data import batches, data_for, own_settings, ready
 from dwsep_zoo.data import ImageData
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.source import Source
@@ -78,7 +78,7 @@ class Evaluation:
 
 def evaluate(
     artefact: Artefact,
-    data: DataSettings | ImageData,
+    data: DataSettings | ImageData | None = None,
     *,
     split: str = "test",
     data_dir: str | Path = "data",
@@ -90,7 +90,7 @@ def evaluate(
 
     Args:
         artefact: from :func:`dwsep_zoo.open_artefact`.
-        data: a data set or its settings.
+        data: a data set or its settings; ``None``: those that the network was trained with.
         split: test, val or train, without augmentation; or all images of a set that the network
             was not trained on.
         data_dir: folder of downloaded sets and caches.
@@ -100,6 +100,8 @@ def evaluate(
         UserError: for data with other classes or images than the artefact takes.
     """
     choose(split, SPLITS, "split")
+    if data is None:
+        data = own_settings(artefact, "give some").data
     if isinstance(data, DataSettings):
         data = data_for(artefact, data, data_dir)
         if split == ALL:

@@ -181,10 +181,11 @@ def check_and_write(
     files = [path, *(path.with_suffix(s) for s in contents if s != path.suffix)]
     names, size = tuple(map(str, files)), theirs.size_bytes
     found = Exported(format, names, size, len(images), real, difference, agreement)
+    readme = _card_of(path)
     write_together(
         {
             **{path.with_suffix(suffix): content for suffix, content in contents.items()},
-            _card_of(path): card(artefact, theirs.about, path, found),
+            readme: card(artefact, theirs.about, path, found, _text(readme)),
             path.with_suffix(f"{path.suffix}.json"): json.dumps(asdict(found), indent=2) + "\n",
         }
     )
@@ -194,9 +195,13 @@ def check_and_write(
 def _card_of(path: Path) -> Path:
     """README.md beside a file, unless there is one that this project did not write."""
     readme = path.with_name("README.md")
-    if readme.exists() and MADE_BY.encode() not in readme.read_bytes():
+    if readme.exists() and MADE_BY not in _text(readme):
         return path.with_suffix(f"{path.suffix}.md")
     return readme
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def output(artefact: Artefact, out: str | Path | None, kind: Format, stem: str = "model") -> Path:
@@ -248,9 +253,36 @@ def compare(got: Tensor, want: Tensor) -> tuple[float, float]:
     return float((got - want).abs().max()), float(same.float().mean()) if len(same) else 1.0
 
 
-def card(artefact: Artefact, about: Description, path: Path, found: Exported) -> str:
-    """A model card in Markdown."""
-    record = about.record
+def card(artefact: Artefact, about: Description, path: Path, found: Exported, old: str) -> str:
+    """A model card in Markdown.
+
+    Args:
+        artefact: the network.
+        about: the description of its file.
+        path: of the file.
+        found: how it agrees with the network.
+        old: the card so far; what it says of other files of the same network is kept.
+    """
+    head = f"{_network(artefact)}\n\nFiles:\n\n"
+    line = f"- `{path.name}`: {found.size_bytes / 1e6:.1f} MB; {found.line().partition('; ')[2]}"
+    if about.pixels:
+        line += "; takes uint8 pixels"
+    if made := about.quantisation:
+        how = [key if value is True else f"{key} {value}" for key, value in made.items() if value]
+        line += f"; int8: {', '.join(how).replace('_', ' ')}"
+    lines = [line]
+    for text in old.removeprefix(head).splitlines() if old.startswith(head) else ():
+        name = text.removeprefix("- `").partition("`")[0]
+        if text.startswith("- `") and name != path.name and path.with_name(name).is_file():
+            lines.append(text)
+    use = shlex.quote(path.name)
+    listed = "\n".join(sorted(lines))
+    return f"{head}{listed}\n\nTry one:\n\n    dwsep predict {use} picture.jpg\n"
+
+
+def _network(artefact: Artefact) -> str:
+    """The part of a card that is the same for all files of a network."""
+    about, record = artefact.about, artefact.about.record
     data = record.get("data")
     metrics = record.get("metrics")
     name = data.get("name") if isinstance(data, dict) else None
@@ -260,26 +292,19 @@ def card(artefact: Artefact, about: Description, path: Path, found: Exported) ->
     lines = [
         f"# {about.network['name']}",
         "",
-        f"An image classifier, {MADE_BY} as {found.format}.",
+        f"An image classifier, {MADE_BY}.",
         "",
         f"- Convolutions: {conv['name'] if isinstance(conv, dict) else conv}, width "
         f"{about.network.get('width_mult', 1.0):g}",
         f"- Classes ({about.num_classes}): {classes}",
         f"- Images: {about.in_chans} x {about.image_size} x {about.image_size}, resized "
-        f"({about.interpolation}, crop {about.crop_pct:g}); "
-        + ("uint8 pixels" if about.pixels else f"mean {list(about.mean)}, std {list(about.std)}"),
-        f"- Agreement with PyTorch: {found.line().partition('; ')[2]}",
+        f"({about.interpolation}, crop {about.crop_pct:g}); mean {list(about.mean)}, "
+        f"std {list(about.std)}",
     ]
-    if made := about.quantisation:
-        how = [key if value is True else f"{key} {value}" for key, value in made.items() if value]
-        lines.append(f"- int8: {', '.join(how).replace('_', ' ')}")
     if isinstance(accuracy, float):
-        of = " of the float network" if made else ""
-        lines.append(f"- Accuracy{of}: {accuracy:.2%} on the test images of {name}")
+        lines.append(f"- Accuracy in PyTorch: {accuracy:.2%} on the test images of data={name}")
     if name:
         lines.append(f"- Data: {name}. Its licence also applies to what was learned from it.")
     if record.get("command"):
         lines += ["", "Trained with:", "", f"    {record['command']}"]
-    use = shlex.quote(path.name)
-    lines += ["", "Try it:", "", f"    dwsep predict {use} picture.jpg", ""]
     return "\n".join(lines)

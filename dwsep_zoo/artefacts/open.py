@@ -18,7 +18,7 @@ from dwsep_zoo.weights import load
 RECORDED = (
     *("model", "conv", "conv_options", "width_mult", "seed", "tags", "config", "output_stride"),
     *("network", "match", "data", "input_size", "params", "macs", "search", "epochs"),
-    *("precision", "name", "metrics", "started", "command", "schema"),
+    *("best_epoch", "precision", "name", "metrics", "started", "command", "schema"),
 )
 """Keys of a run's record that are about its network and how it was trained."""
 

@@ -13,6 +13,8 @@ from dwsep_zoo.data.source import CROP_FLIP
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.schema.settings import DataSettings
 
+OWN_SIDE = 8  # pixels
+
 
 class Digits:
     """1,797 grey images of 8 x 8 pixels with values 0-16 (UCI, E. Alpaydin and C. Kaynak, 1998).
@@ -24,7 +26,7 @@ class Digits:
     options = frozenset({"image_size", "test_fraction"}) | CROP_FLIP
 
     def __init__(self, settings: DataSettings, data_dir: Path):
-        self.image_size = settings.image_size or 8
+        self.image_size = settings.image_size or OWN_SIDE
         check_memory(1797, self.image_size, bytes_per_pixel=5)  # float32 and uint8
 
     def prepare(self) -> None:

@@ -23,7 +23,7 @@ from dwsep_zoo.schema.process import has_ended
 from dwsep_zoo.schema.settings import upgrade_config
 
 FILE_NAME = "result.json"
-SCHEMA = 4
+SCHEMA = 5
 
 Json: TypeAlias = dict[str, JsonValue]
 

@@ -377,7 +377,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
 
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
     Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
-    no pictures; a run that goes on does.
+    no pictures; a run that goes on does. Schema 4 did not know training in simulated int8.
     """
     upgraded = {"hparams_search": None, **config}
     later: dict[str, dict[str, object]] = {

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sklearn import metrics as sklearn
 from dwsep_zoo import UserError, create_model, open_artefact
 from dwsep_zoo.artefacts import evaluate, export
 from dwsep_zoo.artefacts.evaluate import calibration_error
-from dwsep_zoo.artefacts.export import compare
+from dwsep_zoo.artefacts.export import Exported, card, compare
 from dwsep_zoo.artefacts.formats import FORMATS
 from dwsep_zoo.artefacts.overlay import grad_cam, save_annotated
 from dwsep_zoo.config import compose_settings
@@ -129,6 +130,12 @@ def test_evaluation(name, saved, files, pictures, tmp_path):
     found.save(tmp_path / "record")
     values = json.loads((tmp_path / "record" / "result.json").read_text())
     assert values["artefact"]["format"] == name
+    assert values["data"]["mean"] == [0.5, 0.4, 0.3]  # as they were prepared, not their own
+
+
+def test_a_network_of_no_run_has_no_data_of_its_own(artefact):
+    with pytest.raises(UserError, match="names no data of its own"):
+        artefact.evaluate()
 
 
 def test_calibration_error():
@@ -313,6 +320,24 @@ def test_exports_that_cannot_be(options, words, artefact, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=words):
         export(artefact, **options)
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_card_names_every_file_of_the_network(artefact, tmp_path):
+    def made(name, text="", about=artefact.about):
+        path = tmp_path / name
+        path.touch()
+        found = Exported("onnx", (str(path),), 10**6, 5, True, 0.0, 1.0)
+        return card(artefact, about, path, found, text)
+
+    text = made("gone.onnx", made("b.onnx", made("a.onnx")))
+    (tmp_path / "gone.onnx").unlink()
+    text = made("a.onnx", text, artefact.about.replace(pixels=True))
+    lines = re.findall(r"^- `(.*)`: 1.0 MB; the same.*?(; takes.*)?$", text, re.M)
+    assert lines == [("a.onnx", "; takes uint8 pixels"), ("b.onnx", "")]
+    other = copy.copy(artefact)
+    other.about = artefact.about.replace(class_names=list("abcdef"))
+    found = Exported("onnx", ("c.onnx",), 10**6, 5, True, 0.0, 1.0)
+    assert "`a.onnx`" not in card(other, other.about, tmp_path / "c.onnx", found, text)
 
 
 def test_a_readme_of_the_user_stays(artefact, tmp_path):

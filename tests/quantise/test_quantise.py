@@ -75,8 +75,7 @@ def test_a_file_is_int8_opens_and_computes_nearly_the_same(
         pytest.importorskip(package)
     suffix = SUFFIXES[to]
     files = pictures_of(artefact, str(pictures))
-    made = quantise(
-        artefact,
+    made = artefact.quantise(
         to,
         tmp_path / f"small{suffix}",
         scheme=scheme,
