@@ -155,6 +155,7 @@ class DataRecord(Part):
     Attributes:
         splits: number of images by split.
         fingerprint: hash of the images, labels and splits.
+        skipped: number of pictures that could not be read and were left out.
         subset: the part that was drawn, with the names of its images; ``None``: all of the data.
         read_from: memory, cache or files.
         augment: random changes of training images.
@@ -171,6 +172,7 @@ class DataRecord(Part):
     crop_pct: Measured = None
     splits: Mapping[str, int] = {}
     fingerprint: str | None = None
+    skipped: int = 0
     subset: Json | None = None
     read_from: str | None = None
     augment: Json = {}

@@ -143,6 +143,22 @@ class AugmentSettings(Group):
     color_jitter: Amount | None = Field(description="of brightness, contrast and saturation")
 
 
+class FolderSettings(Group):
+    """Folders of the splits below ``data.root``, where their names do not tell."""
+
+    train: Text | None = Field(description="of the training images; . is the root itself")
+    val: Text | None = Field(description="of the validation images")
+    test: Text | None = Field(description="of the test images")
+
+
+class ColumnSettings(Group):
+    """Columns of ``data.csv``."""
+
+    path: Text | None = Field(description="paths of the pictures; null: path")
+    label: Text | None = Field(description="their classes; null: label")
+    split: Text | None = Field(description="train, val or test; null: split, if there is one")
+
+
 class DataSettings(Group):
     """The data set; ``None`` leaves a key to the set, which refuses the keys it has no use for."""
 
@@ -155,7 +171,17 @@ class DataSettings(Group):
     root: Place | None = Field(description="folder of the images or of the archive")
     url: Text | None = Field(description="another place to download from")
     size: Annotated[Literal[160, 320, "full"], NotBool] | None = Field(
-        description="Imagenette: stored shorter side"
+        description="Imagenette and Imagewoof: stored shorter side"
+    )
+    folders: FolderSettings = Field(description="folders of the splits")
+    csv: Place | None = Field(description="table of pictures and labels; below root, or anywhere")
+    columns: ColumnSettings = Field(description="columns of that table")
+    corruption: Text | None = Field(description="CIFAR-10-C: one of them; null: the usual 15")
+    severity: Annotated[int, Field(ge=1, le=5)] | None = Field(
+        description="CIFAR-10-C: 1 ... 5; null: all"
+    )
+    on_error: Literal["raise", "skip"] | None = Field(
+        description="pictures that cannot be read; null: raise; skip: leave out, skipped.txt"
     )
     image_size: Side | None = Field(description="side of the images in pixels")
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
@@ -377,10 +403,15 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
 
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
     Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
-    no pictures; a run that goes on does.
+    no pictures; a run that goes on does. Keys that only newer data sets have are empty.
     """
     upgraded = {"hparams_search": None, **config}
     later: dict[str, dict[str, object]] = {
+        "data": {
+            "folders": dict.fromkeys(FolderSettings.model_fields),
+            "columns": dict.fromkeys(ColumnSettings.model_fields),
+            **dict.fromkeys(("csv", "corruption", "severity", "on_error")),
+        },
         "profile": {"patience": 0.0},
         "logger": {"pictures": True},
     }

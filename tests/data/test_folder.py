@@ -99,7 +99,7 @@ def test_folders_of_the_kernel_are_refused(folder):
 
 
 def test_many_other_files_are_refused(pictures, monkeypatch):
-    monkeypatch.setattr("dwsep_zoo.data.pictures.MOST_OTHERS", 20)
+    monkeypatch.setattr("dwsep_zoo.data.listing.MOST_OTHERS", 20)
     root = pictures({"a": 1, "b": 1})
     for i in range(21):
         (root / "b" / f"{i}.txt").touch()
