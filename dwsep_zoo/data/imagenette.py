@@ -27,27 +27,30 @@ SIZES = {
 }
 
 CLASS_NAMES = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-    # Imagewoof: breeds of dogs
-    "n02086240": "Shih-Tzu",
-    "n02087394": "Rhodesian ridgeback",
-    "n02088364": "beagle",
-    "n02089973": "English foxhound",
-    "n02093754": "Border terrier",
-    "n02096294": "Australian terrier",
-    "n02099601": "golden retriever",
-    "n02105641": "Old English sheepdog",
-    "n02111889": "Samoyed",
-    "n02115641": "dingo",
+    "imagenette": {
+        "n01440764": "tench",
+        "n02102040": "English springer",
+        "n02979186": "cassette player",
+        "n03000684": "chain saw",
+        "n03028079": "church",
+        "n03394916": "French horn",
+        "n03417042": "garbage truck",
+        "n03425413": "gas pump",
+        "n03445777": "golf ball",
+        "n03888257": "parachute",
+    },
+    "imagewoof": {
+        "n02086240": "Shih-Tzu",
+        "n02087394": "Rhodesian ridgeback",
+        "n02088364": "beagle",
+        "n02089973": "English foxhound",
+        "n02093754": "Border terrier",
+        "n02096294": "Australian terrier",
+        "n02099601": "golden retriever",
+        "n02105641": "Old English sheepdog",
+        "n02111889": "Samoyed",
+        "n02115641": "dingo",
+    },
 }
 
 
@@ -64,6 +67,7 @@ class Imagenette:
     def __init__(self, settings: DataSettings, data_dir: Path):
         self.root = existing_root(settings) or data_dir
         self.folder, self.md5 = SIZES[settings.name][str(settings.size or 160)]
+        self.class_names = CLASS_NAMES[settings.name]
         self.url = settings.url or URL.format(self.folder)
 
     def prepare(self) -> None:
@@ -74,7 +78,7 @@ class Imagenette:
 
     def load(self) -> Labelled:
         """List the pictures."""
-        return list_folder(self._pictures(), CLASS_NAMES)
+        return list_folder(self._pictures(), self.class_names)
 
     def _pictures(self) -> Path:
         return self.root if (self.root / "train").is_dir() else self.root / self.folder

@@ -50,8 +50,8 @@ class ImageData(L.LightningDataModule):
     counts, as torchmetrics does.
 
     The attributes below exist after ``prepare_data`` and ``setup``, which also lowers
-    ``batch_size`` (of each process), with a warning, if there are fewer training images; ``skipped``
-    has the reason for each picture that was left out, as it cannot be read.
+    ``batch_size`` (of each process), with a warning, if there are fewer training images;
+    ``skipped`` has the reason for each picture that was left out, as it cannot be read.
 
     Args:
         settings: those of the data set.

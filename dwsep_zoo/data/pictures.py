@@ -98,19 +98,21 @@ def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Tran
     side = resized_side(image_size, crop_pct)
     resample = Image.Resampling[interpolation.upper()]
 
+    def used(length: int, short: int) -> tuple[float, float]:
+        """The part of a side that is cut out, in pixels of the picture."""
+        resized = int(side * length / short)
+        first = round((resized - image_size) / 2)
+        return first * length / resized, (first + image_size) * length / resized
+
     def transform(picture: Image.Image) -> Tensor:
         short = min(picture.size)
         if max(picture.size) < EXTREME * short:
             return usual(picture)
-        first: list[float] = []
-        last: list[float] = []
-        for length in picture.size:
-            resized = int(side * length / short)
-            left = round((resized - image_size) / 2)
-            first.append(left * length / resized)
-            last.append((left + image_size) * length / resized)
-        box = (first[0], first[1], last[0], last[1])
-        part = picture.resize((image_size, image_size), resample, box=box)
+        (left, right), (top, bottom) = (used(length, short) for length in picture.size)
+        # Two steps, as Pillow takes them in another order where only a part is wanted.
+        size, box = (image_size, picture.height), (left, 0, right, picture.height)
+        part = picture.resize(size, resample, box)
+        part = part.resize((image_size, image_size), resample, (0, top, image_size, bottom))
         return torch.from_numpy(np.atleast_3d(np.array(part))).permute(2, 0, 1)
 
     return transform
