@@ -216,7 +216,7 @@ BAD_VALUES = {
     "subset.fraction": (1.1, "got 1.1"),
     "subset.seed": (0.5, "a whole number; got 0.5"),
     "root": (5, "text; got 5"),
-    "on_error": ("keep", "raise or skip"),
+    "on_error": ("keep", "choices: raise, skip"),
     "url": (5, "text; got 5"),
     "size": (200, "160 or 320 or full; got 200"),
     "image_size": (100_000, "at most 4096; got 100000"),
