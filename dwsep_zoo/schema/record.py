@@ -1,7 +1,6 @@
 """The record of a run: training writes it to ``result.json``, reports read it.
 
-Every key is declared here once. A value that was not recorded is ``None``, or empty if it is a
-collection. Keys of newer versions are kept.
+Every key is declared here once; if it was not recorded, it is ``None`` or empty. New ones are kept.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.process import has_ended
-from dwsep_zoo.schema.settings import upgrade_config
+from dwsep_zoo.schema.upgrade import upgrade_config
 
 FILE_NAME = "result.json"
-SCHEMA = 4
+SCHEMA = 5
 
 Json: TypeAlias = dict[str, JsonValue]
 
@@ -319,10 +318,9 @@ def _upgrade(values: Json, version: int) -> Json:
     match = values.get("match")
     if isinstance(match, dict) and match.get("to") == values.get("conv"):
         values = {**values, "match": None}  # a network was once matched to itself
-    config = values.get("config")
-    if not isinstance(config, dict):
-        return values
-    return {**values, "config": upgrade_config(config, version)}
+    if isinstance(config := values.get("config"), dict):
+        values = {**values, "config": upgrade_config(config, version)}
+    return values
 
 
 def parse_record(values: object) -> RunRecord:
