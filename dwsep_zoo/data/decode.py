@@ -60,6 +60,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         image = Image.new("RGB", image.size, "white")
         image.paste(with_alpha, mask=with_alpha.getchannel("A"))
     image = image.convert("RGB")
+    image.info = {}  # whoever reads it again shall not turn it again
     return image if turn is None else image.transpose(turn)
 
 
