@@ -21,7 +21,7 @@ from dwsep_zoo import Artefact, create_model, load, open_artefact
 from dwsep_zoo.artefacts import export
 from dwsep_zoo.artefacts.export import logits
 from dwsep_zoo.artefacts.formats import FORMATS
-from dwsep_zoo.data.pictures import find_pictures
+from dwsep_zoo.data.listing import find_pictures
 from dwsep_zoo.hub import save_pretrained
 from dwsep_zoo.models import ConvNet
 from dwsep_zoo.training.norm_statistics import batch_moments, norms_of, set_statistics
@@ -63,7 +63,7 @@ def main() -> None:
     root = Path(options.root)
     if not root.is_dir():
         arguments.error(f"--root: there is no folder {root}")
-    pictures = [root / name for name in find_pictures(root)][:COUNT]
+    pictures = [root / name for name in find_pictures(root).names][:COUNT]
     ratios = []
     for name in NETWORKS:
         for conv in CONVS if options.only in (None, name) else ():

@@ -25,7 +25,7 @@ from dwsep_zoo.analysis.latency import time_runs
 from dwsep_zoo.artefacts import Artefact, export
 from dwsep_zoo.artefacts.evaluate import conditions as conditions_of
 from dwsep_zoo.artefacts.export import logits
-from dwsep_zoo.data.pictures import find_pictures
+from dwsep_zoo.data.listing import find_pictures
 from dwsep_zoo.quantise import quantise
 from dwsep_zoo.weights.classes import outputs_of
 
@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parse(options)
     root = Path(arguments.root)
     artefact = open_artefact(WEIGHTS)
-    names = find_pictures(root)
+    names = find_pictures(root).names
     classes = sorted({Path(name).parts[0] for name in names})
     outputs = outputs_of(classes, artefact.class_names, WEIGHTS)
     label = torch.tensor([outputs[classes.index(Path(name).parts[0])] for name in names])

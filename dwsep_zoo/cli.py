@@ -11,7 +11,7 @@ from dwsep_zoo.signals import stopping
 
 COMMANDS = (
     *("train", "compare", "inspect", "predict", "eval", "export", "export-weights"),
-    *("quantise", "demo", "add-latency", "list", "explain", "profile", "bench", "doctor"),
+    *("quantise", "demo", "add-latency", "list", "explain", "profile", "bench", "data", "doctor"),
 )
 USAGE = """\
 usage: dwsep COMMAND [key=value ...]
@@ -31,6 +31,8 @@ usage: dwsep COMMAND [key=value ...]
   dwsep explain model=mobilenet_v1 [conv=standard] a network layer by layer
   dwsep profile model=mobilenet_v2 [--roofline]    latency by runtime, memory, bottlenecks
   dwsep bench model=mobilenet_v2 [conv=standard]   every runtime, for one image and for 32
+  dwsep data check pictures/                       unreadable, repeated and odd pictures
+  dwsep data show data=imagenette                  training pictures as the network gets them
   dwsep doctor                                     this machine, and what is slow on it
 
 ARTEFACT: a run's folder, a checkpoint, the name of published weights, .onnx, .xml, .pt2, .pte

@@ -34,7 +34,7 @@ def save_annotated(
         folder: made if necessary.
         cam: show the network's image with the class-activation map instead of the whole picture.
     """
-    image = heat(artefact, picture) if cam else opened(picture).convert("RGB")
+    image = heat(artefact, picture) if cam else opened(picture)
     scale = max(1.0, LEAST_SIDE / min(image.size))
     size = tuple(round(side * scale) for side in image.size)
     image = image.resize((size[0], size[1]), Image.Resampling.NEAREST)

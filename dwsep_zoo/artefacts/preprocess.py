@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dwsep_zoo.data.augment import normalise
-from dwsep_zoo.data.pictures import eval_transform, read_picture
+from dwsep_zoo.data.decode import as_rgb, read_picture
+from dwsep_zoo.data.pictures import eval_transform
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.artefact import Description
 
@@ -48,11 +49,11 @@ def pixel_reader(about: Description) -> Callable[[Picture], Tensor]:
 
 
 def opened(picture: Picture) -> Image.Image:
-    """Raises UserError for what is not a picture."""
+    """The picture in RGB; raises UserError for what is not a picture."""
     if isinstance(picture, Image.Image):
-        return picture
+        return as_rgb(picture)
     if callable(picture):
-        return picture()
+        return as_rgb(picture())
     if isinstance(picture, np.ndarray):
         grey = picture.ndim == 2
         if picture.dtype != np.uint8 or not (grey or (picture.ndim == 3 and picture.shape[2] == 3)):
@@ -60,7 +61,7 @@ def opened(picture: Picture) -> Image.Image:
                 f"an array of {picture.dtype} with shape {picture.shape} is not a picture; "
                 "it must be uint8, (H, W) or (H, W, 3)"
             )
-        return Image.fromarray(picture)
+        return as_rgb(Image.fromarray(picture))
     return read_picture(Path(picture))
 
 

@@ -17,7 +17,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from PIL import Image
 
-from dwsep_zoo.data.pictures import find_pictures
+from dwsep_zoo.data.decode import as_rgb
+from dwsep_zoo.data.listing import find_pictures, say_others
 from dwsep_zoo.errors import UserError, first_line
 
 MOST_BYTES = 32 * 2**20
@@ -40,9 +41,10 @@ def pictures_in(words: Iterable[str]) -> list[str]:
             found.append(word if word == STDIN or is_address(word) else str(path))
         elif path.is_dir():
             below = find_pictures(path)
-            if not below:
+            if not below.names:
                 raise UserError(f"{word}: a folder without pictures")
-            found += [str(path / name) for name in below]
+            say_others(path, below.others)
+            found += [str(path / name) for name in below.names]
         elif matches := sorted(glob.glob(str(path), recursive=True)):
             found += pictures_in(matches)
         else:
@@ -71,11 +73,12 @@ def from_stdin(file: BinaryIO | None = None) -> list[str] | Image.Image:
 def decoded(content: bytes, what: str) -> Image.Image:
     """Raises UserError for what is not a picture."""
     try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return as_rgb(Image.open(io.BytesIO(content)))
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    # Pillow's readers raise errors of many kinds for damaged files.
+    except Exception as error:
         raise UserError(f"{what}: not a picture that Pillow reads") from error
-    return image
 
 
 def download(address: str, *, private: bool = False) -> Image.Image:

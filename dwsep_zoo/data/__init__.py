@@ -5,23 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from dwsep_zoo.data.cifar import Cifar
+from dwsep_zoo.data.cifar_shifted import Cifar10c, Cifar10v1
+from dwsep_zoo.data.csv_table import Csv
 from dwsep_zoo.data.digits import Digits
 from dwsep_zoo.data.folder import Folder
 from dwsep_zoo.data.imagenette import Imagenette
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.source import COMMON, DataSet, check_options
-from dwsep_zoo.errors import choose
+from dwsep_zoo.data.tiny_imagenet import TinyImagenet
+from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.schema.settings import DataSettings
 
-__all__ = ["DATASETS", "ImageData", "create_data", "list_options"]
+__all__ = ["DATASETS", "ImageData", "check_trainable", "create_data", "list_options"]
 
 DATASETS: dict[str, DataSet] = {
     "cifar10": Cifar,
     "cifar100": Cifar,
+    "cifar10_1": Cifar10v1,
+    "cifar10_c": Cifar10c,
+    "csv": Csv,
     "digits": Digits,
     "folder": Folder,
     "imagenet": Folder,
     "imagenette": Imagenette,
+    "imagewoof": Imagenette,
+    "tiny_imagenet": TinyImagenet,
 }
 
 
@@ -40,6 +48,14 @@ def create_data(settings: DataSettings, *, seed: int, data_dir: str | Path) -> I
     folder = Path(data_dir).expanduser()
     source = DATASETS[settings.name](settings, folder)
     return ImageData(settings, source, seed=seed, data_dir=folder)
+
+
+def check_trainable(name: str) -> None:
+    """Raises UserError for a data set that is made for tests alone."""
+    if getattr(DATASETS[choose(name, DATASETS, "data")], "test_only", False):
+        raise UserError(
+            f"data={name} has test images alone: dwsep eval RUN data={name} tests a network on them"
+        )
 
 
 def list_options(name: str) -> frozenset[str]:

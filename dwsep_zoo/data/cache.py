@@ -28,6 +28,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from dwsep_zoo.data.contents import BYTES
+from dwsep_zoo.data.decode import DECODING
 from dwsep_zoo.data.memory import check_memory
 from dwsep_zoo.data.pictures import CHUNK, decoded
 from dwsep_zoo.data.splits import Images
@@ -56,14 +58,14 @@ class Pictures:
     Attributes:
         root: folder of the files.
         splits: their names.
-        states: of the files of each split, see :func:`~dwsep_zoo.data.pictures.file_states`.
+        contents: of each split's files, see :func:`~dwsep_zoo.data.contents.checksums`.
         size: side to which the shorter side is resized before the middle is cut out.
         interpolation: of resizing.
     """
 
     root: Path
     splits: Mapping[str, Images]
-    states: Mapping[str, np.ndarray]
+    contents: Mapping[str, np.ndarray]
     size: int
     interpolation: str
 
@@ -170,11 +172,12 @@ def _opened_or_decoded(paths: Sequence[Path], pictures: Pictures) -> Cache:
 
 def _describe(pictures: Pictures) -> Description:
     digest = hashlib.sha256("\0".join(pictures.names).encode("utf-8", "surrogateescape"))
-    states = np.zeros((len(pictures.names), 2), dtype="<i8")
+    contents = np.zeros((len(pictures.names), BYTES), dtype=np.uint8)
     for split, positions in pictures.positions().items():
-        states[positions] = pictures.states[split]
-    digest.update(states.tobytes())
+        contents[positions] = pictures.contents[split]
+    digest.update(contents.tobytes())
     return {
+        "decoding": DECODING,
         "pictures": len(pictures.names),
         "fingerprint": digest.hexdigest(),
         "size": pictures.size,

@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ TIMEOUT_S = 30
 BLOCK = 1 << 18
 
 
-def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
+def fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
     """Return ``path`` when it holds the archive with this checksum, downloaded if necessary.
 
     The urls are tried in order. Data goes to ``<path>.part``, from where an interrupted download is
@@ -35,7 +36,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
     Args:
         urls: ``https://``, ``http://``, ``file://`` or a path.
         path: place of the archive.
-        md5: its checksum, hexadecimal.
+        md5: its checksum, hexadecimal; ``None``: there is none, and the length alone is checked.
 
     Raises:
         UserError: in one line with every url and its failure, or the folder that is not writable.
@@ -50,9 +51,9 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
         ) from error
 
 
-def _fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
+def _fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
     if path.exists():
-        if _md5(path) == md5:
+        if md5 in (None, _md5(path)):
             return path
         log.warning("%s has a wrong checksum and is downloaded again", path)
     part, problems = Path(f"{path}.part"), []
@@ -71,17 +72,21 @@ def _fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
 
 
 def extract(archive: Path, folder: str, root: Path) -> None:
-    """Unpack ``folder`` of a tar archive into ``root`` completely, or raise UserError."""
+    """Unpack ``folder`` of a .tar or .zip archive into ``root`` completely, or raise UserError."""
     with FileLock(f"{archive}.lock"):
         if (root / folder).is_dir():
             return
         log.info("unpacking %s", archive)
         work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
         try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(work, filter="data")
+            if zipfile.is_zipfile(archive):
+                with zipfile.ZipFile(archive) as packed:
+                    packed.extractall(work)  # never outside of it
+            else:
+                with tarfile.open(archive) as tar:
+                    tar.extractall(work, filter="data")
             os.replace(work / folder, root / folder)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
             raise UserError(f"cannot unpack {folder} from {archive}: {_reason(error)}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -91,7 +96,7 @@ class _WrongChecksum(Exception):
     pass
 
 
-def _download(url: str, part: Path, md5: str) -> None:
+def _download(url: str, part: Path, md5: str | None) -> None:
     """Complete ``part`` from one url.
 
     A connection that is cut is opened again while each brings some bytes. Bytes of an earlier
@@ -111,7 +116,7 @@ def _download(url: str, part: Path, md5: str) -> None:
                 raise ConnectionError("the connection was cut")
             log.info("the connection was cut after %d bytes; resuming", part.stat().st_size)
             continue
-        if _md5(part) == md5:
+        if md5 in (None, _md5(part)):
             return
         part.unlink()
         if not found:

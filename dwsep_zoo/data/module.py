@@ -12,16 +12,29 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from dwsep_zoo.data.contents import DECODER, Kept, contents_of, without_unreadable
 from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader, RawBatch
-from dwsep_zoo.data.pictures import file_states
-from dwsep_zoo.data.pipelines import Pipeline, create_pipeline
+from dwsep_zoo.data.pipelines import Pipeline, cache_places, create_pipeline
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.source import Source
-from dwsep_zoo.data.splits import Images, fingerprint, is_subset, make_splits, select_classes, thin
+from dwsep_zoo.data.splits import (
+    SPLITS,
+    Images,
+    Labelled,
+    fingerprint,
+    is_subset,
+    make_splits,
+    select_classes,
+    thin,
+)
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.settings import DataSettings
 
 log = logging.getLogger("dwsep_zoo")
+
+SKIPPED = "skipped.txt"
+"""Lists the pictures that were left out, in the folder of a run."""
 
 
 class ImageData(L.LightningDataModule):
@@ -37,7 +50,8 @@ class ImageData(L.LightningDataModule):
     counts, as torchmetrics does.
 
     The attributes below exist after ``prepare_data`` and ``setup``, which also lowers
-    ``batch_size`` (of each process), with a warning, if there are fewer training images.
+    ``batch_size`` (of each process), with a warning, if there are fewer training images;
+    ``skipped`` has the reason for each picture that was left out, as it cannot be read.
 
     Args:
         settings: those of the data set.
@@ -64,6 +78,7 @@ class ImageData(L.LightningDataModule):
         self.seed = seed
         self.data_dir = data_dir
         self.batch_size = settings.batch_size
+        self.skipped: dict[str, str] = {}
 
     def prepare_data(self) -> None:
         """Download missing files."""
@@ -82,19 +97,16 @@ class ImageData(L.LightningDataModule):
         given = select_classes(self.source.load(), settings.subset)
         if len(given.class_names) < 2:
             raise UserError(f"data={self.name} has the single class {given.class_names[0]!r}")
-        splits = make_splits(
-            given.splits,
-            val_fraction=settings.val_fraction,
-            test_fraction=settings.test_fraction,
-            seed=settings.split_seed,
-        )
-        splits["train"] = thin(splits["train"], settings.subset, given.class_names)
-        states = {}
+        if given.root is not None and settings.on_error == "skip":
+            given, self.skipped = without_unreadable(given, self._kept(given.root))
+        splits = self._split(given)
+        contents = {}
         if given.root is not None:
-            states = {name: file_states(given.root, images) for name, images in splits.items()}
-        sizes = {name: state[:, 0] for name, state in states.items()}
+            contents = contents_of(
+                given.root, splits, self._kept(given.root), verify=settings.cache == "verify"
+            )
         self.class_names, self.num_classes = given.class_names, len(given.class_names)
-        self.fingerprint = fingerprint(self.class_names, splits, sizes)
+        self.fingerprint = fingerprint(self.class_names, splits, contents)
         if len(splits["train"]) < self.batch_size:
             log.warning(
                 "data.batch_size=%d is lowered to the %d training images",
@@ -103,9 +115,40 @@ class ImageData(L.LightningDataModule):
             )
             self.batch_size = len(splits["train"])
         given = replace(given, splits=splits)
-        self.pipeline = pipeline = create_pipeline(settings, given, states, self.data_dir)
+        self.pipeline = pipeline = create_pipeline(settings, given, contents, self.data_dir)
         self.splits, self.in_chans = pipeline.splits, pipeline.in_chans
         self.image_size, self.mean, self.std = pipeline.image_size, pipeline.mean, pipeline.std
+
+    def choose(self) -> Labelled:
+        """The images of all splits, also those that cannot be read; nothing else is set up."""
+        given = select_classes(self.source.load(), self.settings.subset)
+        return replace(given, splits=self._split(given))
+
+    def _split(self, given: Labelled) -> dict[str, Images]:
+        settings = self.settings
+        if "train" not in given.splits:  # made for tests alone
+            return dict.fromkeys(SPLITS, given.splits["test"])
+        splits = make_splits(
+            given.splits,
+            val_fraction=settings.val_fraction,
+            test_fraction=settings.test_fraction,
+            seed=settings.split_seed,
+        )
+        splits["train"] = thin(splits["train"], settings.subset, given.class_names)
+        return splits
+
+    def _kept(self, root: Path) -> Kept:
+        """Places of what is known about files."""
+        return Kept(
+            cache_places(root, self.data_dir, self.settings.name, ".checksums.npy"),
+            cache_places(root, self.data_dir, f"{self.settings.name}-{DECODER}", ".readable.npy"),
+        )
+
+    def list_skipped(self, folder: Path) -> None:
+        """Write ``skipped.txt`` if pictures were left out."""
+        if self.skipped:
+            text = "".join(f"{reason}\n" for reason in self.skipped.values())
+            atomic_write(folder / SKIPPED, text.encode("utf-8", "surrogateescape"))
 
     def describe(self) -> dict[str, JsonValue]:
         """The data as plain values for ``result.json``."""
@@ -130,6 +173,7 @@ class ImageData(L.LightningDataModule):
             "crop_pct": self.pipeline.crop_pct,
             "splits": counts,
             "fingerprint": self.fingerprint,
+            "skipped": len(self.skipped),
             "subset": subset,
             "read_from": self.pipeline.read_from,
             "augment": asdict(self.pipeline.augment),

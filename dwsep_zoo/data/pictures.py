@@ -1,17 +1,15 @@
-"""Image files: finding them, decoding all of them once, reading them in batches."""
+"""Image files: decoding all of them once, reading them in batches."""
 
 from __future__ import annotations
 
 import math
 import os
 import random
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,21 +17,22 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dwsep_zoo.data.decode import no_warnings, opened, read_picture
 from dwsep_zoo.data.loader import BatchKey, RawBatch, derived_seed
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 CHUNK = 32
 CHUNKS_OF_A_WORKER = 8
 """A process with fewer costs more than it gains."""
-MOST_OTHERS = 100_000
-"""A folder with more entries than this that are not pictures is not a folder of pictures."""
+EXTREME = 16
+"""A picture whose longer side is this many times the shorter is cut before it is resized."""
 
 Transform = Callable[[Image.Image], Tensor]
 """RGB picture -> (C, H, W) uint8."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,91 +85,44 @@ def resized_side(image_size: int, crop_pct: float) -> int:
 
 
 def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Transform:
-    """Make a function that resizes the shorter side to ``image_size / crop_pct`` and cuts."""
+    """Make a function that resizes the shorter side to ``image_size / crop_pct`` and cuts.
+
+    A picture that is extremely long never exists at its resized length, which may be gigabytes:
+    only the part that is cut out is computed, of the same pixels.
+    """
     from timm.data import create_transform
 
-    return create_transform(
+    usual: Transform = create_transform(
         image_size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True
     )
+    side = resized_side(image_size, crop_pct)
+    resample = Image.Resampling[interpolation.upper()]
 
+    def used(length: int, short: int) -> tuple[float, float]:
+        """The part of a side that is cut out, in pixels of the picture."""
+        resized = int(side * length / short)
+        first = round((resized - image_size) / 2)
+        return first * length / resized, (first + image_size) * length / resized
 
-def find_pictures(folder: Path) -> list[str]:
-    """List the pictures in a folder and its subfolders, as sorted relative paths, but hidden ones.
+    def transform(picture: Image.Image) -> Tensor:
+        short = min(picture.size)
+        if max(picture.size) < EXTREME * short:
+            return usual(picture)
+        (left, right), (top, bottom) = (used(length, short) for length in picture.size)
+        # Two steps, as Pillow takes them in another order where only a part is wanted.
+        size, box = (image_size, picture.height), (left, 0, right, picture.height)
+        part = picture.resize(size, resample, box)
+        part = part.resize((image_size, image_size), resample, (0, top, image_size, bottom))
+        return torch.from_numpy(np.atleast_3d(np.array(part))).permute(2, 0, 1)
 
-    Links to folders are followed; a folder counts once, and a link back to one around it not at
-    all.
-
-    Raises:
-        UserError: for a folder that cannot be listed, one of the kernel's, such as /proc, and one
-            with very many other files.
-    """
-    found, others = [], 0
-    seen = {os.path.realpath(folder)}
-    for parent, folders, files in os.walk(folder, onerror=_not_listed, followlinks=True):
-        if os.stat(parent).st_dev in _kernel_devices():
-            raise UserError(f"{parent} belongs to the operating system and has no pictures")
-        inside = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
-        folders.clear()
-        for name, real in inside.items():
-            if not (name.startswith(".") or real in seen or leads_back(Path(real), folder)):
-                seen.add(real)
-                folders.append(name)
-        pictures = [n for n in files if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
-        inner = Path(parent).relative_to(folder).as_posix()
-        found += pictures if inner == "." else [f"{inner}/{name}" for name in pictures]
-        others += len(folders) + len(files) - len(pictures)
-        if others > MOST_OTHERS and others > 10 * len(found):
-            raise UserError(
-                f"{folder} has more than {MOST_OTHERS:,} files and folders that are not pictures; "
-                "data.root= must be a folder of pictures"
-            )
-    return sorted(found)
-
-
-def leads_back(link: Path, folder: Path) -> bool:
-    """Whether a link leads to ``folder`` or to one around it."""
-    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
-
-
-def _not_listed(error: OSError) -> NoReturn:
-    raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
-
-
-@cache
-def _kernel_devices() -> set[int]:
-    """Devices of file systems that the kernel makes up, whose listing may never end."""
-    made_up = {os.stat(p).st_dev for p in ("/proc", "/sys", "/dev") if os.path.isdir(p)}
-    return made_up - {os.stat("/").st_dev}
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Decode a file to RGB.
-
-    Raises:
-        UserError: naming the path, if it is missing, damaged or not a picture.
-    """
-    with _opened(path) as image:
-        if "transparency" in image.info:
-            return image.convert("RGBA").convert("RGB")
-        return image.convert("RGB")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a file; both this and the later access to its pixels may fail."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read the picture {path}: {reason}") from error
+    return transform
 
 
 def longest_side(root: Path, images: Images) -> int:
     """The longest side in pixels, from the headers of at most 64 files."""
     longest = 0
     for i in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
-        with _no_warnings(), _opened(root / images.names[i]) as image:
+        with no_warnings(), opened(root / images.names[i]) as image:
             longest = max(longest, *image.size)
     return longest
 
@@ -180,30 +132,47 @@ def decoded(
 ) -> Generator[Tensor, None, None]:
     """Decode pictures in order, some at a time: (n, size, size, 3) uint8.
 
-    All cores decode, a few chunks ahead, in processes: threads take turns in Python's own part,
-    which is most of the work for a small picture. The shorter side is resized to ``size`` and the
+    All cores decode, in processes: threads take turns in Python's own part, which is most of the
+    work for a small picture. The shorter side is resized to ``size`` and the
     middle is cut out; a picture of this size keeps its pixels.
 
     Raises:
         UserError: naming the path of a picture that cannot be read.
     """
     chunks = _Chunks(root, names, size, interpolation)
-    wanted = min(os.cpu_count() or 1, len(chunks) // CHUNKS_OF_A_WORKER)
-    workers = fitting_workers(wanted, CHUNK * 3 * size**2)
+    title = f"decoding {len(names)} pictures"
+    batches = in_processes(chunks, len(names), title, CHUNK * 3 * size**2)
+    for pixels in batches:
+        if isinstance(pixels, UserError):
+            break
+        yield pixels
+    else:
+        return
+    batches.close()  # ends the workers, which the error's traceback would keep
+    raise pixels
+
+
+def in_processes(
+    parts: Dataset[T], num_pictures: int, title: str, part_bytes: int
+) -> Generator[T, None, None]:
+    """The parts in order, each of up to :data:`CHUNK` pictures, a few ahead in processes.
+
+    Args:
+        parts: makes each from its number.
+        num_pictures: of all parts.
+        title: of their progress.
+        part_bytes: size of the result of one.
+    """
+    wanted = min(os.cpu_count() or 1, len(parts) // CHUNKS_OF_A_WORKER)  # type: ignore[arg-type]
+    workers = fitting_workers(wanted, part_bytes)
     # Draws from a generator of its own: networks start alike, whether there is a map or not.
     source = torch.Generator()
-    with _no_warnings():  # of forks beside other threads
-        batches = iter(DataLoader(chunks, None, num_workers=workers, generator=source))
-    with progress(f"decoding {len(names)} pictures", len(names)) as advance:
-        for pixels in batches:
-            if isinstance(pixels, UserError):
-                break
-            yield pixels
-            advance(len(pixels))
-        else:
-            return
-    del batches  # ends the workers, which the error's traceback would keep
-    raise pixels
+    with no_warnings():  # of forks beside other threads
+        batches = iter(DataLoader(parts, None, num_workers=workers, generator=source))
+    with progress(title, num_pictures) as advance:
+        for number, part in enumerate(batches):
+            yield part
+            advance(min(CHUNK, num_pictures - number * CHUNK))
 
 
 class _Chunks(Dataset["Tensor | UserError"]):
@@ -220,7 +189,7 @@ class _Chunks(Dataset["Tensor | UserError"]):
         names = self.names[number * CHUNK : (number + 1) * CHUNK]
         pixels = torch.empty((len(names), self.size, self.size, 3), dtype=torch.uint8)
         try:
-            with _no_warnings():
+            with no_warnings():
                 for i, name in enumerate(names):
                     pixels[i] = self._read(name)
         except UserError as error:
@@ -234,23 +203,34 @@ class _Chunks(Dataset["Tensor | UserError"]):
         return self.transform(picture).permute(1, 2, 0)
 
 
-def file_states(root: Path, images: Images) -> np.ndarray:
-    """(n, 2) int64: the bytes of each file, and the nanosecond in which it was last written.
+def problems(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """The pictures that cannot be decoded, and why."""
+    parts = [list(names[first : first + CHUNK]) for first in range(0, len(names), CHUNK)]
+    found: dict[str, str] = {}
+    title = f"trying to decode {len(names):,} pictures"
+    for part in in_processes(_Tried(root, parts), len(names), title, CHUNK * 100):
+        found.update(part)
+    return found
 
-    Raises:
-        UserError: naming the path of an empty or missing one.
-    """
-    states = np.zeros((len(images), 2), dtype=np.int64)
-    for i, name in enumerate(images.names):
-        path = f"{root}/{name}"
-        try:
-            found = os.stat(path)
-        except OSError as error:
-            raise UserError(f"cannot read the picture {path}: {error.strerror}") from error
-        if not found.st_size:
-            raise UserError(f"cannot read the picture {path}: the file is empty")
-        states[i] = found.st_size, found.st_mtime_ns
-    return states
+
+class _Tried(Dataset[dict[str, str]]):
+    """The pictures of each part that cannot be decoded, and why."""
+
+    def __init__(self, root: Path, parts: Sequence[list[str]]):
+        self.root, self.parts = root, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> dict[str, str]:
+        found = {}
+        with no_warnings():
+            for name in self.parts[number]:
+                try:
+                    read_picture(self.root / name)
+                except UserError as error:
+                    found[name] = str(error)
+        return found
 
 
 class FileReader:
@@ -275,7 +255,7 @@ class FileReader:
         """The batch of this key, or the error of one of its pictures."""
         indices = key.indices.tolist()
         try:
-            with _no_warnings():
+            with no_warnings():
                 pictures = [self._read(key, i) for i in indices]
         except UserError as error:
             return error
@@ -288,14 +268,6 @@ class FileReader:
             return self.transform(picture)
         with _seeded(derived_seed(key.seed, "picture", key.epoch, i)):
             return self.transform(picture)
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Ignore Pillow's warnings of damaged metadata, which are not used."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class MemoryPipeline(Pipeline):
         settings: DataSettings,
         given: Labelled,
         image_size: int,
-        states: Mapping[str, np.ndarray],
+        contents: Mapping[str, np.ndarray],
         data_dir: Path,
     ):
         where = "images in memory; set data.in_memory=false"
@@ -113,7 +113,7 @@ class MemoryPipeline(Pipeline):
         self.augment.check(image_size)
         if given.root is not None:
             interpolation = settings.interpolation or "bicubic"
-            pictures = Pictures(given.root, given.splits, states, image_size, interpolation)
+            pictures = Pictures(given.root, given.splits, contents, image_size, interpolation)
             given = replace(given, splits=read_all(_maps(settings, pictures, data_dir), pictures))
         train = given.splits["train"]
         if given.statistics is None and settings.mean is None:
@@ -145,7 +145,7 @@ class CachePipeline(Pipeline):
         settings: DataSettings,
         given: Labelled,
         image_size: int,
-        states: Mapping[str, np.ndarray],
+        contents: Mapping[str, np.ndarray],
         data_dir: Path,
     ):
         super().__init__(settings, given, image_size)
@@ -174,7 +174,7 @@ class CachePipeline(Pipeline):
                 size,
                 image_size,
             )
-        pictures = Pictures(given.root, given.splits, states, size, self.interpolation)
+        pictures = Pictures(given.root, given.splits, contents, size, self.interpolation)
         path = _maps(settings, pictures, data_dir)[0]
         self.cache = open_cache(path, pictures, verify=settings.cache == "verify")
 
@@ -230,7 +230,7 @@ class FilePipeline(Pipeline):
 def create_pipeline(
     settings: DataSettings,
     given: Labelled,
-    states: Mapping[str, np.ndarray],
+    contents: Mapping[str, np.ndarray],
     data_dir: Path,
 ) -> Pipeline:
     """Choose the pipeline from the settings and the pictures' own size, and make it.
@@ -238,7 +238,7 @@ def create_pipeline(
     Args:
         settings: of the data set.
         given: the images of all three splits.
-        states: of the files of each split, if they are files; see ``file_states``.
+        contents: of the files of each split, if they are files; see ``checksums``.
         data_dir: folder in which caches lie.
 
     Raises:
@@ -249,34 +249,47 @@ def create_pipeline(
         raise UserError(f"data.mean and data.std must have {channels} numbers")
     if given.root is None:
         assert pixels is not None
-        return MemoryPipeline(settings, given, pixels.shape[1], states, data_dir)
+        return MemoryPipeline(settings, given, pixels.shape[1], contents, data_dir)
     own_size = longest_side(given.root, given.splits["train"])
     small = own_size <= SMALL_PIXELS
     size = settings.image_size or (own_size if small else LARGE_PIXELS)
     if settings.cache:
-        return CachePipeline(settings, given, size, states, data_dir)
+        return CachePipeline(settings, given, size, contents, data_dir)
     in_memory = settings.in_memory
     if in_memory is None:
         num_bytes = sum(len(images) for images in given.splits.values()) * 3 * size**2
         in_memory = small and num_bytes <= SMALL_BYTES
     if in_memory:
-        return MemoryPipeline(settings, given, size, states, data_dir)
+        return MemoryPipeline(settings, given, size, contents, data_dir)
     return FilePipeline(settings, given, size)
 
 
 def _maps(settings: DataSettings, pictures: Pictures, data_dir: Path) -> list[Path]:
-    """Places of a map: beside the data, or in the user's cache folder.
+    """Places of a map."""
+    kind = f"{settings.name}-{pictures.size}-{pictures.interpolation}"
+    subset = json.dumps(settings.subset.plain())
+    return cache_places(pictures.root, data_dir, kind, ".npy", subset)
+
+
+def cache_places(root: Path, data_dir: Path, kind: str, suffix: str, part: str = "") -> list[Path]:
+    """Places of what is kept about pictures: beside the data, or in the user's cache folder.
 
     Not among the pictures, where its folder would be taken for a class.
+
+    Args:
+        root: folder of the pictures.
+        data_dir: folder of downloaded sets and caches.
+        kind: begins the file's name.
+        suffix: ends it.
+        part: of the pictures, if it is not of all.
     """
-    place = json.dumps([str(pictures.root.absolute()), settings.subset.plain()])
+    place = json.dumps([str(root.absolute()), part])
     key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    name = f"{settings.name}-{pictures.size}-{pictures.interpolation}-{key}.npy"
     own = cache_folder()
     places = [data_dir / "cache", *([own / "pictures"] if own else [])]
-    root = pictures.root.resolve()
-    places.sort(key=lambda place: place.resolve().is_relative_to(root))
-    return [place / name for place in places]
+    inside = root.resolve()
+    places.sort(key=lambda place: place.resolve().is_relative_to(inside))
+    return [place / f"{kind}-{key}{suffix}" for place in places]
 
 
 def _channels(given: Labelled) -> int:

@@ -9,23 +9,37 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import BaseModel
+
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import AugmentSettings, DataSettings, SubsetSettings
+from dwsep_zoo.schema.parse import nested_model
+from dwsep_zoo.schema.settings import DataSettings, SubsetSettings
 
-COMMON = frozenset(
-    {"name", "batch_size", "val_fraction", "split_seed"}
-    | {f"subset.{key}" for key in SubsetSettings.model_fields}
-)
-"""Keys that every data set takes."""
+
+def _keys(kind: type[BaseModel], *left_out: str, prefix: str = "") -> frozenset[str]:
+    """The keys of settings, those of groups by their dotted names."""
+    found: set[str] = set()
+    for key, field in kind.model_fields.items():
+        if key not in left_out:
+            inner = nested_model(field.annotation)
+            found |= _keys(inner, prefix=f"{prefix}{key}.") if inner else {f"{prefix}{key}"}
+    return frozenset(found)
+
+
 CROP_FLIP = frozenset(
     {"augment.flip", "augment.crop_padding", "augment.padding_mode", "augment.cutout"}
 )
 """Keys for images that live in memory, see :class:`dwsep_zoo.data.augment.CropFlip`."""
-ALL = frozenset(
-    {*COMMON, *DataSettings.model_fields, *(f"augment.{k}" for k in AugmentSettings.model_fields)}
-    - {"subset", "augment"}
-)
+FOLDERS = frozenset({"folders.train", "folders.val", "folders.test"})
+CSV = frozenset({"csv", "columns.path", "columns.label", "columns.split"})
+ARCHIVE = frozenset({"root", "url"})
+COMMON = _keys(SubsetSettings, prefix="subset.") | {
+    *("name", "batch_size", "val_fraction", "split_seed"),
+}
+"""Keys that every data set takes."""
+FILES = _keys(DataSettings, "url", "size", "folders", "csv", "columns", "corruption", "severity")
+"""Keys for images that are files of pictures."""
 
 
 class Source(Protocol):

@@ -200,16 +200,16 @@ def thin(images: Images, subset: SubsetSettings, class_names: Sequence[str]) -> 
 
 
 def fingerprint(
-    class_names: list[str], splits: Mapping[str, Images], sizes: Mapping[str, np.ndarray]
+    class_names: list[str], splits: Mapping[str, Images], contents: Mapping[str, np.ndarray]
 ) -> str:
-    """Checksum of the names and labels in each split, and of the sizes of their files."""
+    """Checksum of the names and labels in each split, and of the bytes of their files."""
     digest = hashlib.sha256(json.dumps(class_names).encode())
     for split, images in splits.items():
         digest.update(split.encode())
         digest.update("\0".join(images.names).encode("utf-8", "surrogateescape"))
         digest.update(images.labels.astype("<i8").tobytes())
-        if split in sizes:
-            digest.update(sizes[split].astype("<i8").tobytes())
+        if split in contents:
+            digest.update(contents[split].tobytes())
     return digest.hexdigest()
 
 

@@ -13,12 +13,11 @@ from dwsep_zoo.artefacts.data import data_for, own_settings, ready
 from dwsep_zoo.artefacts.export import compared_images
 from dwsep_zoo.artefacts.preprocess import Picture
 from dwsep_zoo.artefacts.sources import pictures_in
-from dwsep_zoo.data.folder import SPLIT_FOLDERS
+from dwsep_zoo.data.listing import split_of
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.weights.classes import outputs_of
 
 LEAST = 2
-SPLITS = {folder for folders in SPLIT_FOLDERS.values() for folder in folders}
 
 
 def pictures_of(artefact: Artefact, source: str) -> list[str]:
@@ -30,7 +29,7 @@ def pictures_of(artefact: Artefact, source: str) -> list[str]:
     found, root = pictures_in([source]), Path(source).expanduser()
     if root.is_dir() and artefact.about.class_names:
         folders = [Path(name).relative_to(root).parts[:-1] for name in found]
-        ways = [parts[1:] if parts and parts[0] in SPLITS else parts for parts in folders]
+        ways = [parts[1:] if parts and split_of(parts[0]) else parts for parts in folders]
         if names := sorted({way[0] for way in ways if way}):
             outputs_of(names, artefact.class_names, artefact.what)
     return found

@@ -48,16 +48,16 @@ def examples(pair: ClassPair) -> list[Example]:
 
 def _small(root: Path, name: str) -> str | None:
     """A picture below the folder, encoded anew; ``None`` for whatever is no picture there."""
-    from PIL import Image
+    from dwsep_zoo.data.decode import read_picture
 
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
         return None
     try:
-        with Image.open(root / name) as image:
-            image.thumbnail((SIDE, SIDE))
-            content = io.BytesIO()
-            image.convert("RGB").save(content, "JPEG", quality=80)
-    # Pillow's readers raise errors of many kinds for damaged files, and pictures are an extra.
+        image = read_picture(root / name)
+        image.thumbnail((SIDE, SIDE))
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=80)
+    # Pillow raises errors of many kinds, and pictures are an extra.
     except Exception:
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -12,7 +12,7 @@ from pydantic import Field
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.record import Json, Number, Part
-from dwsep_zoo.schema.settings import upgrade_config
+from dwsep_zoo.schema.upgrade import upgrade_config
 
 KEY = "dwsep_zoo"
 SCHEMA = 1

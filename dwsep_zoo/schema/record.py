@@ -1,7 +1,6 @@
 """The record of a run: training writes it to ``result.json``, reports read it.
 
-Every key is declared here once. A value that was not recorded is ``None``, or empty if it is a
-collection. Keys of newer versions are kept.
+Every key is declared here once; if it was not recorded, it is ``None`` or empty. New ones are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.process import has_ended
-from dwsep_zoo.schema.settings import upgrade_config
+from dwsep_zoo.schema.upgrade import upgrade_config
 
 FILE_NAME = "result.json"
 SCHEMA = 5
@@ -155,6 +154,7 @@ class DataRecord(Part):
     Attributes:
         splits: number of images by split.
         fingerprint: hash of the images, labels and splits.
+        skipped: number of pictures that could not be read and were left out.
         subset: the part that was drawn, with the names of its images; ``None``: all of the data.
         read_from: memory, cache or files.
         augment: random changes of training images.
@@ -171,6 +171,7 @@ class DataRecord(Part):
     crop_pct: Measured = None
     splits: Mapping[str, int] = {}
     fingerprint: str | None = None
+    skipped: int = 0
     subset: Json | None = None
     read_from: str | None = None
     augment: Json = {}
@@ -317,10 +318,9 @@ def _upgrade(values: Json, version: int) -> Json:
     match = values.get("match")
     if isinstance(match, dict) and match.get("to") == values.get("conv"):
         values = {**values, "match": None}  # a network was once matched to itself
-    config = values.get("config")
-    if not isinstance(config, dict):
-        return values
-    return {**values, "config": upgrade_config(config, version)}
+    if isinstance(config := values.get("config"), dict):
+        values = {**values, "config": upgrade_config(config, version)}
+    return values
 
 
 def parse_record(values: object) -> RunRecord:

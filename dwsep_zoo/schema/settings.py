@@ -143,6 +143,22 @@ class AugmentSettings(Group):
     color_jitter: Amount | None = Field(description="of brightness, contrast and saturation")
 
 
+class FolderSettings(Group):
+    """Folders of the splits below ``data.root``, where their names do not tell."""
+
+    train: Text | None = Field(description="of the training images; . is the root itself")
+    val: Text | None = Field(description="of the validation images")
+    test: Text | None = Field(description="of the test images")
+
+
+class ColumnSettings(Group):
+    """Columns of ``data.csv``."""
+
+    path: Text | None = Field(description="paths of the pictures; null: path")
+    label: Text | None = Field(description="their classes; null: label")
+    split: Text | None = Field(description="train, val or test; null: split, if there is one")
+
+
 class DataSettings(Group):
     """The data set; ``None`` leaves a key to the set, which refuses the keys it has no use for."""
 
@@ -155,7 +171,17 @@ class DataSettings(Group):
     root: Place | None = Field(description="folder of the images or of the archive")
     url: Text | None = Field(description="another place to download from")
     size: Annotated[Literal[160, 320, "full"], NotBool] | None = Field(
-        description="Imagenette: stored shorter side"
+        description="Imagenette and Imagewoof: stored shorter side"
+    )
+    folders: FolderSettings = Field(description="folders of the splits")
+    csv: Place | None = Field(description="table of pictures and labels; below root, or anywhere")
+    columns: ColumnSettings = Field(description="columns of that table")
+    corruption: Text | None = Field(description="CIFAR-10-C: one of them; null: the usual 15")
+    severity: Annotated[int, Field(ge=1, le=5)] | None = Field(
+        description="CIFAR-10-C: 1 ... 5; null: all"
+    )
+    on_error: Literal["raise", "skip"] | None = Field(
+        description="pictures that cannot be read; null: raise; skip: leave out, skipped.txt"
     )
     image_size: Side | None = Field(description="side of the images in pixels")
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
@@ -370,31 +396,3 @@ def parse_settings(config: object) -> Settings:
         UserError: in one line, naming the key, the value and the choices.
     """
     return parse(Settings, config)
-
-
-def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """Bring the configuration of an older record to today's, with the values that were true then.
-
-    Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
-    Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
-    no pictures; a run that goes on does. Schema 4 did not know training in simulated int8.
-    """
-    upgraded = {"hparams_search": None, **config}
-    later: dict[str, dict[str, object]] = {
-        "profile": {"patience": 0.0},
-        "logger": {"pictures": True},
-    }
-    for name, added in later.items():
-        if isinstance(group := upgraded.get(name), Mapping):
-            upgraded[name] = {**added, **group}
-    own = upgraded.get("recipe") or {}
-    recipe = {"norm_statistics": "running", "simulated_int8": None, **own}
-    if version == 1:
-        groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}
-        for name, kind in groups.items():
-            upgraded[name] = {**dict.fromkeys(kind.model_fields), **(upgraded.get(name) or {})}
-        if recipe.get("betas") == [0.9, 0.999]:
-            recipe["betas"] = None  # they were AdamW's own
-        data = upgraded["data"]
-        data["augment"] = {**dict.fromkeys(AugmentSettings.model_fields), **(data["augment"] or {})}
-    return {**upgraded, "recipe": recipe}

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dwsep_zoo.data import ImageData
+from dwsep_zoo.data import ImageData, check_trainable, create_data
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.nn.layers import is_depthwise
-from dwsep_zoo.report.pictures import Drawn, RunParts, draw_pictures
+from dwsep_zoo.report.pictures import Drawn, RunParts, draw_pictures, training_picture
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.report.predictions import Predictions
 from dwsep_zoo.report.results import Run, load_results
@@ -94,6 +94,29 @@ def inspect_run(folder: Path) -> Drawn:
     return draw_pictures(parts, folder)
 
 
+def training_sheet(settings: Settings) -> bytes:
+    """A PNG of augmented training pictures, the first of the run with these settings."""
+    check_trainable(settings.data.name)
+    data = create_data(settings.data, seed=settings.seed, data_dir=settings.paths.data_dir)
+    data.prepare_data()
+    data.setup()
+    title = f"{data.name}, seed {settings.seed}, read from {data.pipeline.read_from}"
+    batch = _first_batch(data, settings)
+    return training_picture(title, data.class_names.__getitem__, *batch).png()
+
+
+def _first_batch(
+    data: ImageData, settings: Settings
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The first training batch as the network gets it, for display, and its labels."""
+    recipe = settings.recipe
+    images, labels = data.first_batch()
+    size = training_size(
+        0, full=images.shape[-1], initial=recipe.initial_size, full_from=recipe.full_size_from
+    )
+    return data.for_display(resize(images, size)).numpy(), labels.numpy()
+
+
 def _read(folder: Path) -> tuple[Run, dict[str, str]]:
     """The run in a folder, and why some of its files cannot be read."""
     file = folder / RECORD
@@ -115,12 +138,7 @@ def _parts(
     model: Callable[[], nn.Module],
 ) -> RunParts:
     def batch() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        found, recipe = data(), settings.recipe
-        images, labels = found.first_batch()
-        size = training_size(
-            0, full=images.shape[-1], initial=recipe.initial_size, full_from=recipe.full_size_from
-        )
-        return found.for_display(resize(images, size)).numpy(), labels.numpy()
+        return _first_batch(data(), settings)
 
     def test_images(places: NDArray[np.int64]) -> NDArray[np.float32]:
         found = data()

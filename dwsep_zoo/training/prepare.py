@@ -13,7 +13,7 @@ import torch
 from dwsep_zoo.analysis.budget import TOLERANCE, match_width
 from dwsep_zoo.analysis.count import Count, count
 from dwsep_zoo.analysis.memory import state_dict_bytes
-from dwsep_zoo.data import ImageData, create_data, list_options
+from dwsep_zoo.data import ImageData, check_trainable, create_data, list_options
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet
 from dwsep_zoo.schema.parse import parse
@@ -196,6 +196,7 @@ def _left_open(settings: Settings, theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _create_data(settings: Settings, preprocessing: dict[str, Any]) -> ImageData:
+    check_trainable(settings.data.name)
     data, folder = settings.data.replace(**preprocessing), settings.paths.data_dir
     return create_data(data, seed=settings.seed, data_dir=folder)
 

@@ -107,6 +107,7 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     settings = plan.settings
     L.seed_everything(settings.seed, workers=True, verbose=False)
     prepared = prepare(settings, match=plan.earlier.match if plan.earlier else None)
+    prepared.data.list_skipped(plan.folder)
     conv = {**settings.conv.plain(), **prepared.network["conv"]}  # weights may bring options
     record.update(
         conv_options={key: value for key, value in conv.items() if key != "name"},

@@ -22,7 +22,7 @@ from PIL import Image
 
 from dwsep_zoo.data import ImageData, cache
 from dwsep_zoo.data.cache import Cache, Pictures, open_cache, read_all
-from dwsep_zoo.data.pictures import file_states
+from dwsep_zoo.data.contents import Kept, contents_of
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
 
@@ -62,8 +62,7 @@ def _pictures(root: Path, size: int = SIZE, interpolation: str = "bilinear") -> 
     train = Images(names[::2], np.zeros(len(names[::2]), dtype=np.int64))
     test = Images(names[1::2], np.zeros(len(names[1::2]), dtype=np.int64))
     splits = {"train": train, "val": test, "test": test}
-    states = {name: file_states(root, images) for name, images in splits.items()}
-    return Pictures(root, splits, states, size, interpolation)
+    return Pictures(root, splits, contents_of(root, splits, Kept()), size, interpolation)
 
 
 def _open(root: Path, *, path: Path | None = None, verify: bool = False, **options) -> Cache:

@@ -58,7 +58,7 @@ def test_renamed_classes(pictures):
         ({"a": 3}, "single class 'a'"),
         ({"a": 3, "b": 0}, r"/b has no pictures"),
         ({"train/a": 3, "train/b": 0}, r"train/b has no pictures"),
-        ({"val/a": 3, "test/b": 3}, "val, test but no folder train"),
+        ({"val/a": 3, "test/b": 3}, "test, val but no folder train"),
         ({"train/a": 1, "train/b": 1, "val/a": 1, "val/c": 1}, "'b' is only in train"),
         ({"train/b": 1, "train/c": 1, "test/a": 1, "test/b": 1}, "'a' is not in train"),
     ],
@@ -99,7 +99,7 @@ def test_folders_of_the_kernel_are_refused(folder):
 
 
 def test_many_other_files_are_refused(pictures, monkeypatch):
-    monkeypatch.setattr("dwsep_zoo.data.pictures.MOST_OTHERS", 20)
+    monkeypatch.setattr("dwsep_zoo.data.listing.MOST_OTHERS", 20)
     root = pictures({"a": 1, "b": 1})
     for i in range(21):
         (root / "b" / f"{i}.txt").touch()

@@ -216,6 +216,7 @@ BAD_VALUES = {
     "subset.fraction": (1.1, "got 1.1"),
     "subset.seed": (0.5, "a whole number; got 0.5"),
     "root": (5, "text; got 5"),
+    "on_error": ("keep", "choices: raise, skip"),
     "url": (5, "text; got 5"),
     "size": (200, "160 or 320 or full; got 200"),
     "image_size": (100_000, "at most 4096; got 100000"),
@@ -309,8 +310,10 @@ def test_images_larger_than_the_memory(pictures):
 def test_the_config_of_a_data_set_sets_only_its_options(name, tmp_path):
     settings = data_settings(name)
     assert settings.name == name
-    create_data(settings.replace(root=str(tmp_path)) if name != "digits" else settings, seed=0,
-                data_dir=tmp_path)  # fmt: skip
+    (tmp_path / "table.csv").touch()
+    places = {"digits": {}, "csv": {"root": str(tmp_path), "csv": "table.csv"}}
+    settings = settings.replace(**places.get(name, {"root": str(tmp_path)}))
+    create_data(settings, seed=0, data_dir=tmp_path)
 
 
 class _Recorder(L.LightningModule):

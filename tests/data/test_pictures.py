@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
+from dwsep_zoo.data.contents import checksums
+from dwsep_zoo.data.decode import read_picture
+from dwsep_zoo.data.listing import find_pictures
 from dwsep_zoo.data.loader import BatchKey
 from dwsep_zoo.data.pictures import (
     FileReader,
     ResizedCrop,
     decoded,
     eval_transform,
-    file_states,
-    find_pictures,
     longest_side,
-    read_picture,
 )
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
@@ -57,19 +57,19 @@ def test_unreadable_picture_is_named(tmp_path, content):
 def test_an_empty_file_is_found_by_its_size(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"1234")
     (tmp_path / "b.jpg").touch()
-    assert file_states(tmp_path, _listed(["a.jpg"]))[:, 0].tolist() == [4]
+    assert checksums(tmp_path, ["a.jpg"]).shape == (1, 16)
     with pytest.raises(UserError, match=r"b\.jpg: the file is empty"):
-        file_states(tmp_path, _listed(["a.jpg", "b.jpg"]))
+        checksums(tmp_path, ["a.jpg", "b.jpg"])
     (tmp_path / "c.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with pytest.raises(UserError, match=r"c\.jpg: No such file"):
-        file_states(tmp_path, _listed(["c.jpg"]))
+        checksums(tmp_path, ["c.jpg"])
 
 
 def test_find_pictures(tmp_path):
     for name in ("b.JPG", "a.png", "deep/c.webp", ".hidden.png", ".dir/d.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_pictures(tmp_path) == ["a.png", "b.JPG", "deep/c.webp"]
+    assert find_pictures(tmp_path).names == ["a.png", "b.JPG", "deep/c.webp"]
 
 
 def _decoded(root, names, size, interpolation):

@@ -13,10 +13,15 @@ from dwsep_zoo.report.figures.panel import Drawing
 from dwsep_zoo.report.pictures.confusion import confusion_picture
 from dwsep_zoo.report.pictures.curves import curves_picture
 from dwsep_zoo.report.pictures.parts import Nothing, RunParts
-from dwsep_zoo.report.pictures.tiles import batch_picture, filters_picture, mistakes_picture
+from dwsep_zoo.report.pictures.tiles import (
+    batch_picture,
+    filters_picture,
+    mistakes_picture,
+    training_picture,
+)
 from dwsep_zoo.report.tensorboard import write_pictures
 
-__all__ = ["PICTURES", "Drawn", "Nothing", "RunParts", "draw_pictures"]
+__all__ = ["PICTURES", "Drawn", "Nothing", "RunParts", "draw_pictures", "training_picture"]
 
 PICTURES: dict[str, Callable[[RunParts], Drawing]] = {
     "batch": batch_picture,

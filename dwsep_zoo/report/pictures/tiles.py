@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -34,12 +34,21 @@ class Words(NamedTuple):
 
 def batch_picture(run: RunParts) -> Drawing:
     """The first pictures of the first training batch, as the network gets them."""
-    images, labels = run.batch()
+    return training_picture(run.title, run.class_name, *run.batch())
+
+
+def training_picture(
+    title: str,
+    class_name: Callable[[int], str],
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
+) -> Drawing:
+    """The first images of a training batch with their classes."""
     size = f"{images.shape[2]} x {images.shape[1]} pixels"
-    words = [[Words(shortened(run.class_name(int(label)), LETTERS))] for label in labels]
+    words = [[Words(shortened(class_name(int(label)), LETTERS))] for label in labels]
     count = min(IN_BATCH, len(images))
     heading = f"Training pictures as the network gets them: {count} of the {len(images)} of the "
-    return _grid(run, f"{heading}first batch, {size}", images[:IN_BATCH], words, 8)
+    return _grid(title, f"{heading}first batch, {size}", images[:IN_BATCH], words, 8)
 
 
 def mistakes_picture(run: RunParts) -> Drawing:
@@ -65,7 +74,7 @@ def mistakes_picture(run: RunParts) -> Drawing:
             lines.append(Words(shortened(name, LETTERS - 2, end=True), SOFT))
         words.append(lines)
     heading = f"The {len(places)} surest of {wrong:,} mistakes in {len(found):,} test images"
-    return _grid(run, heading, run.test_images(places), words, 6)
+    return _grid(run.title, heading, run.test_images(places), words, 6)
 
 
 def filters_picture(run: RunParts) -> Drawing:
@@ -102,7 +111,7 @@ def filter_mosaic(weights: NDArray[np.float32], columns: int) -> NDArray[np.floa
 
 
 def _grid(
-    run: RunParts,
+    title: str,
     heading: str,
     images: NDArray[np.float32],
     words: Sequence[Sequence[Words]],
@@ -113,7 +122,7 @@ def _grid(
     rows, lines = math.ceil(len(images) / columns), len(words[0])
     height = CELL + LINE * lines
     width = max(columns * CELL, 7.0)
-    figure = new_figure(width, rows * height + 0.5, run.title, heading)
+    figure = new_figure(width, rows * height + 0.5, title, heading)
     with context():
         axes = bare(figure.subplots())
         step = height / CELL

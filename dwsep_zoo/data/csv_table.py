@@ -1,0 +1,116 @@
+"""Pictures and labels in a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dwsep_zoo.data.listing import split_of
+from dwsep_zoo.data.source import CSV, FILES, existing_root
+from dwsep_zoo.data.splits import SPLITS, Images, Labelled
+from dwsep_zoo.errors import UserError, nearest
+from dwsep_zoo.schema.settings import DataSettings
+
+DELIMITERS = ",;\t|"
+SPLIT = "split"
+
+
+class Csv:
+    """Rows of ``data.csv``: a path, a label and, if there is such a column, a split.
+
+    Paths are relative to ``data.root`` or, without one, to the folder of the table. Classes are
+    numbered in alphabetical order or, if all are whole numbers, by size. Other columns are ignored.
+    """
+
+    options = FILES | CSV
+
+    def __init__(self, settings: DataSettings, data_dir: Path):
+        if settings.csv is None:
+            raise UserError(f"data={settings.name} needs data.csv=, the table of the pictures")
+        root = existing_root(settings)
+        below = root / settings.csv if root else Path(settings.csv)
+        self.path = below if below.is_file() else Path(settings.csv)
+        if not self.path.is_file():
+            raise UserError(f"data.csv={settings.csv}: there is no such file")
+        self.root = root or self.path.parent
+        columns = settings.columns
+        self.columns = (columns.path or "path", columns.label or "label", columns.split)
+
+    def prepare(self) -> None:
+        """There is nothing to do."""
+
+    def load(self) -> Labelled:
+        """Read the table.
+
+        Raises:
+            UserError: naming the line, for a row without path or label, a picture that comes twice,
+                an unknown split, or a class without training images.
+        """
+        rows = self._rows()
+        path, label, named = self.columns
+        split = named or (SPLIT if SPLIT in next(iter(rows.values()), {}) else None)
+        names: dict[str, list[str]] = {}
+        labels: dict[str, list[str]] = {}
+        lines: dict[str, int] = {}
+        for line, row in rows.items():
+            name, own = row[path].strip(), row[label].strip()
+            if not name or not own:
+                raise UserError(f"{self.path}, line {line}: no {label if name else path}")
+            if name in lines:
+                raise UserError(f"{self.path}, line {line}: {name} is in line {lines[name]} too")
+            lines[name] = line
+            word = row[split] if split else "train"
+            given = split_of(word)
+            if given is None:
+                raise UserError(
+                    f"{self.path}, line {line}: {split}={word!r} must be train, val or test"
+                )
+            names.setdefault(given, []).append(name)
+            labels.setdefault(given, []).append(own)
+        classes = self._classes(labels)
+        number = {name: i for i, name in enumerate(classes)}
+        splits = {}
+        for part in SPLITS:
+            for name, own in zip(names.get(part, []), labels.get(part, []), strict=True):
+                if own not in number:
+                    raise UserError(
+                        f"{self.path}, line {lines[name]}: the class {own!r} has no training images"
+                    )
+            if part in names:
+                of = np.array([number[own] for own in labels[part]], dtype=np.int64)
+                splits[part] = Images(names[part], of)
+        return Labelled(classes, splits, self.root)
+
+    def _classes(self, labels: Mapping[str, list[str]]) -> list[str]:
+        classes = sorted(set(labels.get("train", [])))
+        if len(classes) < 2:
+            shown = f"the single class {classes[0]!r}" if classes else "no training images"
+            raise UserError(f"{self.path} has {shown}")
+        return sorted(classes, key=int) if all(c.isdecimal() for c in classes) else classes
+
+    def _rows(self) -> dict[int, dict[str, str]]:
+        """The rows by their line; every one has the columns."""
+        try:
+            with self.path.open(newline="", encoding="utf-8-sig") as file:
+                head = file.readline()
+                file.seek(0)
+                table = csv.DictReader(file, delimiter=max(DELIMITERS, key=head.count), restval="")
+                columns = list(table.fieldnames or ())
+                for wanted in filter(None, self.columns):
+                    if wanted not in columns:
+                        near = nearest(wanted, columns)
+                        raise UserError(
+                            f"{self.path} has no column {wanted!r}"
+                            f"{f'; did you mean {near!r}?' if near else ';'} columns: "
+                            f"{', '.join(columns) or 'none'}"
+                        )
+                rows = {}
+                for row in table:
+                    rows[table.line_num] = row
+                return rows
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UserError(f"cannot read {self.path}: {reason}") from error
