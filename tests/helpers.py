@@ -30,7 +30,7 @@ REPRESENTATIVES = (
 )
 """One model a family."""
 SMALL = (
-    "model=mobilenet_v1",
+    "model=mobilenet_v1_shallow",
     "model.width_mult=0.125",
     "trainer.max_epochs=2",
     "trainer.precision=32-true",
