@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -30,7 +32,7 @@ REPRESENTATIVES = (
 )
 """One model a family."""
 SMALL = (
-    "model=mobilenet_v1",
+    "model=mobilenet_v1_shallow",
     "model.width_mult=0.125",
     "trainer.max_epochs=2",
     "trainer.precision=32-true",
@@ -80,6 +82,18 @@ def slow_unless(quick: bool) -> Any:
     return () if quick else pytest.mark.slow
 
 
+def pairwise(*values: Sequence[Any]) -> list[Any]:
+    """The product of three or more lists, as parameters of a test; every other one is quick.
+
+    Any two values of two lists meet in a quick one.
+    """
+    places = itertools.product(*(range(len(list_)) for list_ in values))
+    return [
+        pytest.param(*chosen, marks=slow_unless(sum(place) % 2 == 0))
+        for place, chosen in zip(places, itertools.product(*values), strict=True)
+    ]
+
+
 def models() -> list[Any]:
     """Every model, as parameter of a test; only the representatives are quick ones."""
     return [
@@ -91,11 +105,11 @@ def model_conv_pairs(*, costly: bool = False) -> list[Any]:
     """Every model with every conv type, as parameters of a test; most of them are slow ones.
 
     By default, the representatives meet the default conv type, and MobileNetV2 all of them. With
-    ``costly``, there are two pairs.
+    ``costly``, there are two pairs, of networks with few layers: one has shortcuts and gates.
     """
     default = list_convs()[0]
     if costly:
-        quick = {("mobilenet_v2", default), ("mobilenet_v1", "mixed")}
+        quick = {("mobilenet_v3_small", default), ("mobilenet_v1_shallow", "mixed")}
     else:
         quick = {(name, default) for name in REPRESENTATIVES}
         quick |= {("mobilenet_v2", conv) for conv in list_convs()}

@@ -60,6 +60,7 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_with_the_comparison(tmp_path):
         *(sys.executable, str(TRAIN), "-m", "conv=standard,depthwise_separable"),
         *("model.width_mult=0.125", "trainer.max_epochs=1", "+trainer.limit_train_batches=4"),
         *("profile.patience=0", "profile.roofline=false", "recipe.norm_statistics=running"),
+        *("model=mobilenet_v1_shallow", "logger.pictures=false"),
         *("recipe.lr=0.1,1e30", "recipe.schedule=constant", "recipe.warmup_fraction=0"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -76,7 +77,7 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_with_the_comparison(tmp_path):
     assert text.count("a smaller recipe.lr usually helps") == 2
     assert (sweep / "comparison.png").exists()
     assert list(sweep.glob("events.out.tfevents*"))
-    assert len(list(sweep.glob("*-mobilenet_v1-*-s0"))) == 4
+    assert len(list(sweep.glob("*-mobilenet_v1_shallow-*-s0"))) == 4
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored by the parent"])

@@ -45,7 +45,7 @@ def test_runs_are_measured_in_turns_and_failures_and_damaged_records_are_named(s
     assert capsys.readouterr().err.startswith("error: recipe.freeze: the network has no 'nothing'")
     record = read_record(failed / "result.json")
     assert (record.status, record.model, record.conv) == (
-        *("failed", "mobilenet_v1"),
+        *("failed", "mobilenet_v1_shallow"),
         "depthwise_separable",
     )
     damaged = {"a": b"{", "b": b"{}", "c": b"[]", "d": b"\xff"}

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from helpers import REPRESENTATIVES
+from helpers import REPRESENTATIVES, slow_unless
 
 from dwsep_zoo import UserError, count, create_model, list_convs, list_models
 from dwsep_zoo.analysis import budget
@@ -12,6 +12,7 @@ from dwsep_zoo.analysis.budget import TOLERANCE, match_width, nearest_width
 from dwsep_zoo.analysis.latency import Latency
 
 SIZE = (3, 64, 64)
+QUICK = ("mobilenet_v1", "mobilenet_v3_small", "xception", "efficientnet_lite0")
 
 
 def cost(quantity, **network):
@@ -21,7 +22,10 @@ def cost(quantity, **network):
 
 @pytest.mark.parametrize(
     ("name", "quantity"),
-    [("mobilenet_v1", "params"), *((name, "macs") for name in REPRESENTATIVES)],
+    [
+        ("mobilenet_v1", "params"),
+        *(pytest.param(name, "macs", marks=slow_unless(name in QUICK)) for name in REPRESENTATIVES),
+    ],
 )
 def test_the_match_is_what_a_count_says(name, quantity):
     match = match_width(quantity, "standard", SIZE, name=name, conv="depthwise_separable")
@@ -59,7 +63,9 @@ def test_every_model_is_matched_in_seconds(name, quantity, conv):
     assert abs(match.residual) < TOLERANCE or nearest(match, quantity, name=name, conv=conv)
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=slow_unless(name in QUICK)) for name in REPRESENTATIVES]
+)
 def test_costs_grow_with_the_width(name):
     costs = [cost("macs", name=name, conv="standard", width_mult=0.1 * 1.3**i) for i in range(8)]
     assert costs == sorted(costs)

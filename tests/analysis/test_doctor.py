@@ -8,12 +8,13 @@ from dwsep_zoo.analysis.doctor import Detour, detours, examine
 from dwsep_zoo.cli import main
 
 
-@pytest.mark.parametrize("detour", detours(), ids=lambda detour: detour.name)
-def test_both_ways_give_the_gradient(detour):
-    largest = detour.exact.abs().max()
-    tolerance = 1e-5 if "fp32" in detour.name else 2e-2
-    for way in (detour.own, detour.ours):
-        assert (way().double() - detour.exact).abs().max() < tolerance * largest
+def test_both_ways_give_the_gradient(monkeypatch):
+    monkeypatch.setattr(doctor, "SHAPE", (2, 128, 28, 28))  # fewer images than are timed
+    for detour in detours():
+        largest = detour.exact.abs().max()
+        tolerance = 1e-5 if "fp32" in detour.name else 2e-2
+        for way in (detour.own, detour.ours):
+            assert (way().double() - detour.exact).abs().max() < tolerance * largest, detour.name
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def images():
 @pytest.fixture
 def model(images):
     torch.manual_seed(0)
-    model = create_model("mobilenet_v1", width_mult=0.25, num_classes=5, output_stride=8)
+    model = create_model("mobilenet_v1_shallow", width_mult=0.25, num_classes=5, output_stride=8)
     calibrate(model, torch.randn(16, *SIZE))
     nn.init.normal_(model.get_classifier().weight, std=0.1)
     return model

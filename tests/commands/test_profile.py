@@ -18,7 +18,10 @@ from dwsep_zoo.commands.profile import ProfileArguments, plan_variants
 from dwsep_zoo.commands.profile_tables import cost_table, latency_table
 from dwsep_zoo.schema.parse import parse
 
-SMALL = {"runtimes": "eager", "width_mult": 0.25, "size": 32, "num_classes": 10}
+SMALL = {
+    **{"model": "mobilenet_v1_shallow", "runtimes": "eager"},
+    **{"width_mult": 0.25, "size": 32, "num_classes": 10},
+}
 INSTALL = 'pip install "dwsep-zoo[runtimes]"'
 
 
@@ -160,7 +163,7 @@ def importlib_find_spec_without(absent):
 
 
 def test_the_command(capsys):
-    words = "model=mobilenet_v1 runtimes=eager width_mult=0.25 size=32 threads=1 patience=0"
+    words = "model=mobilenet_v1_shallow runtimes=eager width_mult=0.25 size=32 threads=1 patience=0"
     main(["profile", *words.split()])
     output = capsys.readouterr().out
     assert "one image of 3 x 32 x 32" in output

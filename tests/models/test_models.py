@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import calibrate, model_conv_pairs, models
+from helpers import calibrate, model_conv_pairs, models, slow_unless
 from torch.utils.flop_counter import FlopCounterMode
 
 from dwsep_zoo import UserError, count, create_model
@@ -27,13 +27,19 @@ def small(name, conv="depthwise_separable", **options):
     return create_model(name, conv=conv, **options)
 
 
-@pytest.mark.parametrize(
-    "row",
-    PUBLISHED["rows"],
-    ids=lambda r: "-".join(
-        str(r[k]) for k in ("model", "conv", "width_mult", "options", "resolution")
-    ),
-)
+def published():
+    """Of each network, the first and the last of its widths and sizes are quick ones."""
+    of_networks = {}
+    for row in PUBLISHED["rows"]:
+        of_networks.setdefault(str([row[k] for k in ("model", "conv", "options")]), []).append(row)
+    for rows in of_networks.values():
+        for row in rows:
+            name = [str(row[k]) for k in ("model", "conv", "width_mult", "options", "resolution")]
+            marks = slow_unless(row in (rows[0], rows[-1]))
+            yield pytest.param(row, marks=marks, id="-".join(name))
+
+
+@pytest.mark.parametrize("row", [*published()])
 def test_params_and_macs_are_the_published_ones(row):
     with torch.device("meta"):
         model = create_model(
@@ -157,7 +163,7 @@ def test_the_swap_leaves_everything_else_alone(name, conv):
     assert outside(conv) == outside("depthwise_separable")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", models())
 def test_timms_interface(name):
     model = small(name).eval()
     x = torch.randn(2, 3, 32, 32)
@@ -192,7 +198,7 @@ def test_output_stride_turns_the_earliest_strides_into_one(name, output_stride):
     assert size == expected if name != "xception" else expected - 2 <= size <= expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", models())
 def test_seeded_weights_and_no_nan(name):
     torch.manual_seed(1)
     first = small(name)

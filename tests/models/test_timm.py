@@ -178,7 +178,7 @@ def test_checkpointing_gives_the_same_gradients_and_statistics_from_less(name: s
     assert _one_pass(model, x)[1] == 1
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", models())
 def test_parameters_are_grouped_from_the_stem_to_the_head(name: str) -> None:
     with torch.device("meta"):
         model = small(name)
@@ -195,7 +195,7 @@ def test_parameters_are_grouped_from_the_stem_to_the_head(name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", models())
 def test_only_depthwise_filters_are_exempt_from_decay_by_name(name: str) -> None:
     with torch.device("meta"):
         model = small(name)
@@ -203,6 +203,9 @@ def test_only_depthwise_filters_are_exempt_from_decay_by_name(name: str) -> None
     assert all(is_depthwise(m) for m in depthwise)
     exempt = {id(model.get_parameter(key)) for key in model.no_weight_decay()}
     assert exempt == {id(m.weight) for m in depthwise}
+
+
+def test_without_depthwise_filters_none_is_exempt() -> None:
     assert small("mobilenet_v1", conv="standard").no_weight_decay() == set()
 
 

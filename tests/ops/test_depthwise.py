@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import pairwise
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,9 +165,9 @@ def detours(monkeypatch):
     monkeypatch.setattr(cpu, "tiles_are_slower", lambda *shape: False)
 
 
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padded"), pairwise([3, 5, 7], [1, 2], [True, False])
+)
 def test_first_and_second_derivatives(detours, kernel_size, stride, padded):
     x = torch.randn(1, 2, 8, 7, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 1, kernel_size, kernel_size, dtype=torch.float64, requires_grad=True)

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import pairwise
 from torch import nn
 from torch.library import opcheck
 
@@ -95,12 +96,15 @@ def test_activations_at_their_corners_and_far_out(act):
 
 
 @compiled
-@pytest.mark.parametrize("padding", ["none", "half", "all"])
-@pytest.mark.parametrize("size", [(9, 12), (8, 7), (7, 7), (12, 30)])
-@pytest.mark.parametrize("stride", native.STRIDES)
-@pytest.mark.parametrize("kernel_size", native.KERNEL_SIZES)
-@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-def test_depthwise_gradients(dtype, tolerance, kernel_size, stride, size, padding):
+@pytest.mark.parametrize(
+    ("of_type", "kernel_size", "stride", "size", "padding"),
+    pairwise(
+        *(TYPES, native.KERNEL_SIZES, native.STRIDES, [(9, 12), (8, 7), (7, 7), (12, 30)]),
+        ["none", "half", "all"],
+    ),
+)
+def test_depthwise_gradients(of_type, kernel_size, stride, size, padding):
+    dtype, tolerance = of_type
     pad = {"none": 0, "half": kernel_size // 2, "all": kernel_size - 1}[padding]
     for chans in CHANS:
         x = image_like(3, chans, *size, dtype=dtype)
@@ -118,11 +122,11 @@ def test_depthwise_gradients(dtype, tolerance, kernel_size, stride, size, paddin
 
 
 @compiled
-@pytest.mark.parametrize("padding", [0, 1, 2])
-@pytest.mark.parametrize("stride", native.STRIDES)
-@pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-def test_norm_activation_and_depthwise_convolution(dtype, tolerance, act, stride, padding):
+@pytest.mark.parametrize(
+    ("of_type", "act", "stride", "padding"), pairwise(TYPES, [*ACTS], native.STRIDES, [0, 1, 2])
+)
+def test_norm_activation_and_depthwise_convolution(of_type, act, stride, padding):
+    dtype, tolerance = of_type
     for chans in (*CHANS, 264):  # the last has two blocks of channels, the second one longer
         x = (image_like(5, chans, 9, 12, dtype=torch.float32) * 3 + 5).to(dtype).requires_grad_()
         weight = torch.linspace(-1, 2, chans, requires_grad=True)
@@ -147,11 +151,11 @@ def test_norm_activation_and_depthwise_convolution(dtype, tolerance, act, stride
 
 
 @compiled
-@pytest.mark.parametrize("padding", [0, 1, 2])
-@pytest.mark.parametrize("stride", native.STRIDES)
-@pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-def test_activation_and_depthwise_convolution(dtype, tolerance, act, stride, padding):
+@pytest.mark.parametrize(
+    ("of_type", "act", "stride", "padding"), pairwise(TYPES, [*ACTS], native.STRIDES, [0, 1, 2])
+)
+def test_activation_and_depthwise_convolution(of_type, act, stride, padding):
+    dtype, tolerance = of_type
     for chans in (*CHANS, 264):
         x = image_like(5, chans, 9, 12, dtype=dtype).mul_(4).requires_grad_()
         taps = torch.randn(chans, 1, 3, 3).to(dtype).float().requires_grad_()
@@ -184,13 +188,17 @@ def in_two_operations(x, taps, norm, norm2, act, act2, stride, padding):
 
 
 @compiled
-@pytest.mark.parametrize("images", [20, 70])  # a piece has one image, or three
-@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 0), (2, 2)])
-@pytest.mark.parametrize("acts", [*zip(ACTS, reversed([*ACTS]), strict=True), ("relu", "relu6")])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.bfloat16, 1e-2)])
-def test_another_norm_and_activation_behind_the_convolution(
-    dtype, tolerance, acts, stride, padding, images
-):
+@pytest.mark.parametrize(
+    ("of_type", "acts", "window", "images"),
+    pairwise(
+        [(torch.float32, 5e-5), (torch.bfloat16, 1e-2)],
+        [*zip(ACTS, reversed([*ACTS]), strict=True), ("relu", "relu6")],
+        [(1, 1), (2, 1), (1, 0), (2, 2)],  # stride and padding
+        [20, 70],  # a piece has one image, or three
+    ),
+)
+def test_another_norm_and_activation_behind_the_convolution(of_type, acts, window, images):
+    (dtype, tolerance), (stride, padding) = of_type, window
     for chans in (8, 40, 136, 264) if images == 20 else (12, 24):
         x = (image_like(images, chans, 7, 6, dtype=torch.float32) * 3 + 5).to(dtype)
         # Of both signs, but not near 0: what then varies by less than it is rounded by is no image.
@@ -499,8 +507,16 @@ def test_a_compiler_with_another_openmp_is_refused(anew, monkeypatch, tmp_path):
 
 
 @compiled
-@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "kernel_size", "stride"),
+    [
+        *((torch.float32, 3, 1), (torch.bfloat16, 3, 2), (torch.float32, 5, 1)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((torch.bfloat16, 3, 1), (torch.float32, 3, 2), (torch.bfloat16, 5, 1))
+        ),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_the_compiler_is_told_what_they_return(dtype, kernel_size, stride):
     """Shapes, types and strides; and it does not look into how the library came about."""

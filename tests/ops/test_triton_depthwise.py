@@ -6,6 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from helpers import load_kernels_again
 from dwsep_zoo.ops import triton_common, triton_depthwise
 from dwsep_zoo.ops.triton_common import block_of
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 ACTIVATIONS = {
     "identity": lambda t: t,
     "relu": F.relu,
@@ -65,19 +67,20 @@ def assert_rounded_once(ours, exact):
     assert worst <= 1, f"{worst:.2f} times the bound for {dtype}"
 
 
-# Channels and sizes that fill no block, windows that reach past every edge or past none.
+# Channels and sizes that fill no block, windows that reach past every edge or past none. Each size
+# of kernel with each stride is a quick one, and the other padding a slow one.
 CASES = [  # shape, kernel, stride, padding
     ((2, 17, 7, 15), 3, 1, 1),
-    ((1, 72, 5, 7), 3, 1, 0),
-    ((2, 3, 6, 11), 3, 2, 1),
+    slow((1, 72, 5, 7), 3, 1, 0),
+    slow((2, 3, 6, 11), 3, 2, 1),
     ((1, 40, 8, 5), 3, 2, 0),
     ((1, 8, 1, 1), 3, 1, 1),
-    ((1, 1, 4, 7), 5, 1, 2),
+    slow((1, 1, 4, 7), 5, 1, 2),
     ((1, 8, 6, 4), 5, 1, 1),
     ((1, 40, 3, 7), 5, 2, 2),
-    ((2, 3, 8, 7), 5, 2, 1),
+    slow((2, 3, 8, 7), 5, 2, 1),
     ((1, 17, 4, 7), 7, 1, 3),
-    ((1, 8, 7, 8), 7, 2, 3),
+    slow((1, 8, 7, 8), 7, 2, 3),
     ((1, 1, 9, 7), 7, 2, 0),
 ]
 

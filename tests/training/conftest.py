@@ -1,4 +1,4 @@
-"""Runs that take a second: a narrow network on digits."""
+"""Runs that take a second: a narrow, shallow network on digits."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import SMALL
 
-from dwsep_zoo.analysis.cost import measure_cost
+from dwsep_zoo.analysis.cost import Cost, measure_cost
 from dwsep_zoo.config import compose_settings, read_line
 from dwsep_zoo.training import resume_settings, train
 from dwsep_zoo.training.classifier import LitClassifier
+
+MEASURED: dict[str, list[Cost]] = {}
+
+
+def measured_once(models: Any, *conditions: Any, **options: Any) -> list[Cost]:
+    """Measure quickly, and each network once: a measurement takes as long as a training."""
+    key = str(([str(model) for model in models.values()], conditions, options))
+    if key not in MEASURED:
+        MEASURED[key] = measure_cost(models, *conditions, min_run_time=0.02, **options)
+    return MEASURED[key]
 
 
 @pytest.fixture
@@ -25,8 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
 
     ``run("folder", "resume=...")`` goes on with a run; the other overrides are changes to it.
     """
-    quick = partial(measure_cost, min_run_time=0.02)
-    monkeypatch.setattr("dwsep_zoo.training.profile.measure_cost", quick)
+    monkeypatch.setattr("dwsep_zoo.training.profile.measure_cost", measured_once)
 
     def run(folder: str, *overrides: str) -> dict[str, Any]:
         line = read_line(overrides)

@@ -82,7 +82,7 @@ def test_out_of_memory_names_a_batch_size(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fits", [128, 300])
 def test_the_batch_size_that_fits_does(monkeypatch, fits):
-    model = create_model("mobilenet_v1", width_mult=0.25, num_classes=10)
+    model = create_model("mobilenet_v1_shallow", width_mult=0.25, num_classes=10)
     budget = training_memory(model, SIZE, batch_size=fits)
     monkeypatch.setattr("dwsep_zoo.training.out_of_memory._memory", lambda device: budget / USABLE)
     error = out_of_memory(model, SIZE, 1000, torch.device("cpu"))
@@ -102,7 +102,7 @@ def test_smaller_batches_make_nearly_the_same_steps(batch_size):
 
 @pytest.mark.parametrize(("batch_size", "said"), [(1, "smaller images"), (2, "about 1 would fit")])
 def test_the_smallest_batches(batch_size, said):
-    model = create_model("mobilenet_v1", width_mult=0.125, num_classes=10)
+    model = create_model("mobilenet_v1_shallow", width_mult=0.125, num_classes=10)
     assert said in str(out_of_memory(model, SIZE, batch_size, torch.device("cpu")))
 
 

@@ -58,7 +58,7 @@ def test_first_the_classifier_then_everything(run, tmp_path, states, extra):
     assert changed(between, end) == set(begin)  # the running statistics are among them
     log = (tmp_path / "run" / "train.log").read_text()
     model = create_model(
-        "mobilenet_v1", width_mult=0.125, num_classes=10, in_chans=1, output_stride=16
+        "mobilenet_v1_shallow", width_mult=0.125, num_classes=10, in_chans=1, output_stride=16
     )
     total = sum(p.numel() for p in model.parameters())
     head = sum(p.numel() for p in model.classifier.parameters())

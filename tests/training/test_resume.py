@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import different, last_weights
+from helpers import SMALL, different, last_weights
 
 from dwsep_zoo import UserError
+from dwsep_zoo.commands.train import run_train
 from dwsep_zoo.schema.record import read_record
 from dwsep_zoo.training import resume_settings
 from dwsep_zoo.training.classifier import LitClassifier
@@ -179,51 +180,35 @@ def test_ctrl_c_saves_and_the_rest_is_the_same(run, tmp_path, stopped_in, epoch,
     assert different(*ends) == []
 
 
-def test_kill_9_in_the_middle_of_an_epoch_then_resume_last(tmp_path):
-    def command(*overrides):
-        return [
-            *(
-                sys.executable,
-                str(TRAIN),
-                "model=mobilenet_v1",
-                "model.width_mult=0.25",
-                "profile.patience=0",
-            ),
-            *("trainer.max_epochs=4", "trainer.accelerator=cpu", *overrides),
-        ]
-
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = tmp_path / "whole"
-    subprocess.run(
-        command(f"hydra.run.dir={whole}"), cwd=tmp_path, env=env, check=True, capture_output=True
-    )
+def test_kill_9_in_the_middle_of_an_epoch_then_resume_last(run, tmp_path, monkeypatch):
+    """Killed as the user starts it; the others are runs of this process."""
+    epochs_to_come = ("trainer.max_epochs=4", "trainer.accelerator=cpu")
+    small = [setting for setting in SMALL if not setting.startswith("trainer.max_epochs")]
+    run("whole", *epochs_to_come)
     process = subprocess.Popen(
-        command(), cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, str(TRAIN), *small, *epochs_to_come],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not (tables := list(tmp_path.glob("logs/train/runs/*/metrics.csv"))) or not epochs(
-        tables[0].parent
-    ):
+    while not (saved := list(tmp_path.glob("logs/train/runs/*/checkpoints/last.ckpt"))):
+        assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.02)
-    killed = tables[0].parent
-    while not (killed / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.01)
-    time.sleep(0.3)  # into the second epoch or a later one
-    process.send_signal(signal.SIGKILL)
+    killed = saved[0].parents[1]
+    time.sleep(0.05)  # into the second epoch or a later one
+    process.kill()
     process.wait()
     assert len(epochs(killed)) < 4
 
-    subprocess.run(
-        [sys.executable, str(TRAIN), "resume=last"],
-        cwd=tmp_path,
-        env=env,
-        check=True,
-        capture_output=True,
-    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    run_train(["resume=last"])
     assert len(list(tmp_path.glob("logs/train/runs/*"))) == 1  # it went on in the same folder
     assert epochs(killed) == [1, 2, 3, 4]
-    assert different(last_weights(whole), last_weights(killed)) == []
+    assert different(last_weights(tmp_path / "whole"), last_weights(killed)) == []
 
 
 def test_stopped_between_training_and_test(run, tmp_path, monkeypatch):
@@ -266,7 +251,7 @@ def test_checkpoints_and_runs_that_cannot_go_on(run, tmp_path):
         with pytest.raises(UserError, match=message):
             run("run", *overrides)
         assert contents(tmp_path) == before
-    with pytest.raises(UserError, match="has name=mobilenet_v1, this run's has mobilenet_v2"):
+    with pytest.raises(UserError, match="name=mobilenet_v1_shallow, this run's has mobilenet_v2"):
         run("run", *longer, "model=mobilenet_v2")
     with pytest.raises(UserError, match=r"has width_mult=0.125, this run's has 0.25"):
         run("run", *longer, "model.width_mult=0.25")

@@ -29,7 +29,11 @@ def test_the_record_of_a_run(run, tmp_path):
     result = run("run", "conv=standard", *changes)
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert result["status"] == "finished"
-    assert (result["model"], result["conv"], result["seed"]) == ("mobilenet_v1", "standard", 3)
+    assert (result["model"], result["conv"], result["seed"]) == (
+        "mobilenet_v1_shallow",
+        "standard",
+        3,
+    )
     cost = count(create_model(**result_network(tmp_path / "run")), result["input_size"])
     assert (result["params"], result["macs"]) == (cost.params, cost.macs)
     assert result["config"]["tags"] == ["a"]
