@@ -22,7 +22,7 @@ import dwsep_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
-EXTRAS = ("docs", "keras", "quantise", "runtimes", "search", "weights")
+EXTRAS = ("docs", "executorch", "keras", "quantise", "runtimes", "search", "weights")
 DISTRIBUTIONS = {
     "pydantic_core": "pydantic-core",
     "PIL": "pillow",
