@@ -123,13 +123,13 @@ def run(tmp_path, monkeypatch):
     return script
 
 
-OTHERS = {"check", "record", "depthwise_gpu", "gpu_session"}
+OTHERS = {"check", "record", "depthwise_gpu", "gpu_session", "own_weights"}
 SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - OTHERS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_check_without_a_record_ends_before_it_measures(run, name):
-    """Of all that are checked; ``depthwise_gpu`` prints tables of layers."""
+    """Of all that are checked; ``depthwise_gpu`` prints tables, ``own_weights`` stores."""
     with pytest.raises(SystemExit, match=f"^{name}: nothing is recorded yet; run it without"):
         run(name, "--check")
 

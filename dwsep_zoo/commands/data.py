@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,10 @@ ACTIONS = ("check", "show")
 SHOWN = 5
 """Lines of each finding on the terminal; --json has all."""
 JSON = "--json"
+USAGE = """\
+usage: dwsep data check ROOT | data=NAME [--json]
+       dwsep data show data=NAME [out=batch.png]
+"""
 
 
 class CheckArguments(Arguments):
@@ -35,10 +40,11 @@ class ShowArguments(Arguments):
 
 
 def run(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: dwsep data check ROOT | data=NAME [--json]")
-        print("       dwsep data show data=NAME [out=batch.png]")
-        return
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        sys.exit(0)
+    if not arguments:
+        raise UserError("data: check or show, for example: dwsep data check pictures/")
     action, *rest = arguments
     choose(action, ACTIONS, "action of dwsep data")
     (_check if action == "check" else _show)(rest)

@@ -95,19 +95,11 @@ class Server(ThreadingHTTPServer):
 
     @cached_property
     def page(self) -> bytes:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
         from dwsep_zoo.artefacts.demo import facts
         from dwsep_zoo.artefacts.sources import MOST_BYTES
+        from dwsep_zoo.report.html.template import page_template
 
-        environment = Environment(
-            loader=PackageLoader("dwsep_zoo", "commands"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        text = environment.get_template("demo.html.jinja").render(
+        text = page_template("dwsep_zoo", "commands", "demo.html.jinja").render(
             networks=[facts(one) for one in self.artefacts],
             drawing_first=all(one.about.in_chans == 1 for one in self.artefacts),
             most_bytes=MOST_BYTES,

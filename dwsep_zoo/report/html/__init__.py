@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.artist import Artist
 
@@ -27,6 +26,7 @@ from dwsep_zoo.report.figures.roofline import roofline_legend, roofline_panels
 from dwsep_zoo.report.figures.style import legend
 from dwsep_zoo.report.figures.svg import inline, rules, swatch
 from dwsep_zoo.report.html import facts
+from dwsep_zoo.report.html.template import page_template
 from dwsep_zoo.report.profiles import Profile
 from dwsep_zoo.report.statistics import interval_text
 from dwsep_zoo.report.table import Row, Table
@@ -99,19 +99,12 @@ def html_report(comparison: Comparison) -> str:
     script adds sorting and tooltips. A content security policy lets nothing else run and nothing be
     loaded.
     """
-    environment = Environment(
-        loader=PackageLoader("dwsep_zoo.report", "html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     found = zip(comparison.tables, comparison.profiles, comparison.classes, strict=True)
     sections = [_Section(*parts, number) for number, parts in enumerate(found, 1)]
     runs = [run for table in comparison.tables for row in table.rows for run in row.runs]
     runs += [*comparison.repeated, *comparison.unfinished]
     numbers = {"table": len(sections), "run": len(runs)}
-    page = environment.get_template("page.html.jinja").render(
+    page = page_template("dwsep_zoo.report", "html", "page.html.jinja").render(
         title="; ".join(section.heading for section in sections) or words.NO_RUN,
         counts=", ".join(f"{n} {noun}{'' if n == 1 else 's'}" for noun, n in numbers.items()),
         made=comparison.made,
