@@ -27,8 +27,6 @@ def quiet() -> Iterator[None]:
 
 def write(program: torch.export.ExportedProgram, about: Description) -> dict[str, bytes]:
     """A ``.pte`` file for XNNPACK; its description is the output of a second method."""
-    if about.batch_size is None:
-        raise UserError("format=executorch takes a fixed number of images; set batch_size")
     text = torch.frombuffer(bytearray(about.to_json().encode()), dtype=torch.uint8)
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

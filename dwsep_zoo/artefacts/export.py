@@ -113,6 +113,7 @@ def export(
             here, or outputs that differ.
     """
     kind = FORMATS[choose(format, FORMATS, "format")]
+    kind.check_batch(f"format={format}", batch_size)
     if line := kind.missing():
         raise UserError(f"format={format} needs {', '.join(kind.packages)}; install: {line}")
     if artefact.model is None:

@@ -43,6 +43,7 @@ class Format:
         open: reads ``path`` for a number of threads: description and call.
         write: the contents by suffix, from a graph and its description.
         install: the line that installs the packages.
+        any_batch: whether a file can take any number of images.
     """
 
     suffix: str
@@ -51,10 +52,16 @@ class Format:
     open: Callable[[Path, int], tuple[Description, Call]]
     write: Callable[[torch.export.ExportedProgram, Description], dict[str, bytes]]
     install: str = INSTALL
+    any_batch: bool = True
 
     def missing(self) -> str | None:
         """The line that installs what is missing."""
         return None if all(map(importlib.util.find_spec, self.packages)) else self.install
+
+    def check_batch(self, name: str, batch_size: int | None) -> None:
+        """Raises UserError if the format cannot take any number of images, ``None``, as asked."""
+        if batch_size is None and not self.any_batch:
+            raise UserError(f"{name} takes a fixed number of images; set batch_size")
 
     def files(self, path: Path) -> list[Path]:
         """All files of the artefact at ``path``."""
@@ -259,5 +266,6 @@ FORMATS: dict[str, Format] = {
     "executorch": Format(
         *(SUFFIXES["executorch"], ("executorch",), "executorch"),
         *(_open_executorch, executorch.write, executorch.INSTALL),
+        any_batch=False,
     ),
 }

@@ -74,10 +74,12 @@ def _possible(batch_size: int | None) -> list[str]:
     """The formats that can be written here; the others are named."""
     from dwsep_zoo.artefacts.formats import FORMATS
 
-    reasons = {name: kind.missing() for name, kind in FORMATS.items()}
-    if batch_size is None:
-        reasons["executorch"] = "takes a fixed number of images"
-    for name, reason in reasons.items():
-        if reason:
-            print(f"without {name}: {reason}")
-    return [name for name, reason in reasons.items() if not reason]
+    possible = []
+    for name, kind in FORMATS.items():
+        if batch_size is None and not kind.any_batch:
+            print(f"without {name}, which takes a fixed number of images")
+        elif line := kind.missing():
+            print(f"without {name}; install it with: {line}")
+        else:
+            possible.append(name)
+    return possible

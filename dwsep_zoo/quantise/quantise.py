@@ -93,6 +93,7 @@ def quantise(
     """
     backend = BACKENDS[choose(to, BACKENDS, "format")]
     choose(scheme, SCHEMES, "scheme")
+    FORMATS[to].check_batch(f"to={to}", batch_size)
     if line := backend.missing():
         raise UserError(f"to={to} needs {', '.join(backend.packages)}; install: {line}")
     model = network_of(artefact)

@@ -312,6 +312,7 @@ def test_nothing_is_written_if_outputs_differ(artefact, tmp_path, monkeypatch):
     [
         ({"format": "tflite3"}, "tflite3"),
         ({"format": "onnx", "out": "model.xml"}, r"\.onnx"),
+        ({"format": "executorch", "out": "model.pte", "batch_size": None}, "set batch_size"),
         ({"format": "onnx", "out": "model.onnx", "pictures": []}, "pictures"),
     ],
 )
