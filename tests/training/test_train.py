@@ -238,6 +238,7 @@ def test_clipped_gradients(run, tmp_path, precision):
     for name, weight in ends[0].items():
         if name.endswith(("weight", "bias")):
             torch.testing.assert_close(ends[1][name], weight, rtol=0, atol=1e-6)
+    assert dwsep_zoo.load(tmp_path / folder).stem[0].conv.weight.dtype == torch.float32
 
 
 def test_outputs_for_several_views_are_averaged(run, tmp_path, monkeypatch):
