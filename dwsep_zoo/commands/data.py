@@ -25,7 +25,7 @@ SHOWN = 5
 JSON = "--json"
 USAGE = """\
 usage: dwsep data check ROOT | data=NAME [--json]
-       dwsep data show data=NAME [out=batch.png]
+       dwsep data show data=NAME [recipe=NAME] [out=sheet.png]
 """
 
 
@@ -34,9 +34,12 @@ class CheckArguments(Arguments):
 
 
 class ShowArguments(Arguments):
-    """Draw training pictures as the network gets them; data=NAME, recipe=NAME and seed=N choose."""
+    """Draw some training pictures as the network gets them in its first epochs.
 
-    out: Place = Field("batch.png", description="the picture")
+    data=NAME, data.KEY=VALUE, recipe=NAME, experiment=NAME and seed=N choose.
+    """
+
+    out: Place = Field("sheet.png", description="the picture")
 
 
 def run(arguments: list[str]) -> None:
@@ -73,7 +76,7 @@ def _check(arguments: list[str]) -> None:
 
 
 def _show(arguments: list[str]) -> None:
-    chosen, rest = _split(arguments, ("data", "recipe", "seed", "paths"))
+    chosen, rest = _split(arguments, ("data", "recipe", "experiment", "seed", "paths"))
     _, options = read("data show", rest, ShowArguments)
     settings, out = _settings(chosen), Path(options.out)
     check_writable("out", out.parent)

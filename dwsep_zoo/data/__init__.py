@@ -10,7 +10,9 @@ from dwsep_zoo.data.csv_table import Csv
 from dwsep_zoo.data.digits import Digits
 from dwsep_zoo.data.folder import Folder
 from dwsep_zoo.data.imagenette import Imagenette
+from dwsep_zoo.data.mix import Mixing
 from dwsep_zoo.data.module import ImageData
+from dwsep_zoo.data.policies import check_policy
 from dwsep_zoo.data.source import COMMON, DataSet, check_options
 from dwsep_zoo.data.tiny_imagenet import TinyImagenet
 from dwsep_zoo.errors import UserError, choose
@@ -33,21 +35,29 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
-def create_data(settings: DataSettings, *, seed: int, data_dir: str | Path) -> ImageData:
+def create_data(
+    settings: DataSettings, *, seed: int, data_dir: str | Path, mixing: Mixing | None = None
+) -> ImageData:
     """Make the data module of a data set; nothing is read or downloaded yet.
 
     Args:
         settings: ``configs/data/<name>.yaml`` and the user's changes.
         seed: of the order of the images and of their augmentation.
         data_dir: folder of downloaded sets and of caches.
+        mixing: of training images; ``None``: none.
 
     Raises:
-        UserError: for an unknown name, a key that has no effect on this set, a missing folder.
+        UserError: for an unknown name or policy, a key that has no effect on this set, a missing
+            folder.
     """
-    check_options(settings, list_options(settings.name))
+    options = list_options(settings.name)
+    check_options(settings, options)
+    if (policy := settings.augment.auto_augment) is not None:
+        never_files = settings.in_memory or settings.cache or "in_memory" not in options
+        check_policy(policy, batched=bool(never_files))
     folder = Path(data_dir).expanduser()
     source = DATASETS[settings.name](settings, folder)
-    return ImageData(settings, source, seed=seed, data_dir=folder)
+    return ImageData(settings, source, seed=seed, data_dir=folder, mixing=mixing)
 
 
 def check_trainable(name: str) -> None:

@@ -8,21 +8,19 @@ here has the default type.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dwsep_zoo.data.effects import COLOUR_DRAWS, CROP_DRAWS, DRAWS_BELOW, Effects, draw_parts
 from dwsep_zoo.data.loader import BatchKey, generator
 from dwsep_zoo.errors import UserError
 
-DRAWS = 5
-"""Random integers of CropFlip: crop (row, column), flip, cutout (row, column)."""
-DRAWS_BELOW = 2**31
 FLIP = 2
 """The column of the flip in every table of draws: odd numbers mirror."""
 
@@ -31,10 +29,27 @@ RESIZED_IN_BATCHES = ("bilinear", "bicubic")
 """Interpolations for :func:`middle`."""
 
 
-def draw_batch(augment: BatchAugment, key: BatchKey, num_images: int) -> Tensor:
-    """(N, k) int64: the draws of a batch, a function of its key; ``num_images``: of the split."""
+class Drawing(Protocol):
+    """An augmentation that draws whole numbers for a batch."""
+
+    @property
+    def flip(self) -> bool | str: ...
+
+    def draw(self, count: int, g: torch.Generator, side: int) -> Tensor:
+        """(count, k) int64; ``side``: of the augmented images, in pixels."""
+
+
+def draw_batch(key: BatchKey, augment: Drawing, *, num_images: int, side: int) -> Tensor:
+    """(N, k) int64: the draws of a batch, a function of its key.
+
+    Args:
+        key: of the batch.
+        augment: what they are for.
+        num_images: of the split.
+        side: of the augmented images, in pixels.
+    """
     g = generator(key.seed, "draws", key.epoch, key.number, key.rank)
-    draws = augment.draw(len(key.indices), g)
+    draws = augment.draw(len(key.indices), g, side)
     if augment.flip == ALTERNATE:
         draws[:, FLIP] = halves(key.seed, num_images)[key.indices] + key.epoch
     return draws
@@ -47,8 +62,8 @@ def halves(seed: int, num_images: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CropFlip:
-    """Random shift, horizontal flip and cutout of small images.
+class CropFlip(Effects):
+    """Random shift, horizontal flip and cutout of small images, and effects.
 
     Args:
         crop_padding: pixels added around the image, from which a window of the old size is cut.
@@ -73,18 +88,21 @@ class CropFlip:
                 f"of {image_size} pixels"
             )
 
-    def draw(self, count: int, g: torch.Generator) -> Tensor:
-        """(count, DRAWS) int64."""
-        return torch.randint(DRAWS_BELOW, (count, DRAWS), generator=g)
+    def draw(self, count: int, g: torch.Generator, side: int) -> Tensor:
+        """(count, k) int64: crop (row, column), flip, cutout (row, column), then the effects."""
+        crop = torch.randint(DRAWS_BELOW, (count, CROP_DRAWS), generator=g)
+        colours = torch.randint(DRAWS_BELOW, (count, COLOUR_DRAWS), generator=g)
+        return self.with_effects(torch.cat([crop, colours], 1), g, side)
 
     def __call__(
         self, images: Tensor, draws: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> Tensor:
         """``(N, C, H, W)`` uint8 -> augmented, normalised float32 in channels_last."""
-        return self.cut_out(normalise(self.crop_flip(images, draws), mean, std), draws)
+        images = self.change(self.crop_flip(images, draws), draws, mean)
+        return self.blank(self.cut_out(normalise(images, mean, std), draws), draws)
 
     def crop_flip(self, images: Tensor, draws: Tensor) -> Tensor:
-        """``(N, C, H, W)`` uint8 and ``(N, DRAWS)`` integers -> ``(N, C, H, W)`` uint8.
+        """``(N, C, H, W)`` uint8 and ``(N, k)`` integers -> ``(N, C, H, W)`` uint8.
 
         One gather of pixels does everything: each output pixel computes its source.
         """
@@ -124,8 +142,8 @@ class CropFlip:
 
 
 @dataclass(frozen=True)
-class CachedCrop:
-    """Random resized crop, flip and colour jitter of squares that were decoded once.
+class CachedCrop(Effects):
+    """Random resized crop, flip and effects of squares that were decoded once.
 
     It is :class:`~dwsep_zoo.data.pictures.ResizedCrop` in batches, with differences, for which
     results of the two are kept apart. The part is cut out of the middle square, whose side of
@@ -142,7 +160,6 @@ class CachedCrop:
         scale: smallest and largest part of the area that is cut out, arXiv:1409.4842.
         ratio: smallest and largest width / height of that part.
         flip: as for :class:`CropFlip`.
-        color_jitter: strength of random brightness, contrast and saturation; ``None``: none.
     """
 
     cache_size: int
@@ -150,35 +167,28 @@ class CachedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool | str = True
-    color_jitter: float | None = None
 
-    def draw(self, count: int, g: torch.Generator) -> Tensor:
-        """(count, 8) int64: top, left, flip, height, width of the part; three for the colours.
+    def draw(self, count: int, g: torch.Generator, side: int) -> Tensor:
+        """(count, k) int64: top, left, flip, height, width of the part, then the effects.
 
-        Parts are chosen as by torchvision: the first of ten that fits, else the largest possible.
+        Where none of ten parts fits, it is the largest possible.
         """
-        size = self.cache_size
-        u = torch.rand((count, 10, 2), dtype=torch.float64, generator=g)
-        area = size**2 * _between(*self.scale, u[..., 0])
-        least, most = self.ratio
-        ratio = _between(math.log(least), math.log(most), u[..., 1]).exp()
-        tried = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], -1).round()
-        fits = ((tried > 0) & (tried <= size)).all(-1)
-        first = fits.int().argmax(1)
-        part = tried[torch.arange(count), first]
+        size, (least, most) = self.cache_size, self.ratio
+        part, fits = draw_parts(count, g, size, self.scale, self.ratio, most=size)
         largest = torch.tensor([min(1.0, 1 / least), min(1.0, most)], dtype=torch.float64)
-        part = torch.where(fits.any(1)[:, None], part, (size * largest).round().clamp(min=1))
+        part = torch.where(fits[:, None], part, (size * largest).round().clamp(min=1))
         place = torch.rand((count, 2), dtype=torch.float64, generator=g)
-        place = torch.where(fits.any(1)[:, None], place * (size - part + 1), (size - part) / 2)
-        rest = torch.randint(DRAWS_BELOW, (count, 4), generator=g)
-        return torch.cat([place.long(), rest[:, :1], part.long(), rest[:, 1:]], 1)
+        place = torch.where(fits[:, None], place * (size - part + 1), (size - part) / 2)
+        rest = torch.randint(DRAWS_BELOW, (count, 1 + COLOUR_DRAWS), generator=g)
+        own = torch.cat([place.long(), rest[:, :1], part.long(), rest[:, 1:]], 1)
+        return self.with_effects(own, g, side)
 
     def __call__(
         self, images: Tensor, draws: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> Tensor:
         """``(N, C, S, S)`` uint8 -> ``(N, C, s, s)`` normalised float32 in channels_last."""
-        parts = self.crop(images.float(), draws)
-        return normalise(self.jitter(parts, draws), mean, std)
+        images = self.change(self.crop(images.float(), draws), draws, mean)
+        return self.blank(normalise(images, mean, std), draws)
 
     def crop(self, images: Tensor, draws: Tensor) -> Tensor:
         """Cut out the parts and resize them: ``(N, C, S, S)`` float -> ``(N, C, s, s)``."""
@@ -190,17 +200,6 @@ class CachedCrop:
         x, y = cols[:, None, :].expand(n, size, size), rows[:, :, None].expand(n, size, size)
         return F.grid_sample(images, torch.stack([x, y], -1), align_corners=False)
 
-    def jitter(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Change brightness, contrast and saturation of ``(N, C, s, s)`` values of 0-255."""
-        if not self.color_jitter:
-            return images
-        low, high = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
-        factors = _between(low, high, draws[:, 5:].float() / DRAWS_BELOW)
-        brightness, contrast, saturation = factors.T[:, :, None, None, None]
-        images = (images * brightness).clamp_(0, 255)
-        images = images.lerp(_grey(images).mean((2, 3), keepdim=True), 1 - contrast).clamp_(0, 255)
-        return images.lerp(_grey(images), 1 - saturation).clamp_(0, 255)
-
     def _sources(self, first: Tensor, length: Tensor) -> Tensor:
         """(N, image_size): the source of each pixel of a side, -1 ... 1 over the square."""
         position = torch.arange(self.image_size, dtype=torch.float32, device=first.device) + 0.5
@@ -208,9 +207,6 @@ class CachedCrop:
         # Not beyond the centres of the outer pixels, which would mix in pixels outside the part.
         inside = (position * (length / self.image_size)).clamp(min=0.5).minimum(length - 0.5)
         return (first + inside) * (2 / self.cache_size) - 1
-
-
-BatchAugment = CropFlip | CachedCrop
 
 
 def middle(images: Tensor, window: int, size: int, interpolation: str) -> Tensor:
@@ -249,16 +245,6 @@ def _row(channels: Sequence[float], width: int, device: torch.device) -> Tensor:
     """
     full = partial(torch.full, (width,), dtype=torch.float32, device=device)
     return torch.stack([full(value) for value in channels], 1).flatten()
-
-
-def _between(low: float, high: float, u: Tensor) -> Tensor:
-    return low + (high - low) * u
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Luma, (N, 1, H, W)."""
-    red, green, blue = images.split(1, 1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def _window(size: int, first: Tensor) -> Tensor:

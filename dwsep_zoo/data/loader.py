@@ -7,9 +7,12 @@ numbers, and a resumed run continues with the batches that it would have had.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -27,6 +30,10 @@ class BatchKey(NamedTuple):
     indices: Tensor
 
 
+Draw = Callable[[BatchKey], Tensor]
+"""The whole numbers from which a batch is augmented, (N, k) int64."""
+
+
 class RawBatch(NamedTuple):
     """A batch before it is augmented and normalised.
 
@@ -35,12 +42,14 @@ class RawBatch(NamedTuple):
         labels: (N,) int64.
         training: whether it is for training.
         draws: (N, k) int64, for augmentation on the device; ``None``: the images need none.
+        mix: (4,) int64, see :mod:`dwsep_zoo.data.mix`; ``None``: images stay apart.
     """
 
     images: Tensor
     labels: Tensor
     training: bool
     draws: Tensor | None = None
+    mix: Tensor | None = None
 
 
 class Reader(Protocol):
@@ -57,6 +66,21 @@ def generator(*key: int | str) -> torch.Generator:
 def derived_seed(*key: int | str) -> int:
     """A hash of ``key`` of 32 bits, as generators of torch and NumPy take."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "little")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the three generators from which timm and torchvision draw, and put them back."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
 
 
 class EpochSampler:

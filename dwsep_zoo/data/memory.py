@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dwsep_zoo.data.augment import BatchAugment, draw_batch
-from dwsep_zoo.data.loader import BatchKey, RawBatch
+from dwsep_zoo.data.loader import BatchKey, Draw, RawBatch
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
 
@@ -22,7 +21,7 @@ class MemoryReader:
     Args:
         pixels: (n, H, W, C) uint8.
         labels: (m,) int64, of the images of the split.
-        augment: draws random integers for training batches; ``None``: evaluation.
+        draw: of a training batch; ``None``: evaluation.
         positions: (m,) int64, of these images in ``pixels``; ``None``: 0 ... m - 1.
     """
 
@@ -31,13 +30,13 @@ class MemoryReader:
         pixels: Tensor,
         labels: np.ndarray,
         *,
-        augment: BatchAugment | None,
+        draw: Draw | None,
         positions: Tensor | None = None,
     ):
         self.shape = pixels.shape[1:]
         self.rows = pixels.flatten(1)
         self.labels = torch.from_numpy(labels)
-        self.augment = augment
+        self.draw = draw
         self.positions = positions
 
     def __getitem__(self, key: BatchKey) -> RawBatch:
@@ -46,10 +45,8 @@ class MemoryReader:
         # One memory copy per image; indexing pixel by pixel takes twenty times as long.
         images = self.rows.index_select(0, rows).view(-1, *self.shape).permute(0, 3, 1, 2)
         labels = self.labels[key.indices]
-        if self.augment is None:
-            return RawBatch(images, labels, training=False)
-        draws = draw_batch(self.augment, key, len(self.labels))
-        return RawBatch(images, labels, training=True, draws=draws)
+        draws = self.draw and self.draw(key)
+        return RawBatch(images, labels, training=draws is not None, draws=draws)
 
 
 def mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

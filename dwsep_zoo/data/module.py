@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -13,7 +14,8 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dwsep_zoo.data.contents import DECODER, Kept, contents_of, without_unreadable
-from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader, RawBatch
+from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader, RawBatch, Reader
+from dwsep_zoo.data.mix import Mixing, MixingReader, mix
 from dwsep_zoo.data.pipelines import Pipeline, cache_places, create_pipeline
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.source import Source
@@ -37,12 +39,28 @@ SKIPPED = "skipped.txt"
 """Lists the pictures that were left out, in the folder of a run."""
 
 
+class TrainingBatch(NamedTuple):
+    """A batch as a training step takes it.
+
+    Attributes:
+        images: (N, C, H, W) float32 in channels_last.
+        labels: (N,) int64.
+        share: () float32, the part of each image that is its own; the rest is of its partner, see
+            :mod:`dwsep_zoo.data.mix`. ``None``: all of it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    share: Tensor | None = None
+
+
 class ImageData(L.LightningDataModule):
     """A data set, ready for training.
 
     Loaders give a :class:`RawBatch`; :meth:`prepare_batch` turns it into augmented, normalised
-    float32 images in the channels_last memory format, and labels. A training step calls it itself,
-    so that a CUDA graph can contain it; batches to evaluate come prepared.
+    float32 images in the channels_last memory format, and labels. Batches to evaluate come
+    prepared. A training step calls :meth:`training_batch` itself, so that a CUDA graph can contain
+    it.
 
     Training batches are a function of (seed, epoch, number of the batch, rank of the process)
     alone. Each process has its share: the same number of training batches as the others; each image
@@ -58,6 +76,7 @@ class ImageData(L.LightningDataModule):
         source: its images.
         seed: of the order and the augmentation.
         data_dir: folder in which caches lie.
+        mixing: of training images; ``None``: none.
     """
 
     pipeline: Pipeline
@@ -70,13 +89,22 @@ class ImageData(L.LightningDataModule):
     std: tuple[float, ...]
     fingerprint: str
 
-    def __init__(self, settings: DataSettings, source: Source, *, seed: int, data_dir: Path):
+    def __init__(
+        self,
+        settings: DataSettings,
+        source: Source,
+        *,
+        seed: int,
+        data_dir: Path,
+        mixing: Mixing | None = None,
+    ):
         super().__init__()
         self.name = settings.name
         self.settings = settings
         self.source = source
         self.seed = seed
         self.data_dir = data_dir
+        self.mixing = mixing
         self.batch_size = settings.batch_size
         self.skipped: dict[str, str] = {}
 
@@ -217,22 +245,33 @@ class ImageData(L.LightningDataModule):
             images = images.double()  # Lightning has converted the weights, and not these
         return images, batch.labels
 
+    def training_batch(self, batch: RawBatch) -> TrainingBatch:
+        """Augment, normalise and mix a batch on its device."""
+        images, labels = self.prepare_batch(batch)
+        if batch.mix is None:
+            return TrainingBatch(images, labels)
+        images, share = mix(images, batch.mix)
+        return TrainingBatch(images, labels, share)
+
     def on_after_batch_transfer(
         self, batch: RawBatch, dataloader_idx: int
     ) -> RawBatch | tuple[Tensor, Tensor]:
         return batch if batch.training else self.prepare_batch(batch)
 
-    def first_batch(self) -> tuple[Tensor, Tensor]:
+    def first_batch(self) -> TrainingBatch:
         """The first training batch of this process, made once more and without workers."""
-        sampler = self._sampler("train", training=True)
-        batch_size = min(self.batch_size, len(sampler))
-        key = next(iter(EpochBatches(sampler, batch_size, drop_last=True)))
-        return self._read("train", key, training=True)
+        return self.training_batch(self._read("train", self._first_key(), training=True))
+
+    def first_images(self, count: int, epoch: int) -> TrainingBatch:
+        """The first images of that batch, augmented as if each epoch's first batch were of them."""
+        key = self._first_key()
+        key = key._replace(epoch=epoch, indices=key.indices[:count])
+        return self.training_batch(self._read("train", key, training=True))
 
     def test_images(self, positions: Tensor) -> Tensor:
         """Some of the test images, as evaluation has them."""
         key = BatchKey(self.seed, 0, 0, 0, positions)
-        return self._read("test", key, training=False)[0]
+        return self.prepare_batch(self._read("test", key, training=False))[0]
 
     def for_display(self, images: Tensor) -> Tensor:
         """Undo the normalisation: ``(N, C, H, W)`` as a network gets them -> (N, H, W, C), 0-1."""
@@ -240,11 +279,20 @@ class ImageData(L.LightningDataModule):
         mean, std = (torch.tensor(values).view(shape) for values in (self.mean, self.std))
         return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 
-    def _read(self, split: str, key: BatchKey, *, training: bool) -> tuple[Tensor, Tensor]:
-        batch = self.pipeline.reader(split, training=training)[key]
+    def _first_key(self) -> BatchKey:
+        sampler = self._sampler("train", training=True)
+        batch_size = min(self.batch_size, len(sampler))
+        return next(iter(EpochBatches(sampler, batch_size, drop_last=True)))
+
+    def _read(self, split: str, key: BatchKey, *, training: bool) -> RawBatch:
+        batch = self._reader(split, training=training)[key]
         if isinstance(batch, UserError):
             raise batch
-        return self.prepare_batch(batch)
+        return batch
+
+    def _reader(self, split: str, *, training: bool) -> Reader:
+        reader = self.pipeline.reader(split, training=training)
+        return MixingReader(reader, self.mixing) if training and self.mixing else reader
 
     def _sampler(self, split: str, *, training: bool) -> EpochSampler:
         num_images = len(self.splits[split])
@@ -271,7 +319,7 @@ class ImageData(L.LightningDataModule):
         if equal_batches:
             batch_size = min(batch_size, len(sampler))
         return Loader(
-            self.pipeline.reader(split, training=training),
+            self._reader(split, training=training),
             EpochBatches(sampler, batch_size, drop_last=equal_batches),
             num_workers=fitting_workers(
                 self.pipeline.num_workers(sampler.world_size),

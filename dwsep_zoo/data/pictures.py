@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import random
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dwsep_zoo.data.decode import no_warnings, opened, read_picture
-from dwsep_zoo.data.loader import BatchKey, RawBatch, derived_seed
+from dwsep_zoo.data.effects import draw_boxes
+from dwsep_zoo.data.loader import BatchKey, Draw, RawBatch, derived_seed, seeded
+from dwsep_zoo.data.policies import picture_policy
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.splits import Images
@@ -43,8 +43,10 @@ class ResizedCrop:
         scale: smallest and largest part of the area that is cut out, arXiv:1409.4842.
         ratio: smallest and largest width / height of that part.
         flip: mirror every other picture left to right.
-        auto_augment: timm's name of a policy, such as ``rand-m9-mstd0.5`` or ``original``.
+        auto_augment: a policy, see :mod:`dwsep_zoo.data.policies`; ``None``: none.
         color_jitter: strength of random brightness, contrast and saturation; ``None``: none.
+        erase: probability that a rectangle is set to the mean, which happens in batches, see
+            :mod:`dwsep_zoo.data.effects`; ``None``: 0.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -52,31 +54,34 @@ class ResizedCrop:
     flip: bool = True
     auto_augment: str | None = None
     color_jitter: float | None = None
+    erase: float | None = None
 
-    def check(self) -> None:
-        """Raises UserError for a policy that timm does not have."""
-        try:
-            self.transform(32, "bilinear")
-        except (AssertionError, KeyError, ValueError, TypeError) as error:
-            raise UserError(
-                f"data.augment.auto_augment={self.auto_augment!r}: timm has no such policy"
-            ) from error
+    def draw(self, count: int, g: torch.Generator, side: int) -> Tensor:
+        """(count, 4) int64: what is erased in images of ``side`` pixels."""
+        return draw_boxes(count, g, side, self.erase or 0.0)
 
-    def transform(self, image_size: int, interpolation: str) -> Transform:
-        """Make the function that augments a training picture."""
+    def transform(self, image_size: int, interpolation: str, mean: Sequence[float]) -> Transform:
+        """Make the function that augments a training picture, but for erasing."""
         from timm.data import create_transform  # takes seconds to import
+        from torchvision.transforms import Compose
 
-        return create_transform(
+        parts = create_transform(
             image_size,
             is_training=True,
             scale=self.scale,
             ratio=self.ratio,
             hflip=0.5 if self.flip else 0.0,
-            auto_augment=self.auto_augment,
             color_jitter=self.color_jitter,  # type: ignore[arg-type]
             interpolation=interpolation,
             use_prefetcher=True,  # leave the pixels uint8
+            separate=True,
         )
+        crop, colours, to_tensor = parts
+        if self.auto_augment is None:
+            return Compose([crop, colours, to_tensor])
+        # Not by timm, which has no policies of torchvision and leaves the colours out beside any.
+        policy = picture_policy(self.auto_augment, image_size, interpolation, mean)
+        return Compose([crop, policy, colours, to_tensor])
 
 
 def resized_side(image_size: int, crop_pct: float) -> int:
@@ -243,13 +248,23 @@ class FileReader:
         images: the pictures.
         transform: of each picture.
         training: whether ``transform`` draws random numbers.
+        draw: for what happens in batches; ``None``: nothing does.
     """
 
-    def __init__(self, root: Path, images: Images, transform: Transform, *, training: bool):
+    def __init__(
+        self,
+        root: Path,
+        images: Images,
+        transform: Transform,
+        *,
+        training: bool,
+        draw: Draw | None = None,
+    ):
         self.root = root
         self.images = images
         self.transform = transform
         self.training = training
+        self.draw = draw
 
     def __getitem__(self, key: BatchKey) -> RawBatch | UserError:
         """The batch of this key, or the error of one of its pictures."""
@@ -260,26 +275,12 @@ class FileReader:
         except UserError as error:
             return error
         labels = torch.from_numpy(self.images.labels[indices])
-        return RawBatch(torch.stack(pictures), labels, self.training)
+        draws = self.draw and self.draw(key)
+        return RawBatch(torch.stack(pictures), labels, self.training, draws)
 
     def _read(self, key: BatchKey, i: int) -> Tensor:
         picture = read_picture(self.root / self.images.names[i])
         if not self.training:
             return self.transform(picture)
-        with _seeded(derived_seed(key.seed, "picture", key.epoch, i)):
+        with seeded(derived_seed(key.seed, "picture", key.epoch, i)):
             return self.transform(picture)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the three generators from which transforms of timm and torchvision draw."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(pytorch)

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -21,11 +22,13 @@ from dwsep_zoo.data.augment import (
     RESIZED_IN_BATCHES,
     CachedCrop,
     CropFlip,
+    draw_batch,
     middle,
     normalise,
 )
 from dwsep_zoo.data.cache import Pictures, open_cache, read_all
-from dwsep_zoo.data.loader import RawBatch, Reader
+from dwsep_zoo.data.effects import erase
+from dwsep_zoo.data.loader import Draw, RawBatch, Reader
 from dwsep_zoo.data.memory import MemoryReader, mean_and_std
 from dwsep_zoo.data.pictures import (
     FileReader,
@@ -34,6 +37,7 @@ from dwsep_zoo.data.pictures import (
     longest_side,
     resized_side,
 )
+from dwsep_zoo.data.policies import check_policy
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import cache_folder
@@ -93,6 +97,12 @@ class Pipeline(ABC):
         """Processes that read batches, for each of ``world_size`` processes that train."""
         return 0
 
+    def _draw(self, split: str) -> Draw:
+        num_images = len(self.splits[split])
+        return partial(
+            draw_batch, augment=self.augment, num_images=num_images, side=self.image_size
+        )
+
 
 class MemoryPipeline(Pipeline):
     """Decoded images in memory, augmented in batches on the device."""
@@ -124,8 +134,8 @@ class MemoryPipeline(Pipeline):
     def reader(self, split: str, *, training: bool) -> Reader:
         images = self.splits[split]
         assert images.pixels is not None
-        augment = self.augment if training else None
-        return MemoryReader(images.pixels, images.labels, augment=augment)
+        draw = self._draw(split) if training else None
+        return MemoryReader(images.pixels, images.labels, draw=draw)
 
     def prepare_batch(self, batch: RawBatch) -> Tensor:
         if batch.training:
@@ -179,9 +189,9 @@ class CachePipeline(Pipeline):
         self.cache = open_cache(path, pictures, verify=settings.cache == "verify")
 
     def reader(self, split: str, *, training: bool) -> Reader:
-        augment = self.augment if training else None
+        draw = self._draw(split) if training else None
         labels, positions = self.splits[split].labels, self.cache.positions[split]
-        return MemoryReader(self.cache.pixels, labels, augment=augment, positions=positions)
+        return MemoryReader(self.cache.pixels, labels, draw=draw, positions=positions)
 
     def prepare_batch(self, batch: RawBatch) -> Tensor:
         if batch.training:
@@ -209,17 +219,19 @@ class FilePipeline(Pipeline):
             )
         where = "images that are read from files; set data.in_memory=true"
         self.augment = _create_augment(ResizedCrop, settings.augment, where)
-        self.augment.check()
 
     def reader(self, split: str, *, training: bool) -> Reader:
-        if training:
-            transform = self.augment.transform(self.image_size, self.interpolation)
-        else:
-            transform = eval_transform(self.image_size, self.interpolation, self.crop_pct)
-        return FileReader(self.root, self.splits[split], transform, training=training)
+        size, images = self.image_size, self.splits[split]
+        if not training:
+            transform = eval_transform(size, self.interpolation, self.crop_pct)
+            return FileReader(self.root, images, transform, training=False)
+        transform = self.augment.transform(size, self.interpolation, self.mean)
+        draw = self._draw(split) if self.augment.erase else None
+        return FileReader(self.root, images, transform, training=True, draw=draw)
 
     def prepare_batch(self, batch: RawBatch) -> Tensor:
-        return normalise(batch.images, self.mean, self.std)
+        images = normalise(batch.images, self.mean, self.std)
+        return images if batch.draws is None else erase(images, batch.draws)
 
     def num_workers(self, world_size: int) -> int:
         if self.workers is not None:
@@ -306,4 +318,6 @@ def _create_augment(kind: type[A], settings: AugmentSettings, where: str, **side
             raise UserError(
                 f"data.augment.{key} has no effect on {where} or one of: {', '.join(known)}"
             )
+    if settings.auto_augment is not None:
+        check_policy(settings.auto_augment, batched=kind is not ResizedCrop)
     return kind(**{**given, **sides})

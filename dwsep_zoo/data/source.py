@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.parse import nested_model
-from dwsep_zoo.schema.settings import DataSettings, SubsetSettings
+from dwsep_zoo.schema.settings import AugmentSettings, DataSettings, SubsetSettings
 
 
 def _keys(kind: type[BaseModel], *left_out: str, prefix: str = "") -> frozenset[str]:
@@ -27,9 +27,7 @@ def _keys(kind: type[BaseModel], *left_out: str, prefix: str = "") -> frozenset[
     return frozenset(found)
 
 
-CROP_FLIP = frozenset(
-    {"augment.flip", "augment.crop_padding", "augment.padding_mode", "augment.cutout"}
-)
+CROP_FLIP = _keys(AugmentSettings, "scale", "ratio", prefix="augment.")
 """Keys for images that live in memory, see :class:`dwsep_zoo.data.augment.CropFlip`."""
 FOLDERS = frozenset({"folders.train", "folders.val", "folders.test"})
 CSV = frozenset({"csv", "columns.path", "columns.label", "columns.split"})

@@ -32,7 +32,10 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Portion = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
+Chance = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
+Alpha = Annotated[float, Field(ge=0.01, le=100)]
+"""Of a beta distribution; it is nearly 0 or 1 at one end and 1/2 at the other."""
 Limit = Whole | Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Width = Annotated[float, Field(gt=0, le=32)]
@@ -139,8 +142,11 @@ class AugmentSettings(Group):
     cutout: Pixels | None = Field(description="side of a square that is blanked out")
     scale: AreaRange | None = Field(description="part of the area that a random crop keeps")
     ratio: Range | None = Field(description="width / height of that crop")
-    auto_augment: Text | None = Field(description="timm's policy, such as rand-m9-mstd0.5")
+    auto_augment: Text | None = Field(
+        description="randaugment, trivial, autoaugment, or timm's, such as rand-m9-mstd0.5"
+    )
     color_jitter: Amount | None = Field(description="of brightness, contrast and saturation")
+    erase: Chance | None = Field(description="probability that a rectangle is blanked out")
 
 
 class FolderSettings(Group):
@@ -233,6 +239,12 @@ class Recipe(Group):
         description="rate at the end of the cosine; of other peaks the same part"
     )
     label_smoothing: Share = Field(description="probability given to all other classes")
+    mixup: Alpha | None = Field(
+        description="blend each image with another: alpha of the shares; null: none"
+    )
+    cutmix: Alpha | None = Field(
+        description="paste a part of another image: alpha of the areas; null: none"
+    )
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
     initial_size: Side | None = Field(description="first side of training images, which grows")
     full_size_from: Portion = Field(description="part of the training before the full size")

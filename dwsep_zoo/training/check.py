@@ -34,7 +34,7 @@ MAY_CHANGE = (
 
 APPLIED = {
     *("epochs", "warmup_fraction", "schedule", "min_lr", "label_smoothing", "norm_statistics"),
-    *("initial_size", "full_size_from", "eval_flip", "eval_shift"),
+    *("mixup", "cutmix", "initial_size", "full_size_from", "eval_flip", "eval_shift"),
 }
 """Values of the recipe that a training which goes on with ``ckpt_path=`` may have anew."""
 

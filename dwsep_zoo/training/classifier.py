@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.cuda_graphs import StepGraph
 from dwsep_zoo.training.eval_views import average
 from dwsep_zoo.training.metrics import Mean
+from dwsep_zoo.training.objective import cross_entropy, main_labels
 from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
 from dwsep_zoo.training.predictions import predicted
 from dwsep_zoo.training.progressive import resize, training_size
@@ -98,12 +98,13 @@ class LitClassifier(L.LightningModule):
         if self.graph and self.graph.replaying:
             return self.loss
         data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
-        images, labels = data.prepare_batch(batch)
+        images, labels, share = data.training_batch(batch)
         size = self.image_size(self.current_epoch, images.shape[-1])
         logits = self.train_forward(resize(images, size)).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        smoothing = self.recipe.label_smoothing
+        loss = cross_entropy(logits, labels, share=share, label_smoothing=smoothing)
         self.loss = loss.detach()
-        self._count("train", self.loss, logits, labels)
+        self._count("train", self.loss, logits, main_labels(labels, share))
         factor = self._accumulation_factor(batch_idx)
         return loss if factor == 1 else loss * factor
 
@@ -192,7 +193,7 @@ class LitClassifier(L.LightningModule):
         images, labels = batch
         recipe = self.recipe
         logits = average(self, images, flip=recipe.eval_flip, shift=recipe.eval_shift)
-        self._count(split, F.cross_entropy(logits, labels), logits, labels)
+        self._count(split, cross_entropy(logits, labels), logits, labels)
         self._log_means(split)
         return logits
 

@@ -12,17 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dwsep_zoo.data import ImageData, check_trainable, create_data
+from dwsep_zoo.data import ImageData
+from dwsep_zoo.data.mix import partners
+from dwsep_zoo.data.module import TrainingBatch
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.nn.layers import is_depthwise
-from dwsep_zoo.report.pictures import Drawn, RunParts, draw_pictures, training_picture
+from dwsep_zoo.report.pictures import Captioned, Drawn, RunParts, draw_pictures, sheet_picture
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.report.predictions import Predictions
 from dwsep_zoo.report.results import Run, load_results
 from dwsep_zoo.schema.record import FILE_NAME as RECORD
 from dwsep_zoo.schema.record import RunRecord
 from dwsep_zoo.schema.settings import Settings, parse_settings
-from dwsep_zoo.training.prepare import recorded_data
+from dwsep_zoo.training.prepare import data_of, recorded_data
 from dwsep_zoo.training.progressive import resize, training_size
 from dwsep_zoo.weights import load
 
@@ -30,6 +32,7 @@ log = logging.getLogger("dwsep_zoo")
 
 LAYERS = 3
 """Depthwise layers whose filters are drawn."""
+SHEET_PICTURES, SHEET_EPOCHS = 8, 8
 
 
 def leave_pictures(
@@ -95,26 +98,47 @@ def inspect_run(folder: Path) -> Drawn:
 
 
 def training_sheet(settings: Settings) -> bytes:
-    """A PNG of augmented training pictures, the first of the run with these settings."""
-    check_trainable(settings.data.name)
-    data = create_data(settings.data, seed=settings.seed, data_dir=settings.paths.data_dir)
+    """A PNG of some training pictures in several epochs of a run with these settings.
+
+    Raises:
+        UserError: for data that cannot be had, or cannot be trained on.
+    """
+    data = data_of(settings)
     data.prepare_data()
     data.setup()
+    count = min(SHEET_PICTURES, data.batch_size)
+    epochs = range(min(SHEET_EPOCHS, settings.recipe.epochs))
+    columns = [_for_display(data, settings, data.first_images(count, e), e) for e in epochs]
     title = f"{data.name}, seed {settings.seed}, read from {data.pipeline.read_from}"
-    batch = _first_batch(data, settings)
-    return training_picture(title, data.class_names.__getitem__, *batch).png()
+    return sheet_picture(title, columns).png()
 
 
-def _first_batch(
-    data: ImageData, settings: Settings
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The first training batch as the network gets it, for display, and its labels."""
+def _first_batch(data: ImageData, settings: Settings) -> Captioned:
+    return _for_display(data, settings, data.first_batch(), 0)
+
+
+def _for_display(
+    data: ImageData, settings: Settings, batch: TrainingBatch, epoch: int
+) -> Captioned:
+    """Training images as the network gets them in an epoch, and what they show."""
     recipe = settings.recipe
-    images, labels = data.first_batch()
     size = training_size(
-        0, full=images.shape[-1], initial=recipe.initial_size, full_from=recipe.full_size_from
+        epoch / settings.trainer.max_epochs,
+        full=batch.images.shape[-1],
+        initial=recipe.initial_size,
+        full_from=recipe.full_size_from,
     )
-    return data.for_display(resize(images, size)).numpy(), labels.numpy()
+    pixels = data.for_display(resize(batch.images, size)).numpy()
+    names = [data.class_names[label] for label in batch.labels.tolist()]
+    if batch.share is None:
+        return pixels, names
+    others = [data.class_names[label] for label in partners(batch.labels).tolist()]
+    share = round(100 * batch.share.item())
+    mixed = [
+        f"{share} % {one}\n{100 - share} % {other}"
+        for one, other in zip(names, others, strict=True)
+    ]
+    return pixels, mixed
 
 
 def _read(folder: Path) -> tuple[Run, dict[str, str]]:
@@ -137,7 +161,7 @@ def _parts(
     data: Callable[[], ImageData],
     model: Callable[[], nn.Module],
 ) -> RunParts:
-    def batch() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def batch() -> Captioned:
         return _first_batch(data(), settings)
 
     def test_images(places: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from dwsep_zoo.analysis.budget import TOLERANCE, match_width
 from dwsep_zoo.analysis.count import Count, count
 from dwsep_zoo.analysis.memory import state_dict_bytes
 from dwsep_zoo.data import ImageData, check_trainable, create_data, list_options
+from dwsep_zoo.data.mix import mixing_of
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet
 from dwsep_zoo.schema.parse import parse
@@ -77,7 +78,7 @@ def check_network_and_data(settings: Settings) -> None:
         check_freeze(create_model(**network), settings.recipe)
         if settings.match:
             create_model(**{**network, "conv": settings.to})
-    _create_data(settings, _preprocessing_of_weights(settings))  # reads nothing yet
+    data_of(settings, _preprocessing_of_weights(settings))  # reads nothing yet
 
 
 def prepare(settings: Settings, *, match: Match | None = None) -> Prepared:
@@ -93,7 +94,7 @@ def prepare(settings: Settings, *, match: Match | None = None) -> Prepared:
     found = _preprocessing_of_weights(settings)
     if found:
         log.info("images as for the weights: %s", ", ".join(f"{k} {v}" for k, v in found.items()))
-    data = _create_data(settings, found)
+    data = data_of(settings, found)
     data.prepare_data()
     data.setup()
     network: Network = {
@@ -131,7 +132,7 @@ def recorded_data(settings: Settings, record: DataRecord) -> ImageData:
         UserError: for data that are not here; nothing is downloaded.
     """
     theirs = record.plain() if settings.model.pretrained else {}
-    data = _create_data(settings, _left_open(settings, theirs))
+    data = data_of(settings, _left_open(settings, theirs))
     data.setup()
     return data
 
@@ -195,10 +196,20 @@ def _left_open(settings: Settings, theirs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _create_data(settings: Settings, preprocessing: dict[str, Any]) -> ImageData:
+def data_of(settings: Settings, preprocessing: Mapping[str, Any] | None = None) -> ImageData:
+    """The data of a run with these settings, before anything is read.
+
+    Args:
+        settings: those of the run.
+        preprocessing: of the weights it begins with.
+
+    Raises:
+        UserError: for data that cannot be had, or cannot be trained on.
+    """
     check_trainable(settings.data.name)
-    data, folder = settings.data.replace(**preprocessing), settings.paths.data_dir
-    return create_data(data, seed=settings.seed, data_dir=folder)
+    data, folder = settings.data.replace(**(preprocessing or {})), settings.paths.data_dir
+    mixing = mixing_of(settings.recipe)
+    return create_data(data, seed=settings.seed, data_dir=folder, mixing=mixing)
 
 
 def auto_output_stride(image_size: int) -> int:

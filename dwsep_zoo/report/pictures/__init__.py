@@ -12,16 +12,24 @@ from dwsep_zoo.files import atomic_write
 from dwsep_zoo.report.figures.panel import Drawing
 from dwsep_zoo.report.pictures.confusion import confusion_picture
 from dwsep_zoo.report.pictures.curves import curves_picture
-from dwsep_zoo.report.pictures.parts import Nothing, RunParts
+from dwsep_zoo.report.pictures.parts import Captioned, Nothing, RunParts
 from dwsep_zoo.report.pictures.tiles import (
     batch_picture,
     filters_picture,
     mistakes_picture,
-    training_picture,
+    sheet_picture,
 )
 from dwsep_zoo.report.tensorboard import write_pictures
 
-__all__ = ["PICTURES", "Drawn", "Nothing", "RunParts", "draw_pictures", "training_picture"]
+__all__ = [
+    "PICTURES",
+    "Captioned",
+    "Drawn",
+    "Nothing",
+    "RunParts",
+    "draw_pictures",
+    "sheet_picture",
+]
 
 PICTURES: dict[str, Callable[[RunParts], Drawing]] = {
     "batch": batch_picture,

@@ -17,6 +17,9 @@ from dwsep_zoo.schema.record import RunRecord
 
 DPI = 110
 
+Captioned = tuple[NDArray[np.float32], Sequence[str]]
+"""Images (N, H, W, C) of 0-1, and one or two lines about each."""
+
 
 class Nothing(UserError):
     """A picture would be empty, and says so."""
@@ -29,15 +32,15 @@ class RunParts:
     Attributes:
         epochs: the rows of ``metrics.csv``.
         predictions: those of the test.
-        batch: images (N, H, W, C) of 0-1 and labels (N,) of the first training batch.
-        test_images: likewise, the test images at some positions.
+        batch: the first training batch.
+        test_images: (N, H, W, C) of 0-1, the test images at some positions.
         filters: (channels, height, width) by layer: those of the first depthwise layers.
     """
 
     record: RunRecord
     epochs: Sequence[Mapping[str, float]]
     predictions: Callable[[], Predictions]
-    batch: Callable[[], tuple[NDArray[np.float32], NDArray[np.int64]]]
+    batch: Callable[[], Captioned]
     test_images: Callable[[NDArray[np.int64]], NDArray[np.float32]]
     filters: Callable[[], Mapping[str, NDArray[np.float32]]]
 

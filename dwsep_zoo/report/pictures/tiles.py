@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -16,7 +16,15 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.report.classes import surest_mistakes
 from dwsep_zoo.report.figures.panel import Drawing, context
 from dwsep_zoo.report.figures.style import COLOURS, INK, PAGE, SOFT
-from dwsep_zoo.report.pictures.parts import Nothing, RunParts, bare, new_figure, shortened, show
+from dwsep_zoo.report.pictures.parts import (
+    Captioned,
+    Nothing,
+    RunParts,
+    bare,
+    new_figure,
+    shortened,
+    show,
+)
 
 IN_BATCH, MISTAKES = 32, 24
 CELL, LINE = 1.45, 0.14  # inches: side of a picture, height of a line below it
@@ -34,21 +42,32 @@ class Words(NamedTuple):
 
 def batch_picture(run: RunParts) -> Drawing:
     """The first pictures of the first training batch, as the network gets them."""
-    return training_picture(run.title, run.class_name, *run.batch())
-
-
-def training_picture(
-    title: str,
-    class_name: Callable[[int], str],
-    images: NDArray[np.float32],
-    labels: NDArray[np.int64],
-) -> Drawing:
-    """The first images of a training batch with their classes."""
-    size = f"{images.shape[2]} x {images.shape[1]} pixels"
-    words = [[Words(shortened(class_name(int(label)), LETTERS))] for label in labels]
+    images, captions = run.batch()
     count = min(IN_BATCH, len(images))
-    heading = f"Training pictures as the network gets them: {count} of the {len(images)} of the "
-    return _grid(title, f"{heading}first batch, {size}", images[:IN_BATCH], words, 8)
+    heading = (
+        f"Training pictures as the network gets them: {count} of the {len(images)} of the first "
+        f"batch, {_size(images)}"
+    )
+    return _grid(run.title, heading, images[:IN_BATCH], _words(captions), 8)
+
+
+def sheet_picture(title: str, epochs: Sequence[Captioned]) -> Drawing:
+    """The same training images in several epochs, as the network gets them.
+
+    Args:
+        title: of the data.
+        epochs: the images in each.
+    """
+    images = epochs[0][0]
+    heading = (
+        f"{len(images)} training pictures as the network gets them in epochs 1 to {len(epochs)}, "
+        f"{_size(images)}"
+    )
+    last = _size(epochs[-1][0])
+    heading += "" if last == _size(images) else f" to {last}"
+    rows = [image for row in zip(*(images for images, _ in epochs), strict=True) for image in row]
+    words = [text for row in zip(*(texts for _, texts in epochs), strict=True) for text in row]
+    return _grid(title, heading, rows, _words(words), len(epochs))
 
 
 def mistakes_picture(run: RunParts) -> Drawing:
@@ -113,13 +132,13 @@ def filter_mosaic(weights: NDArray[np.float32], columns: int) -> NDArray[np.floa
 def _grid(
     title: str,
     heading: str,
-    images: NDArray[np.float32],
+    images: Sequence[NDArray[np.float32]] | NDArray[np.float32],
     words: Sequence[Sequence[Words]],
     columns: int,
 ) -> Drawing:
     """Images in rows with words below each."""
     columns = min(columns, len(images))
-    rows, lines = math.ceil(len(images) / columns), len(words[0])
+    rows, lines = math.ceil(len(images) / columns), max(map(len, words))
     height = CELL + LINE * lines
     width = max(columns * CELL, 7.0)
     figure = new_figure(width, rows * height + 0.5, title, heading)
@@ -134,6 +153,14 @@ def _grid(
                 _write(axes, word, column + 0.04, below)
         axes.set(xlim=(0, columns), ylim=(rows * step, 0), aspect="equal")
     return Drawing(figure, (), heading)
+
+
+def _words(captions: Sequence[str]) -> list[list[Words]]:
+    return [[Words(shortened(line, LETTERS)) for line in text.split("\n")] for text in captions]
+
+
+def _size(images: NDArray[np.float32]) -> str:
+    return f"{images.shape[2]} x {images.shape[1]} pixels"
 
 
 def _write(axes: Axes, word: Words, x: float, y: float) -> None:
