@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dwsep_zoo.data.distort import distort
@@ -118,4 +119,13 @@ def _timms(name: str, side: int, **options: object) -> object:
 
     kinds = {"rand": timm.rand_augment_transform, "augmix": timm.augment_and_mix_transform}
     make = kinds.get(name.split("-")[0], timm.auto_augment_transform)
-    return make(name, {"translate_const": int(side * 0.45), **options})
+    policy = make(name, {"translate_const": int(side * 0.45), **options})
+    for op in [*chain(*policy.policy)] if hasattr(policy, "policy") else policy.ops:
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+    return policy
+
+
+def _posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Timm's, but black for no bits, which Pillow 13 refuses, in the middle of an epoch."""
+    return ImageOps.posterize(picture, bits) if bits else Image.new(picture.mode, picture.size)

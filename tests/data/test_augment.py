@@ -10,7 +10,6 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from dwsep_zoo.data.augment import (
-    DRAWS,
     CachedCrop,
     CropFlip,
     draw_batch,
@@ -18,6 +17,7 @@ from dwsep_zoo.data.augment import (
     middle,
     normalise,
 )
+from dwsep_zoo.data.effects import CROP_DRAWS, jitter
 from dwsep_zoo.data.loader import BatchKey
 from dwsep_zoo.errors import UserError
 
@@ -31,7 +31,7 @@ def images() -> torch.Tensor:
 
 @pytest.fixture
 def draws() -> torch.Tensor:
-    return torch.randint(2**31, (N, DRAWS))
+    return torch.randint(2**31, (N, CROP_DRAWS))
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -58,7 +58,7 @@ def test_memory_format_does_not_matter(images, draws):
 def test_every_shift_and_flip_occurs():
     n = 20_000
     image = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3).expand(n, -1, -1, -1)
-    draws = torch.randint(2**31, (n, DRAWS))
+    draws = torch.randint(2**31, (n, CROP_DRAWS))
     centre = CropFlip(1, "zeros", flip=False).crop_flip(image, draws)[:, 0, 1, 1]
     counts = torch.bincount(centre, minlength=9) / n
     assert torch.allclose(counts, torch.full((9,), 1 / 9), atol=0.01)
@@ -81,6 +81,8 @@ def test_nothing_to_do(images, draws):
     augment = CropFlip(crop_padding=0, flip=False)
     assert augment.crop_flip(images, draws) is images
     assert augment.cut_out(images, draws) is images
+    assert augment.change(images, draws, (0.5,) * C) is images
+    assert augment.blank(images, draws) is images
 
 
 def test_normalise_is_torchvisions(images):
@@ -114,8 +116,8 @@ class Called(TorchFunctionMode):
 
 AUGMENTS = [
     CropFlip(cutout=3),
-    CropFlip(padding_mode="zeros"),
-    CachedCrop(24, 16, color_jitter=0.4),
+    CropFlip(padding_mode="zeros", auto_augment="trivial", erase=0.5),
+    CachedCrop(24, 24, color_jitter=0.4, auto_augment="rand-m9-mstd0.5"),
 ]
 
 
@@ -123,7 +125,7 @@ AUGMENTS = [
 def test_nothing_is_copied_to_the_device(augment):
     """A copy of numbers from the host makes it wait for all that the device has still to do."""
     images = torch.randint(0, 256, (N, C, 24, 24), dtype=torch.uint8)
-    draws = augment.draw(N, torch.Generator().manual_seed(0))
+    draws = augment.draw(N, torch.Generator().manual_seed(0), 24)
     with Called() as called:
         augment(images, draws, (0.5,) * C, (0.25,) * C)
     assert called.names
@@ -134,7 +136,7 @@ def test_nothing_is_copied_to_the_device(augment):
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_the_device_is_not_waited_for(augment):
     images = torch.randint(0, 256, (N, C, 24, 24), dtype=torch.uint8).cuda()
-    draws = augment.draw(N, torch.Generator().manual_seed(0)).cuda()
+    draws = augment.draw(N, torch.Generator().manual_seed(0), 24).cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
         augment(images, draws, (0.5,) * C, (0.25,) * C)
@@ -143,7 +145,7 @@ def test_the_device_is_not_waited_for(augment):
 
 
 def _drawn(crop: CachedCrop, count: int, seed: int = 0) -> torch.Tensor:
-    return crop.draw(count, torch.Generator().manual_seed(seed))
+    return crop.draw(count, torch.Generator().manual_seed(seed), crop.image_size)
 
 
 @pytest.fixture
@@ -209,10 +211,9 @@ def test_crops_are_inside_and_of_the_scale_and_ratio(scale, ratio):
 def test_jitter_is_torchvisions():
     """In the order that is said."""
     images = torch.randint(0, 256, (N, 3, H, W)).float()
-    crop = CachedCrop(12, 12, color_jitter=0.4)
-    draws = _drawn(crop, N)
-    result = crop.jitter(images.clone(), draws)
-    factors = 0.6 + 0.8 * draws[:, 5:] / 2**31
+    draws = torch.randint(2**31, (N, 3))
+    result = jitter(images.clone(), draws, 0.4)
+    factors = 0.6 + 0.8 * draws / 2**31
     for image, (brightness, contrast, saturation), got in zip(
         images, factors.tolist(), result, strict=True
     ):
@@ -220,7 +221,9 @@ def test_jitter_is_torchvisions():
         expected = TF.adjust_contrast(expected, contrast)
         expected = TF.adjust_saturation(expected, saturation)
         torch.testing.assert_close(got / 255, expected, atol=1e-3, rtol=0)  # its grey is rounded
-    assert CachedCrop(12, 12).jitter(images, draws) is images
+    grey = images[:, :1].contiguous()
+    expected = jitter(grey.repeat(1, 3, 1, 1), draws, 0.4)[:, :1]
+    torch.testing.assert_close(jitter(grey, draws, 0.4), expected, atol=1e-3, rtol=0)
 
 
 def test_batch_is_its_images_one_by_one(squares):
@@ -264,7 +267,7 @@ def test_alternate_flip(augment):
     order = torch.randperm(101).tolist()
 
     def mirrored(epoch: int, indices: list[int], **key) -> dict[int, int]:
-        draws = draw_batch(augment, _key(indices, epoch, **key), 101)
+        draws = draw_batch(_key(indices, epoch, **key), augment, num_images=101, side=8)
         return dict(zip(indices, (draws[:, 2] % 2).tolist(), strict=True))
 
     even = mirrored(0, order)
@@ -280,7 +283,7 @@ def test_alternate_flip(augment):
 def test_alternate_flip_leaves_the_other_draws_alone():
     key = _key(list(range(50)), epoch=3)
     alternate, independent = (
-        draw_batch(CropFlip(flip=flip), key, 50) for flip in ("alternate", True)
+        draw_batch(key, CropFlip(flip=flip), num_images=50, side=8) for flip in ("alternate", True)
     )
     others = [0, 1, 3, 4]
     assert torch.equal(alternate[:, others], independent[:, others])
@@ -289,7 +292,7 @@ def test_alternate_flip_leaves_the_other_draws_alone():
 def test_alternate_flip_mirrors(images):
     augment = CropFlip(crop_padding=0, flip="alternate")
     key = _key(list(range(N)), epoch=1)
-    result = augment.crop_flip(images, draw_batch(augment, key, N))
+    result = augment.crop_flip(images, draw_batch(key, augment, num_images=N, side=W))
     for image, half, got in zip(images, halves(0, N), result, strict=True):
         assert torch.equal(got, image if half else image.flip(2))
 

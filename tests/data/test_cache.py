@@ -498,7 +498,9 @@ def test_path_is_described(create):
         "scale": [0.08, 1.0],
         "ratio": [0.75, 4 / 3],
         "flip": True,
+        "auto_augment": None,
         "color_jitter": None,
+        "erase": None,
     }
     for key in ("augment", "read_from"):
         del plain[key], cached[key]
@@ -547,7 +549,7 @@ def test_much_larger_squares_are_warned_of(create, caplog):
     [
         ({"cache": True, "in_memory": True}, "data.cache and data.in_memory exclude each other"),
         ({"cache": True, "cache_size": 60, "interpolation": "lanczos"}, "set data.cache_size=64"),
-        ({"cache": True, "augment": {"auto_augment": "original"}}, "auto_augment has no effect on"),
+        ({"cache": True, "augment": {"auto_augment": "3a"}}, "GaussianBlurRand is for pictures"),
         ({"cache": True, "augment": {"cutout": 4}}, "cutout has no effect on pictures in a cache"),
         ({"augment": {"flip": "alternate"}}, "flip=alternate needs data.in_memory=true or"),
     ],

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from dwsep_zoo.data.augment import CropFlip
+from dwsep_zoo.data.augment import CropFlip, draw_batch
 from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader, RawBatch
 from dwsep_zoo.data.memory import MemoryReader, mean_and_std
 from dwsep_zoo.data.splits import Images
@@ -21,8 +23,8 @@ def _loader(n: int = 23, *, batch_size: int = 4, seed: int = 0, training: bool =
     batches = EpochBatches(sampler, batch_size, drop_last=training)
     torch.manual_seed(0)
     images = _images(n)
-    augment = CropFlip() if training else None
-    return Loader(MemoryReader(images.pixels, images.labels, augment=augment), batches)
+    draw = partial(draw_batch, augment=CropFlip(), num_images=n, side=4) if training else None
+    return Loader(MemoryReader(images.pixels, images.labels, draw=draw), batches)
 
 
 def _epoch(loader: Loader, epoch: int) -> list[RawBatch]:
@@ -49,7 +51,7 @@ def test_an_epoch_has_distinct_images_in_full_batches():
 def test_batch_holds_the_images_of_its_labels():
     loader = _loader()
     pixels = loader._batches.dataset.rows.view(-1, 4, 4, 3)
-    for images, labels, _, _ in _epoch(loader, 0):
+    for images, labels, *_ in _epoch(loader, 0):
         assert torch.equal(images, pixels[labels].permute(0, 3, 1, 2))
 
 

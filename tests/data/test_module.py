@@ -38,6 +38,9 @@ def test_digits_are_described():
         "padding_mode": "zeros",
         "flip": False,
         "cutout": 0,
+        "auto_augment": None,
+        "color_jitter": None,
+        "erase": None,
     }
 
 
@@ -170,7 +173,7 @@ def test_pictures_for_people_are_those_of_the_network(photos, tmp_path, options)
     options = {"root": str(root), "image_size": 24, "batch_size": 4, "num_workers": 0, **options}
     data = load_data("folder", data_dir=tmp_path / "maps", **options)
     state = torch.get_rng_state()
-    images, labels = data.first_batch()
+    images, labels, _ = data.first_batch()
     shown = data.test_images(torch.tensor([2, 0]))
     assert torch.equal(torch.get_rng_state(), state)
     (first, *_), (test,) = batches(data), batches(data, "test")
@@ -236,6 +239,7 @@ BAD_VALUES = {
     "augment.ratio": ([math.inf, math.inf], "a finite number; got"),
     "augment.auto_augment": (3, "text; got 3"),
     "augment.color_jitter": (-1.0, "got -1.0"),
+    "augment.erase": (1.5, "at most 1.0; got 1.5"),
 }
 
 
@@ -289,7 +293,7 @@ def test_the_nearest_key_comes_first():
     [
         ({"augment": {"cutout": 4}}, "cutout has no effect on images that are read from files"),
         ({"mean": [0.5], "std": [0.5]}, "must have 3 numbers"),
-        ({"augment": {"auto_augment": "best"}}, "auto_augment='best': timm has no such policy"),
+        ({"augment": {"auto_augment": "best"}}, "auto_augment='best' is no policy; there are"),
     ],
 )
 def test_options_that_do_not_fit_the_pictures(photos, options, message):

@@ -25,12 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dwsep_zoo import create_model
 from dwsep_zoo.acceleration import accelerate, unchanged
 from dwsep_zoo.data.augment import CropFlip
-from dwsep_zoo.data.loader import RawBatch
+from dwsep_zoo.data.loader import BatchKey, RawBatch
+from dwsep_zoo.data.mix import Mixing, mix
 from dwsep_zoo.training import compile as compiling
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.cuda_graphs import WARM_UP, StepGraph
 from dwsep_zoo.training.metrics import Mean
 from dwsep_zoo.training.muon import Muon
+from dwsep_zoo.training.objective import cross_entropy, main_labels
 from dwsep_zoo.training.progressive import resize
 
 EPOCH = 5  # steps of the runs below
@@ -447,23 +449,28 @@ def test_no_step_asks_the_device():
 
     PyTorch has no fake kernels of fused optimizers, and no backward pass without a driver.
     """
-    mean, augment = Mean(), CropFlip(cutout=4)
+    mean = Mean()
+    augment = CropFlip(cutout=4, auto_augment="rand-m9-mstd0.5", color_jitter=0.4, erase=0.25)
+    drawn = augment.draw(4, torch.Generator().manual_seed(0), 16).tolist()
+    mixed = Mixing(0.2, 1.0).draw(BatchKey(0, 0, 0, 0, torch.arange(4))).tolist()
     with FakeTensorMode(), torch.device("cuda"):
         network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 10, 1))
         matrices = [network[0].weight, network[2].weight]
         rate = torch.zeros(())
         muon = Muon([{"params": matrices, "lr": rate, "momentum": 0.6, "orthogonal": True}])
         images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
-        raw = RawBatch(images, torch.zeros(4, dtype=torch.int64), True, torch.zeros(4, 5).long())
+        labels = torch.zeros(4, dtype=torch.int64)
+        raw = RawBatch(images, labels, True, torch.tensor(drawn), torch.tensor(mixed))
         mean.total, mean.count = torch.zeros(2)
         for _ in range(2):
             x = augment(raw.images, raw.draws, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+            x, share = mix(x, raw.mix)
             logits = network(resize(x, 12)).mean((2, 3))
-            loss = F.cross_entropy(logits, raw.labels, label_smoothing=0.1)
+            loss = cross_entropy(logits, raw.labels, share=share, label_smoothing=0.1)
             for matrix in matrices:
                 matrix.grad = torch.zeros_like(matrix)
             muon.step()
-            mean.add((logits.topk(5).indices == raw.labels[:, None]).sum(), 4)
+            mean.add((logits.topk(5).indices == main_labels(labels, share)[:, None]).sum(), 4)
         with pytest.raises(DataDependentOutputException):
             loss.item()
         with pytest.raises(RuntimeError, match="device"):

@@ -225,8 +225,8 @@ class Batches(L.LightningDataModule):
     def val_dataloader(self):
         return self.batches
 
-    def prepare_batch(self, batch):
-        return batch
+    def training_batch(self, batch):
+        return (*batch, None)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
