@@ -19,7 +19,7 @@ from torch import Tensor
 from dwsep_zoo.data.distort import distort
 from dwsep_zoo.data.loader import seeded
 from dwsep_zoo.data.policy_tables import SCALE, Table, Unbatched, timms_table, torchvisions_table
-from dwsep_zoo.errors import UserError
+from dwsep_zoo.errors import UserError, nearest
 
 SEARCHED = {
     "autoaugment": "imagenet",
@@ -58,8 +58,10 @@ def check_policy(name: str, *, batched: bool) -> None:
             "rand-m9-mstd0.5, original and the like"
         ) from operation
     except (AssertionError, ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+        near = nearest(name, TORCHVISIONS)
+        hint = f"did you mean {near!r}? " if near else ""
         raise UserError(
-            f"data.augment.auto_augment={name!r} is no policy; there are {KNOWN}"
+            f"data.augment.auto_augment={name!r} is no policy; {hint}there are {KNOWN}"
         ) from error
 
 

@@ -129,16 +129,17 @@ def _for_display(
         full_from=recipe.full_size_from,
     )
     pixels = data.for_display(resize(batch.images, size)).numpy()
-    names = [data.class_names[label] for label in batch.labels.tolist()]
+    names, others = (
+        [data.class_names[label] for label in labels.tolist()]
+        for labels in (batch.labels, partners(batch.labels))
+    )
     if batch.share is None:
         return pixels, names
-    others = [data.class_names[label] for label in partners(batch.labels).tolist()]
     share = round(100 * batch.share.item())
-    mixed = [
-        f"{share} % {one}\n{100 - share} % {other}"
-        for one, other in zip(names, others, strict=True)
+    return pixels, [
+        own if own == other else f"{share} % {own}\n{100 - share} % {other}"
+        for own, other in zip(names, others, strict=True)
     ]
-    return pixels, mixed
 
 
 def _read(folder: Path) -> tuple[Run, dict[str, str]]:

@@ -63,6 +63,8 @@ def say_prepared(settings: Settings, prepared: Prepared) -> None:
         data.num_classes,
         ", ".join(f"{len(images):,} {split}" for split, images in data.splits.items()),
     )
+    if data.mixing:
+        log.info("training images are mixed; accuracy on them counts the class of the larger share")
 
 
 def say_result(settings: Settings, folder: Path, record: RunRecord) -> None:

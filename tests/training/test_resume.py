@@ -23,6 +23,10 @@ from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.trainer import OneFile
 
 PRECISE = "recipe.norm_statistics=precise"
+VARIED = (
+    *("recipe.mixup=0.3", "recipe.cutmix=1.0", "data.augment.auto_augment=trivial"),
+    *("data.augment.color_jitter=0.3", "data.augment.erase=0.5"),
+)
 TRAIN = Path(__file__).parents[2] / "train.py"
 INTERRUPTED = Path(__file__).parents[1] / "runs" / "interrupted"
 
@@ -159,6 +163,7 @@ def test_damaged_checkpoints_are_named(run, old, damage, message):
         (0, 1, ("recipe.model_ema_decay=0.9", PRECISE)),
         (1, 3, ("recipe.optimizer=muon",)),  # the last batch of an epoch
         (1, 0, ("trainer.accumulate_grad_batches=3",)),  # inside a step
+        (1, 0, ("trainer.accumulate_grad_batches=2", "recipe.initial_size=24", *VARIED)),
         pytest.param(2, 0, ("recipe=adamw", "trainer.limit_val_batches=0"), marks=pytest.mark.slow),
         # the classifier alone is trained in the first epoch
         pytest.param(

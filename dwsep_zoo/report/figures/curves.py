@@ -17,6 +17,7 @@ from dwsep_zoo.report.figures.panel import Mark, Panel, log_ticks
 from dwsep_zoo.report.figures.style import COLOURS, Styles
 from dwsep_zoo.report.labels import grouped
 from dwsep_zoo.report.table import Row, Table
+from dwsep_zoo.schema.record import RunRecord
 
 CURVES = {
     "val/acc": "validation accuracy, %",
@@ -25,6 +26,7 @@ CURVES = {
     "train/loss": "training loss",
 }
 MOST_NETWORKS = 6  # with a row of panels each
+SHARES = "of mixed images: of the larger share"
 LOG_LOSS = 20  # a larger ratio of losses needs a logarithmic axis
 Rows = Sequence[tuple[int, Row]]
 
@@ -59,7 +61,10 @@ def curve_panels(table: Table) -> list[tuple[str, list[Panel], list[Artist]]]:
 
 def _draw(table: Table, rows: Rows, colours: Sequence[str], name: str, axes: Axes) -> list[Mark]:
     scale = 100.0 if name.endswith("acc") else 1.0
-    axes.set(xlabel="epoch", ylabel=CURVES[name])
+    label = CURVES[name]
+    if name == "train/acc" and any(mixes(run.record) for _, row in rows for run in row.runs):
+        label = f"{label}\n({SHARES})"
+    axes.set(xlabel="epoch", ylabel=label)
     marks: list[Mark] = []
     styles = Styles(table)
     for colour, (index, row) in zip(colours, rows, strict=True):
@@ -91,6 +96,11 @@ def _draw(table: Table, rows: Rows, colours: Sequence[str], name: str, axes: Axe
         axes.set_yscale("log")
         log_ticks(axes.yaxis)
     return marks
+
+
+def mixes(record: RunRecord) -> bool:
+    """Whether training images were mixed, so that each has two classes."""
+    return any(record.configured(f"recipe.{key}") is not None for key in ("mixup", "cutmix"))
 
 
 def _colours(styles: Styles, rows: Rows) -> list[str]:

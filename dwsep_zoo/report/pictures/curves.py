@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from dwsep_zoo.report.figures.curves import LOG_LOSS
+from dwsep_zoo.report.figures.curves import LOG_LOSS, SHARES, mixes
 from dwsep_zoo.report.figures.panel import Drawing, context, log_ticks
 from dwsep_zoo.report.figures.style import COLOURS, SOFT
 from dwsep_zoo.report.pictures.parts import Nothing, RunParts, new_figure
@@ -40,6 +40,8 @@ def _draw(axes: Axes, run: RunParts, name: str) -> None:
     if best := run.record.best_epoch:
         axes.axvline(best, color=SOFT, lw=1, ls=":", label=f"tested: epoch {best}")
     titles = {"acc": "accuracy, %", "loss": "loss", "lr": "learning rate"}
+    if mixes(run.record):
+        titles["acc"] = f"accuracy, %\n(training, {SHARES})"
     axes.set(xlabel="epoch", title=titles[name])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if name == "loss" and drawn and 0 < LOG_LOSS * min(drawn) < max(drawn):

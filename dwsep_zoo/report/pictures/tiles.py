@@ -65,9 +65,9 @@ def sheet_picture(title: str, epochs: Sequence[Captioned]) -> Drawing:
     )
     last = _size(epochs[-1][0])
     heading += "" if last == _size(images) else f" to {last}"
-    rows = [image for row in zip(*(images for images, _ in epochs), strict=True) for image in row]
-    words = [text for row in zip(*(texts for _, texts in epochs), strict=True) for text in row]
-    return _grid(title, heading, rows, _words(words), len(epochs))
+    rows = zip(*(zip(*epoch, strict=True) for epoch in epochs), strict=True)
+    cells = [cell for row in rows for cell in row]
+    return _grid(title, heading, [i for i, _ in cells], _words([c for _, c in cells]), len(epochs))
 
 
 def mistakes_picture(run: RunParts) -> Drawing:
