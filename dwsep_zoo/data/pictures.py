@@ -43,6 +43,7 @@ class ResizedCrop:
         scale: smallest and largest part of the area that is cut out, arXiv:1409.4842.
         ratio: smallest and largest width / height of that part.
         flip: mirror every other picture left to right.
+        interpolation: of resizing it; ``random``: bilinear or bicubic; ``None``: the data's.
         auto_augment: a policy, see :mod:`dwsep_zoo.data.policies`; ``None``: none.
         color_jitter: strength of random brightness, contrast and saturation; ``None``: none.
         erase: probability that a rectangle is set to the mean, which happens in batches, see
@@ -52,6 +53,7 @@ class ResizedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    interpolation: str | None = None
     auto_augment: str | None = None
     color_jitter: float | None = None
     erase: float | None = None
@@ -61,7 +63,13 @@ class ResizedCrop:
         return draw_boxes(count, g, side, self.erase or 0.0)
 
     def transform(self, image_size: int, interpolation: str, mean: Sequence[float]) -> Transform:
-        """Make the function that augments a training picture, but for erasing."""
+        """Make the function that augments a training picture, but for erasing.
+
+        Args:
+            image_size: side of the result.
+            interpolation: of the data.
+            mean: of values in 0-1: what a policy moves in at the edges.
+        """
         from timm.data import create_transform  # takes seconds to import
         from torchvision.transforms import Compose
 
@@ -72,7 +80,7 @@ class ResizedCrop:
             ratio=self.ratio,
             hflip=0.5 if self.flip else 0.0,
             color_jitter=self.color_jitter,  # type: ignore[arg-type]
-            interpolation=interpolation,
+            interpolation=self.interpolation or interpolation,
             use_prefetcher=True,  # leave the pixels uint8
             separate=True,
         )

@@ -27,7 +27,7 @@ def _keys(kind: type[BaseModel], *left_out: str, prefix: str = "") -> frozenset[
     return frozenset(found)
 
 
-CROP_FLIP = _keys(AugmentSettings, "scale", "ratio", prefix="augment.")
+CROP_FLIP = _keys(AugmentSettings, "scale", "ratio", "interpolation", prefix="augment.")
 """Keys for images that live in memory, see :class:`dwsep_zoo.data.augment.CropFlip`."""
 FOLDERS = frozenset({"folders.train", "folders.val", "folders.test"})
 CSV = frozenset({"csv", "columns.path", "columns.label", "columns.split"})

@@ -142,6 +142,9 @@ class AugmentSettings(Group):
     cutout: Pixels | None = Field(description="side of a square that is blanked out")
     scale: AreaRange | None = Field(description="part of the area that a random crop keeps")
     ratio: Range | None = Field(description="width / height of that crop")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "random"] | None = Field(
+        description="of resizing that crop; random: bilinear or bicubic; null: data.interpolation"
+    )
     auto_augment: Text | None = Field(
         description="randaugment, trivial, autoaugment, or timm's, such as rand-m9-mstd0.5"
     )

@@ -21,7 +21,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
     Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
     no pictures; a run that goes on does. Schema 4 had no keys for simulated int8 and newer data,
-    schema 5 none for erasing and mixed images.
+    schema 5 none for mixed images and more augmentation.
     """
     upgraded = {"hparams_search": None, **config}
     later: dict[str, dict[str, object]] = {
@@ -38,7 +38,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
             upgraded[name] = {**added, **group}
     data = upgraded.get("data")
     if isinstance(data, dict) and isinstance(augment := data.get("augment"), Mapping):
-        data["augment"] = {"erase": None, **augment}
+        data["augment"] = {"erase": None, "interpolation": None, **augment}
     recipe = {
         **{"norm_statistics": "running", "simulated_int8": None, "mixup": None, "cutmix": None},
         **(upgraded.get("recipe") or {}),

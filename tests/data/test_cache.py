@@ -550,6 +550,10 @@ def test_much_larger_squares_are_warned_of(create, caplog):
         ({"cache": True, "in_memory": True}, "data.cache and data.in_memory exclude each other"),
         ({"cache": True, "cache_size": 60, "interpolation": "lanczos"}, "set data.cache_size=64"),
         ({"cache": True, "augment": {"auto_augment": "3a"}}, "GaussianBlurRand is for pictures"),
+        (
+            {"cache": True, "augment": {"interpolation": "random"}},
+            "interpolation has no effect on pictures in a cache",
+        ),
         ({"cache": True, "augment": {"cutout": 4}}, "cutout has no effect on pictures in a cache"),
         ({"augment": {"flip": "alternate"}}, "flip=alternate needs data.in_memory=true or"),
     ],

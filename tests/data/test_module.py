@@ -237,6 +237,7 @@ BAD_VALUES = {
     "augment.cutout": (0.5, "a whole number; got 0.5"),
     "augment.scale": ([0.5, 2.0], "at most 1.0; got"),
     "augment.ratio": ([math.inf, math.inf], "a finite number; got"),
+    "augment.interpolation": ("cubic", "did you mean 'bicubic'"),
     "augment.auto_augment": (3, "text; got 3"),
     "augment.color_jitter": (-1.0, "got -1.0"),
     "augment.erase": (1.5, "at most 1.0; got 1.5"),

@@ -259,6 +259,22 @@ def test_lanczos_is_for_resizing_alone(load):
     assert len(batches(data)) == 2
 
 
+def test_crops_have_an_interpolation_of_their_own(load):
+    """Nearest neighbours alone invent no colours."""
+    crop = {"scale": [0.2, 0.2], "flip": False}
+    found = {}
+    for kind in ("nearest", "bilinear", "bicubic", "random", None):
+        data = load(PLACES[0], augment={**crop, "interpolation": kind}, interpolation="bilinear")
+        found[kind] = torch.cat([images for images, _ in batches(data)])
+    assert torch.equal(found[None], found["bilinear"])
+    assert len(found["nearest"].unique()) < 257 * 3
+    kinds = {
+        kind: (found["random"] == found[kind]).flatten(1).all(1) for kind in ("bilinear", "bicubic")
+    }
+    assert (kinds["bilinear"] ^ kinds["bicubic"]).all()
+    assert all(0 < kind.sum() < 12 for kind in kinds.values())
+
+
 @pytest.mark.parametrize("name", ["best", "rand-x9", "rand-m9-tall", "rand-n0", "original-m9", ""])
 @pytest.mark.parametrize("batched", [False, True])
 def test_unknown_policies(name, batched):
