@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,12 +85,11 @@ class ResizedCrop:
             use_prefetcher=True,  # leave the pixels uint8
             separate=True,
         )
-        crop, colours, to_tensor = parts
-        if self.auto_augment is None:
-            return Compose([crop, colours, to_tensor])
-        # Not by timm, which has no policies of torchvision and leaves the colours out beside any.
-        policy = picture_policy(self.auto_augment, image_size, interpolation, mean)
-        return Compose([crop, policy, colours, to_tensor])
+        crop, *others = (part.transforms for part in parts)
+        if self.auto_augment is not None:
+            # Not by timm, which lacks torchvision's policies and leaves colours out beside its own.
+            crop.append(picture_policy(self.auto_augment, image_size, interpolation, mean))
+        return Compose([*crop, *chain(*others)])
 
 
 def resized_side(image_size: int, crop_pct: float) -> int:
