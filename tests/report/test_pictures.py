@@ -13,7 +13,13 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.report.classes import confusions, per_class, surest_mistakes
-from dwsep_zoo.report.pictures import PICTURES, RunParts, draw_pictures
+from dwsep_zoo.report.pictures import (
+    PICTURES,
+    Captioned,
+    RunParts,
+    draw_pictures,
+    sheet_picture,
+)
 from dwsep_zoo.report.pictures.tiles import filter_mosaic
 from dwsep_zoo.report.predictions import Predictions
 from dwsep_zoo.report.tensorboard import write_pictures
@@ -39,10 +45,15 @@ def parts(num_images: int = 60, num_classes: int = 6, side: int = 9, chans: int 
         parse_record({**record, "data": {"name": "folder", "class_names": listed}}),
         EPOCHS,
         lambda: found,
-        lambda: (random.random((40, side, side, chans)).astype(np.float32), label[:40]),
+        lambda: captioned(random, side, chans, [names[place] for place in label[:40]]),
         lambda places: random.random((len(places), side, side, chans)).astype(np.float32),
         lambda: {"first": random.normal(size=(70, 3, 3)), "second": np.zeros((2, 5, 1))},
     )
+
+
+def captioned(random: np.random.Generator, side: int, chans: int, captions: list[str]) -> Captioned:
+    """Random images with words about them."""
+    return random.random((len(captions), side, side, chans)).astype(np.float32), captions
 
 
 def words(name: str, run: RunParts) -> list[str]:
@@ -165,3 +176,22 @@ def test_nothing_to_show_leaves_no_picture(tmp_path):
     assert drawn.left_out["mistakes.png"] == "all 60 test images are classified correctly"
     assert "conv=blueprint" in drawn.left_out["filters.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"batch.png", "confusion.png"}
+
+
+def test_a_sheet_has_a_row_for_each_image_and_a_column_for_each_epoch():
+    random = np.random.default_rng(0)
+    epochs = [
+        captioned(
+            random, side, 3, [f"{n} % {side}\n{100 - n} % {odd}" for n, odd in enumerate(ODD)]
+        )
+        for side in (8, 12, 12)
+    ]
+    drawing = sheet_picture("a title", epochs)
+    found = [text.get_text() for text in drawing.figure.findobj(Text)]
+    assert any("6 training pictures" in text and "epochs 1 to 3" in text for text in found)
+    assert any("8 x 8 pixels to 12 x 12 pixels" in text for text in found)
+    (axes,) = drawing.figure.axes
+    assert len(axes.images) == 18
+    assert [image.get_array().shape[0] for image in axes.images] == [8, 12, 12] * 6
+    rows = [f"{n} % {side}" for n in range(6) for side in (8, 12, 12)]
+    assert [text for text in found if text in rows] == rows
