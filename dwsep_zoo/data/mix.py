@@ -70,7 +70,7 @@ def mix(images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Mix every image with the one before it; the first with the last.
 
     Args:
-        images: ``(N, C, H, W)`` float32.
+        images: ``(N, C, H, W)``, floating-point.
         draws: of :meth:`Mixing.draw`.
 
     Returns:

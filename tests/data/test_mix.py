@@ -35,10 +35,13 @@ def _draws(cut: int, share: float, row: float = 0.5, column: float = 0.5) -> tor
     return torch.tensor([cut, *(int(part * PARTS) for part in (share, row, column))])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cut", [0, 1])
-def test_a_whole_share_is_the_image(images, cut):
+def test_a_whole_share_is_the_image(images, cut, dtype):
+    images = images.to(dtype)
     mixed, share = mix(images, _draws(cut, 1.0))
     assert torch.equal(mixed, images)
+    assert mixed.dtype == dtype
     assert share == 1
     assert mixed.is_contiguous(memory_format=torch.channels_last)
 

@@ -195,3 +195,11 @@ def test_a_sheet_has_a_row_for_each_image_and_a_column_for_each_epoch():
     assert [image.get_array().shape[0] for image in axes.images] == [8, 12, 12] * 6
     rows = [f"{n} % {side}" for n in range(6) for side in (8, 12, 12)]
     assert [text for text in found if text in rows] == rows
+
+
+@pytest.mark.parametrize("recipe", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": None}])
+def test_curves_say_which_class_of_a_mixed_image_counts(recipe):
+    run = parts()
+    run = replace(run, record=run.record.model_copy(update={"config": {"recipe": recipe}}))
+    said = any("larger share" in text for text in words("curves", run))
+    assert said == any(recipe.values())

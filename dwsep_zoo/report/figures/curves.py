@@ -26,7 +26,7 @@ CURVES = {
     "train/loss": "training loss",
 }
 MOST_NETWORKS = 6  # with a row of panels each
-SHARES = "of mixed images: of the larger share"
+SHARES = "class of the larger share"
 LOG_LOSS = 20  # a larger ratio of losses needs a logarithmic axis
 Rows = Sequence[tuple[int, Row]]
 

@@ -41,7 +41,7 @@ def _draw(axes: Axes, run: RunParts, name: str) -> None:
         axes.axvline(best, color=SOFT, lw=1, ls=":", label=f"tested: epoch {best}")
     titles = {"acc": "accuracy, %", "loss": "loss", "lr": "learning rate"}
     if mixes(run.record):
-        titles["acc"] = f"accuracy, %\n(training, {SHARES})"
+        titles["acc"] = f"accuracy, %\n(training: {SHARES})"
     axes.set(xlabel="epoch", title=titles[name])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if name == "loss" and drawn and 0 < LOG_LOSS * min(drawn) < max(drawn):
