@@ -11,6 +11,7 @@ import numpy as np
 from dwsep_zoo.data.listing import split_of
 from dwsep_zoo.data.source import CSV, FILES, existing_root
 from dwsep_zoo.data.splits import SPLITS, Images, Labelled
+from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError, nearest
 from dwsep_zoo.schema.settings import DataSettings
 
@@ -82,7 +83,7 @@ class Csv:
             if part in names:
                 of = np.array([number[own] for own in labels[part]], dtype=np.int64)
                 splits[part] = Images(names[part], of)
-        return Labelled(classes, splits, self.root)
+        return Labelled(classes, splits, Files(self.root))
 
     def _classes(self, labels: Mapping[str, list[str]]) -> list[str]:
         classes = sorted(set(labels.get("train", [])))

@@ -97,13 +97,13 @@ class ImageData(L.LightningDataModule):
         given = select_classes(self.source.load(), settings.subset)
         if len(given.class_names) < 2:
             raise UserError(f"data={self.name} has the single class {given.class_names[0]!r}")
-        if given.root is not None and settings.on_error == "skip":
-            given, self.skipped = without_unreadable(given, self._kept(given.root))
+        if given.store is not None and settings.on_error == "skip":
+            given, self.skipped = without_unreadable(given, self._kept(given.store.root))
         splits = self._split(given)
         contents = {}
-        if given.root is not None:
+        if (store := given.store) is not None:
             contents = contents_of(
-                given.root, splits, self._kept(given.root), verify=settings.cache == "verify"
+                store, splits, self._kept(store.root), verify=settings.cache == "verify"
             )
         self.class_names, self.num_classes = given.class_names, len(given.class_names)
         self.fingerprint = fingerprint(self.class_names, splits, contents)
