@@ -13,6 +13,7 @@ from dwsep_zoo.data.imagenette import Imagenette
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.source import COMMON, DataSet, check_options
 from dwsep_zoo.data.tiny_imagenet import TinyImagenet
+from dwsep_zoo.data.webdataset import WebDataset
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.schema.settings import DataSettings
 
@@ -30,6 +31,7 @@ DATASETS: dict[str, DataSet] = {
     "imagenette": Imagenette,
     "imagewoof": Imagenette,
     "tiny_imagenet": TinyImagenet,
+    "webdataset": WebDataset,
 }
 
 

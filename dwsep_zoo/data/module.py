@@ -98,12 +98,12 @@ class ImageData(L.LightningDataModule):
         if len(given.class_names) < 2:
             raise UserError(f"data={self.name} has the single class {given.class_names[0]!r}")
         if given.store is not None and settings.on_error == "skip":
-            given, self.skipped = without_unreadable(given, self._kept(given.store.root))
-        splits = self._split(given)
+            given, self.skipped = without_unreadable(given, self.kept(given.store.root))
+        splits = self.split(given)
         contents = {}
         if (store := given.store) is not None:
             contents = contents_of(
-                store, splits, self._kept(store.root), verify=settings.cache == "verify"
+                store, splits, self.kept(store.root), verify=settings.cache == "verify"
             )
         self.class_names, self.num_classes = given.class_names, len(given.class_names)
         self.fingerprint = fingerprint(self.class_names, splits, contents)
@@ -122,9 +122,10 @@ class ImageData(L.LightningDataModule):
     def choose(self) -> Labelled:
         """The images of all splits, also those that cannot be read; nothing else is set up."""
         given = select_classes(self.source.load(), self.settings.subset)
-        return replace(given, splits=self._split(given))
+        return replace(given, splits=self.split(given))
 
-    def _split(self, given: Labelled) -> dict[str, Images]:
+    def split(self, given: Labelled) -> dict[str, Images]:
+        """The images of each split, from those that are given."""
         settings = self.settings
         if "train" not in given.splits:  # made for tests alone
             return dict.fromkeys(SPLITS, given.splits["test"])
@@ -137,7 +138,7 @@ class ImageData(L.LightningDataModule):
         splits["train"] = thin(splits["train"], settings.subset, given.class_names)
         return splits
 
-    def _kept(self, root: Path) -> Kept:
+    def kept(self, root: Path) -> Kept:
         """Places of what is known about files."""
         return Kept(
             cache_places(root, self.data_dir, self.settings.name, ".checksums.npy"),

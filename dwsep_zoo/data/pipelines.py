@@ -175,8 +175,8 @@ class CachePipeline(Pipeline):
                 image_size,
             )
         pictures = Pictures(given.store, given.splits, contents, size, self.interpolation)
-        path = _maps(settings, pictures, data_dir)[0]
-        self.cache = open_cache(path, pictures, verify=settings.cache == "verify")
+        self.path = _maps(settings, pictures, data_dir)[0]
+        self.cache = open_cache(self.path, pictures, verify=settings.cache == "verify")
 
     def reader(self, split: str, *, training: bool) -> Reader:
         augment = self.augment if training else None

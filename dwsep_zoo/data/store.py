@@ -17,7 +17,6 @@ from dwsep_zoo.data.decode import WHITE, opened, read_picture
 from dwsep_zoo.errors import UserError
 
 BYTES = 16  # of a checksum
-BLOCK = 1 << 20
 
 
 class Store(ABC):
@@ -57,18 +56,21 @@ class Store(ABC):
         """(n, 16) uint8: the checksums that were written down with the pictures, if there are."""
         return None
 
+    def all_of(self, name: str) -> bytes:
+        """All bytes of a picture; raises UserError if there are none."""
+        content = self.content(name)
+        try:
+            found = content.read_bytes() if isinstance(content, Path) else content.read()
+        except OSError as error:
+            path = self.where(name)
+            raise UserError(f"cannot read the picture {path}: {reason(error)}") from error
+        if not found:
+            raise UserError(f"cannot read the picture {self.where(name)}: the file is empty")
+        return found
+
     def checksum(self, name: str) -> bytes:
         """The checksum of a picture's bytes; all of them are read."""
-        content, digest = self.content(name), new_checksum()
-        try:
-            with content.open("rb", 0) if isinstance(content, Path) else content as file:
-                while block := file.read(BLOCK):
-                    digest.update(block)
-        except OSError as error:
-            raise UserError(
-                f"cannot read the picture {self.where(name)}: {reason(error)}"
-            ) from error
-        return digest.digest()
+        return new_checksum(self.all_of(name)).digest()
 
     def opened(self, name: str) -> AbstractContextManager[Image.Image]:
         """Open a picture, see :func:`~dwsep_zoo.data.decode.opened`."""
