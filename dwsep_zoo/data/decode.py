@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -27,12 +27,16 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each orientation that a camera writes."""
+ON_ITS_SIDE = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 SIGNED = 2
 
 
 def read_picture(
-    path: str | Path, content: BinaryIO | Path | None = None, background: str = WHITE
+    path: str | Path,
+    content: BinaryIO | Path | None = None,
+    background: str = WHITE,
+    reduction: Callable[[tuple[int, int]], int] | None = None,
 ) -> Image.Image:
     """Decode a file to RGB, see :func:`as_rgb`.
 
@@ -40,11 +44,14 @@ def read_picture(
         path: as messages name it.
         content: what has its bytes; ``None``: the file at that path.
         background: colour below what is transparent.
+        reduction: how many times smaller a JPEG of this width and height may be decoded.
 
     Raises:
         UserError: naming the path, if it is missing, damaged or not a picture.
     """
     with opened(path, content) as image:
+        if reduction is not None and image.format == "JPEG":
+            _reduce(image, reduction)
         return as_rgb(image, background)
 
 
@@ -82,6 +89,15 @@ def as_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
     image = image.convert("RGB")
     image.info = {}  # whoever reads it again shall not turn it again
     return image if turn is None else image.transpose(turn)
+
+
+def _reduce(image: Image.Image, reduction: Callable[[tuple[int, int]], int]) -> None:
+    """Have a JPEG decoded at a part of its size."""
+    width, height = image.size
+    on_its_side = _turn(image) in ON_ITS_SIDE
+    scale = reduction((height, width) if on_its_side else (width, height))
+    if scale > 1:
+        image.draft(None, (width // scale, height // scale))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dwsep_zoo.data.crop import split_off_crop
 from dwsep_zoo.data.decode import no_warnings
 from dwsep_zoo.data.loader import BatchKey, RawBatch, derived_seed
 from dwsep_zoo.data.progress import progress
@@ -250,12 +252,13 @@ class FileReader:
         self.images = images
         self.transform = transform
         self.training = training
+        self.crop, self.rest = split_off_crop(transform)
 
     def __getitem__(self, key: BatchKey) -> RawBatch | UserError:
         """The batch of this key, or the error of one of its pictures."""
         indices = key.indices.tolist()
         try:
-            with no_warnings():
+            with no_warnings(), _generators_restored():
                 pictures = [self._read(key, i) for i in indices]
         except UserError as error:
             return error
@@ -263,20 +266,24 @@ class FileReader:
         return RawBatch(torch.stack(pictures), labels, self.training)
 
     def _read(self, key: BatchKey, i: int) -> Tensor:
-        picture = self.store.read(self.images.names[i])
+        read = partial(self.store.read, self.images.names[i])
         if not self.training:
-            return self.transform(picture)
-        with _seeded(derived_seed(key.seed, "picture", key.epoch, i)):
-            return self.transform(picture)
+            return self.transform(read())
+        _seed(derived_seed(key.seed, "picture", key.epoch, i))
+        return self.rest(self.crop(read) if self.crop else read())
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seed(seed: int) -> None:
     """Seed the three generators from which transforms of timm and torchvision draw."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device
+
+
+@contextmanager
+def _generators_restored() -> Iterator[None]:
+    """Leave them as they were. It takes 0.2 ms, a tenth of what decoding a picture takes."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
@@ -76,9 +76,11 @@ class Store(ABC):
         """Open a picture, see :func:`~dwsep_zoo.data.decode.opened`."""
         return opened(self.where(name), self.content(name))
 
-    def read(self, name: str) -> Image.Image:
+    def read(
+        self, name: str, reduction: Callable[[tuple[int, int]], int] | None = None
+    ) -> Image.Image:
         """Decode a picture to RGB, see :func:`~dwsep_zoo.data.decode.read_picture`."""
-        return read_picture(self.where(name), self.content(name), self.background)
+        return read_picture(self.where(name), self.content(name), self.background, reduction)
 
 
 class Files(Store):
