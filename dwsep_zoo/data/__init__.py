@@ -7,8 +7,10 @@ from pathlib import Path
 from dwsep_zoo.data.cifar import Cifar
 from dwsep_zoo.data.cifar_shifted import Cifar10c, Cifar10v1
 from dwsep_zoo.data.csv_table import Csv
+from dwsep_zoo.data.decode import check_color
 from dwsep_zoo.data.digits import Digits
 from dwsep_zoo.data.folder import Folder
+from dwsep_zoo.data.hugging_face import HuggingFace
 from dwsep_zoo.data.imagenette import Imagenette
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.source import COMMON, DataSet, check_options
@@ -27,6 +29,7 @@ DATASETS: dict[str, DataSet] = {
     "csv": Csv,
     "digits": Digits,
     "folder": Folder,
+    "hf": HuggingFace,
     "imagenet": Folder,
     "imagenette": Imagenette,
     "imagewoof": Imagenette,
@@ -47,6 +50,8 @@ def create_data(settings: DataSettings, *, seed: int, data_dir: str | Path) -> I
         UserError: for an unknown name, a key that has no effect on this set, a missing folder.
     """
     check_options(settings, list_options(settings.name))
+    if settings.background is not None:
+        check_color("data.background", settings.background)
     folder = Path(data_dir).expanduser()
     source = DATASETS[settings.name](settings, folder)
     return ImageData(settings, source, seed=seed, data_dir=folder)

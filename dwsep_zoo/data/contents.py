@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -86,14 +86,15 @@ def without_unreadable(given: Labelled, kept: Kept) -> tuple[Labelled, dict[str,
 
 def unreadable(store: Store, names: Sequence[str], kept: Kept) -> dict[str, str]:
     """Why each picture that cannot be decoded cannot; those that once could are not tried again."""
-    reasons: dict[str, str] = {}
-    for name in names:
-        try:
-            store.state(name)
-        except UserError as error:
-            reasons[name] = str(error)
+    reasons = _failures(store.state, names)
     left = [name for name in names if name not in reasons]
-    keys = [row.tobytes() for row in checksums(store, left, kept.checksums)]
+    try:
+        found = checksums(store, left, kept.checksums)
+    except UserError:
+        reasons |= _failures(store.checksum, left)
+        left = [name for name in left if name not in reasons]
+        found = checksums(store, left, kept.checksums)
+    keys = [row.tobytes() for row in found]
     known = set(load_rows(kept.readable, BYTES))
     wanted = {name: key for name, key in zip(left, keys, strict=True) if key not in known}
     reasons.update(problems(store, list(wanted)))
@@ -101,6 +102,17 @@ def unreadable(store: Store, names: Sequence[str], kept: Kept) -> dict[str, str]
     if good and len(left) >= KEPT_FROM:
         save_rows(kept.readable, sorted(known | good))
     return {name: reasons[name] for name in names if name in reasons}
+
+
+def _failures(read: Callable[[str], object], names: Sequence[str]) -> dict[str, str]:
+    """The names for which a function raises, and why."""
+    reasons = {}
+    for name in names:
+        try:
+            read(name)
+        except UserError as error:
+            reasons[name] = str(error)
+    return reasons
 
 
 def checksums(

@@ -94,7 +94,7 @@ class ImageData(L.LightningDataModule):
         if hasattr(self, "pipeline"):
             return
         settings = self.settings
-        given = select_classes(self.source.load(), settings.subset)
+        given = self.load()
         if len(given.class_names) < 2:
             raise UserError(f"data={self.name} has the single class {given.class_names[0]!r}")
         if given.store is not None and settings.on_error == "skip":
@@ -121,8 +121,15 @@ class ImageData(L.LightningDataModule):
 
     def choose(self) -> Labelled:
         """The images of all splits, also those that cannot be read; nothing else is set up."""
-        given = select_classes(self.source.load(), self.settings.subset)
+        given = self.load()
         return replace(given, splits=self.split(given))
+
+    def load(self) -> Labelled:
+        """The images as they are given, of the chosen classes."""
+        given = select_classes(self.source.load(), self.settings.subset)
+        if given.store is not None and self.settings.background:
+            given.store.background = self.settings.background
+        return given
 
     def split(self, given: Labelled) -> dict[str, Images]:
         """The images of each split, from those that are given."""

@@ -21,7 +21,7 @@ from dwsep_zoo.data.contents import without_unreadable
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.shards import PART, Shard, Table, index_files
-from dwsep_zoo.data.splits import SPLITS, Images, Labelled, fingerprint, select_classes
+from dwsep_zoo.data.splits import SPLITS, Images, Labelled, fingerprint
 from dwsep_zoo.data.store import BYTES, Store, new_checksum, reason
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import HashedFile, atomic_write, sync_folder
@@ -93,7 +93,7 @@ def _given(data: ImageData) -> tuple[Labelled, dict[str, str]]:
             "trained on the shards, not when they are packed"
         )
     data.prepare_data()
-    given = select_classes(data.source.load(), subset)
+    given = data.load()
     if given.store is None:
         raise UserError(f"data={data.name} is in memory as a whole and needs no shards")
     if data.settings.on_error == "skip":

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dwsep_zoo.data.listing import is_hidden, split_of, suffixes
+from dwsep_zoo.data.listing import is_hidden, split_in, suffixes
 from dwsep_zoo.data.rows import Row, labelled
 from dwsep_zoo.data.shards import INDEX, PART, Shards, Table, read_shards
 from dwsep_zoo.data.source import FILES, existing_root
@@ -70,7 +69,7 @@ def _scan(root: Path) -> Labelled:
     rows: list[Row] = []
     places: list[tuple[int, int, int]] = []
     for number, name in enumerate(files):
-        split = _split_in(name)
+        split = split_in(name)
         for member, label, offset, length in _members(root / name):
             rows.append(Row(f"{name}/{member}", label, split, f"{root / name}: {member}"))
             places.append((number, offset, length))
@@ -82,12 +81,6 @@ def _scan(root: Path) -> Labelled:
     states = [_state(root / name) for name in files]
     store = Shards(root, files, Table([row.name for row in rows], shard, offset, length), states)
     return labelled(root, rows, store)
-
-
-def _split_in(name: str) -> str:
-    """The split that a path names, the last word first."""
-    words = re.split(r"[^a-zA-Z]+", name.removesuffix(".tar"))
-    return next(filter(None, map(split_of, reversed(words))), "train")
 
 
 def _state(path: Path) -> str:
