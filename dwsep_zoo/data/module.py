@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,6 +36,12 @@ log = logging.getLogger("dwsep_zoo")
 
 SKIPPED = "skipped.txt"
 """Lists the pictures that were left out, in the folder of a run."""
+
+
+def skipped_text(skipped: Mapping[str, str]) -> bytes:
+    """The content of ``skipped.txt``."""
+    text = "".join(f"{reason}\n" for reason in skipped.values())
+    return text.encode("utf-8", "surrogateescape")
 
 
 class ImageData(L.LightningDataModule):
@@ -155,8 +162,7 @@ class ImageData(L.LightningDataModule):
     def list_skipped(self, folder: Path) -> None:
         """Write ``skipped.txt`` if pictures were left out."""
         if self.skipped:
-            text = "".join(f"{reason}\n" for reason in self.skipped.values())
-            atomic_write(folder / SKIPPED, text.encode("utf-8", "surrogateescape"))
+            atomic_write(folder / SKIPPED, skipped_text(self.skipped))
 
     def describe(self) -> dict[str, JsonValue]:
         """The data as plain values for ``result.json``."""
