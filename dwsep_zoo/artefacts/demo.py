@@ -16,6 +16,7 @@ from dwsep_zoo.analysis.count import Count, count
 from dwsep_zoo.artefacts.artefact import Artefact
 from dwsep_zoo.artefacts.overlay import heat
 from dwsep_zoo.artefacts.preprocess import Picture
+from dwsep_zoo.data.decode import as_rgb
 from dwsep_zoo.data.digits import OWN_SIDE
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.artefact import Description
@@ -95,6 +96,7 @@ def from_drawing(drawing: Image.Image, about: Description) -> Image.Image:
     Raises:
         UserError: for an empty drawing.
     """
+    drawing = as_rgb(drawing)
     ink = ImageOps.invert(drawing.convert("L"))
     box = ink.point(lambda value: 255 * (value > FAINT)).getbbox()
     if box is None:

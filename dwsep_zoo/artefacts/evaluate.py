@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from dwsep_zoo.analysis.latency import time_runs
 from dwsep_zoo.analysis.runtimes import OWN_FORMAT, RUNTIMES, random_input
 from dwsep_zoo.artefacts.data import batches, data_for, own_settings, ready
 from dwsep_zoo.data import ImageData
+from dwsep_zoo.data.module import SKIPPED, skipped_text
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.source import Source
 from dwsep_zoo.data.splits import Labelled, together
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.files import write_together
 from dwsep_zoo.report.classes import per_class
+from dwsep_zoo.report.corruptions import accuracies
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.report.predictions import MOST_CLASSES, TOP, Predictions
 from dwsep_zoo.schema.record import (
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 BINS = 15  # of confidences, as in Guo et al. 2017
 ALL = "all"
 SPLITS = ("test", "val", "train", ALL)
+CORRUPTED = ("cifar10_c",)
+"""Data sets whose images are named ``corruption/severity/number``."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +68,30 @@ class Evaluation:
     Attributes:
         predictions: for each image; their classes are the outputs of the network.
         record: as ``result.json`` has it.
+        skipped: why each picture that was left out cannot be read.
     """
 
     predictions: Predictions
     record: RunRecord
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``result.json`` and ``predictions.npz``, which ``dwsep compare`` reads."""
+        """Write ``result.json`` and ``predictions.npz``, which ``dwsep compare`` reads.
+
+        ``skipped.txt`` lists the pictures that were left out, if there are any.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.record.plain(), indent=2) + "\n"
-        write_together({folder / PREDICTIONS: self.predictions.npz(), folder / FILE_NAME: text})
+        contents: dict[Path, str | bytes] = {
+            folder / PREDICTIONS: self.predictions.npz(),
+            folder / FILE_NAME: text,
+        }
+        if self.skipped:
+            contents[folder / SKIPPED] = skipped_text(self.skipped)
+        else:
+            (folder / SKIPPED).unlink(missing_ok=True)  # of an evaluation before
+        write_together(contents)
 
 
 def evaluate(
@@ -124,7 +142,7 @@ def evaluate(
         **_names(artefact, data),
         "status": "finished",
         "finished": now(),
-        "metrics": metrics(predictions.label, found.numpy()),
+        "metrics": {**metrics(predictions.label, found.numpy()), **_corruptions(data, predictions)},
         "per_class": per_class(predictions, artefact.about.num_classes).plain(),
         "latency": [one.plain() for one in times],
         "size_bytes": artefact.size_bytes,
@@ -132,7 +150,14 @@ def evaluate(
         "memory": {},
         "roofline": None,
     }
-    return Evaluation(predictions, parse_record(values))
+    return Evaluation(predictions, parse_record(values), data.skipped)
+
+
+def _corruptions(data: ImageData, predictions: Predictions) -> dict[str, float]:
+    """Accuracies by kind and severity, of damaged images alone."""
+    if data.name not in CORRUPTED or predictions.name is None:
+        return {}
+    return accuracies(list(predictions.name), predictions.predicted == predictions.label)
 
 
 def _predictions(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dwsep_zoo.data.augment import normalise
-from dwsep_zoo.data.decode import as_rgb, read_picture
+from dwsep_zoo.data.decode import WHITE, as_rgb, read_picture
 from dwsep_zoo.data.pictures import eval_transform
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.artefact import Description
@@ -36,8 +36,10 @@ def pixel_reader(about: Description) -> Callable[[Picture], Tensor]:
     mode, side = MODES[about.in_chans], (about.image_size, about.image_size)
     transform = eval_transform(about.image_size, about.interpolation, about.crop_pct)
 
+    background = _background(about)
+
     def read(picture: Picture) -> Tensor:
-        image = opened(picture)
+        image = opened(picture, background)
         if image.mode != mode:
             image = image.convert(mode)
         if image.size == side and about.crop_pct == 1:
@@ -48,12 +50,20 @@ def pixel_reader(about: Description) -> Callable[[Picture], Tensor]:
     return read
 
 
-def opened(picture: Picture) -> Image.Image:
+def _background(about: Description) -> str:
+    """The colour below transparent pictures in the training."""
+    config = about.record.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    found = data.get("background") if isinstance(data, dict) else None
+    return found if isinstance(found, str) else WHITE
+
+
+def opened(picture: Picture, background: str = WHITE) -> Image.Image:
     """The picture in RGB; raises UserError for what is not a picture."""
     if isinstance(picture, Image.Image):
-        return as_rgb(picture)
+        return as_rgb(picture, background)
     if callable(picture):
-        return as_rgb(picture())
+        return as_rgb(picture(), background)
     if isinstance(picture, np.ndarray):
         grey = picture.ndim == 2
         if picture.dtype != np.uint8 or not (grey or (picture.ndim == 3 and picture.shape[2] == 3)):
@@ -62,7 +72,7 @@ def opened(picture: Picture) -> Image.Image:
                 "it must be uint8, (H, W) or (H, W, 3)"
             )
         return as_rgb(Image.fromarray(picture))
-    return read_picture(Path(picture))
+    return read_picture(Path(picture), background=background)
 
 
 def normalised(pixels: Tensor, about: Description) -> Tensor:

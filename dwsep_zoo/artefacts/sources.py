@@ -71,9 +71,11 @@ def from_stdin(file: BinaryIO | None = None) -> list[str] | Image.Image:
 
 
 def decoded(content: bytes, what: str) -> Image.Image:
-    """Raises UserError for what is not a picture."""
+    """The picture as it is, which can be read; raises UserError for what is not a picture."""
     try:
-        return as_rgb(Image.open(io.BytesIO(content)))
+        image = Image.open(io.BytesIO(content))
+        as_rgb(image)
+        return image
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
     # Pillow's readers raise errors of many kinds for damaged files.

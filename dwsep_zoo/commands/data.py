@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -16,16 +16,19 @@ from dwsep_zoo.files import atomic_write, check_writable
 from dwsep_zoo.schema.texts import Place
 
 if TYPE_CHECKING:
+    from dwsep_zoo.data import ImageData
     from dwsep_zoo.data.check import Check
     from dwsep_zoo.schema.settings import Settings
 
-ACTIONS = ("check", "show")
+ACTIONS = ("check", "show", "pack")
 SHOWN = 5
 """Lines of each finding on the terminal; --json has all."""
 JSON = "--json"
 USAGE = """\
 usage: dwsep data check ROOT | data=NAME [--json]
        dwsep data show data=NAME [recipe=NAME] [out=sheet.png]
+       dwsep data pack ROOT | data=NAME to=FOLDER [shard_mb=256]
+       dwsep data pack ROOT | data=NAME format=map
 """
 
 
@@ -42,32 +45,35 @@ class ShowArguments(Arguments):
     out: Place = Field("sheet.png", description="the picture")
 
 
+class PackArguments(Arguments):
+    """Pack the pictures of a folder or of data=NAME, for training that reads large files."""
+
+    to: Place | None = Field(None, description="new folder of the shards")
+    format: Literal["shards", "map"] = Field(
+        "shards", description="map: the decoded pictures that data.cache=true trains from"
+    )
+    shard_mb: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        256, description="size of a shard in MB"
+    )
+
+
 def run(arguments: list[str]) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         sys.exit(0)
     if not arguments:
-        raise UserError("data: check or show, for example: dwsep data check pictures/")
+        raise UserError("data: check, show or pack, for example: dwsep data check pictures/")
     action, *rest = arguments
     choose(action, ACTIONS, "action of dwsep data")
-    (_check if action == "check" else _show)(rest)
+    {"check": _check, "show": _show, "pack": _pack}[action](rest)
 
 
 def _check(arguments: list[str]) -> None:
     chosen, rest = _split([one for one in arguments if one != JSON], ("data", "paths"))
     roots, _ = read("data check", rest, CheckArguments, words="ROOT")
-    if len(roots) > 1 or bool(roots) == bool(chosen):
-        raise UserError(
-            "data check: name one folder, or a data set: dwsep data check pictures/, "
-            "dwsep data check data=cifar10"
-        )
-    if roots:
-        chosen = ["data=folder", f"data.root={json.dumps(roots[0])}"]
-    settings = _settings(chosen)
-    from dwsep_zoo.data import create_data
+    data = _data("check", roots, chosen)
     from dwsep_zoo.data.check import check_data
 
-    data = create_data(settings.data, seed=settings.seed, data_dir=settings.paths.data_dir)
     found = check_data(data)
     if JSON in arguments:
         print(json.dumps(found.plain(), indent=2))
@@ -88,6 +94,55 @@ def _show(arguments: list[str]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, sheet)
     print(out)
+
+
+def _pack(arguments: list[str]) -> None:
+    chosen, rest = _split(arguments, ("data", "paths"))
+    roots, options = read("data pack", rest, PackArguments, words="ROOT")
+    if (options.to is None) != (options.format == "map"):
+        raise UserError(
+            "data pack: to=FOLDER is the new folder of the shards"
+            if options.to is None
+            else f"to={options.to} has no effect on format=map, which writes below paths.data_dir="
+        )
+    if options.format == "map":
+        data = _data("pack", roots, [*chosen, "data.cache=true"])
+        from dwsep_zoo.data.pipelines import CachePipeline
+
+        data.prepare_data()
+        data.setup()
+        assert isinstance(data.pipeline, CachePipeline)
+        print(f"{data.pipeline.path}: training with the same settings and data.cache=true reads it")
+        return
+    to = Path(options.to or "")
+    check_writable("to", to.parent)
+    data = _data("pack", roots, chosen)
+    from dwsep_zoo.data.pack import pack
+
+    done = pack(data, to, options.shard_mb * 1_000_000)
+    for reason in done.skipped.values():
+        print(f"left out: {reason}")
+    print(
+        f"{to}: {done.pictures:,} pictures in {done.shards:,} shards, {done.num_bytes / 1e6:,.1f} "
+        f"MB; fingerprint {done.fingerprint}"
+    )
+    print(f"data=webdataset data.root={to} trains from it")
+
+
+def _data(action: str, roots: Sequence[str], chosen: Sequence[str]) -> ImageData:
+    """The data set that a command is about, not yet set up."""
+    named = any(one.startswith("data=") for one in chosen)
+    if len(roots) > 1 or bool(roots) == named:
+        raise UserError(
+            f"data {action}: name one folder, or a data set: dwsep data {action} pictures/, "
+            f"dwsep data {action} data=imagenette"
+        )
+    if roots:
+        chosen = ["data=folder", f"data.root={json.dumps(roots[0])}", *chosen]
+    settings = _settings(chosen)
+    from dwsep_zoo.data import create_data
+
+    return create_data(settings.data, seed=settings.seed, data_dir=settings.paths.data_dir)
 
 
 def _split(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], list[str]]:

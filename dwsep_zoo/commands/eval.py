@@ -60,7 +60,10 @@ def run(arguments: list[str]) -> None:
 
 
 def _print(artefact: Artefact, found: Evaluation, folder: Path) -> None:
-    lines = {key.partition("/")[2]: f"{value:.4f}" for key, value in found.record.metrics.items()}
+    from dwsep_zoo.report import corruptions
+
+    metrics = {k: v for k, v in found.record.metrics.items() if k.startswith("test/")}
+    lines = {key.partition("/")[2]: f"{value:.4f}" for key, value in metrics.items()}
     if (by_class := found.record.per_class) is not None:
         lines["balanced accuracy"] = f"{by_class.balanced_acc:.4f}"
         lines["macro F1"] = f"{by_class.macro_f1:.4f}"
@@ -68,8 +71,12 @@ def _print(artefact: Artefact, found: Evaluation, folder: Path) -> None:
         mark = "" if one.stable else " (unsteady)"
         lines["latency"] = f"{one.p50_ms:.2f} ms{mark}; {one.conditions}"
     lines["size"] = f"{artefact.size_bytes / 1e6:.2f} MB"
+    if found.skipped:
+        lines["left out"] = f"{len(found.skipped)} pictures, listed in skipped.txt"
     lines["written to"] = f"{folder}; dwsep compare sets it beside others"
     print(artefact.what, *(f"  {name:18} {text}" for name, text in lines.items()), sep="\n")
+    for line in corruptions.lines(found.record.metrics):
+        print(f"  {line}")
 
 
 def _name(source: str, data: str) -> str:

@@ -7,14 +7,17 @@ from pathlib import Path
 from dwsep_zoo.data.cifar import Cifar
 from dwsep_zoo.data.cifar_shifted import Cifar10c, Cifar10v1
 from dwsep_zoo.data.csv_table import Csv
+from dwsep_zoo.data.decode import check_color
 from dwsep_zoo.data.digits import Digits
 from dwsep_zoo.data.folder import Folder
+from dwsep_zoo.data.hugging_face import HuggingFace
 from dwsep_zoo.data.imagenette import Imagenette
 from dwsep_zoo.data.mix import Mixing
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.policies import check_policy
 from dwsep_zoo.data.source import COMMON, DataSet, check_options
 from dwsep_zoo.data.tiny_imagenet import TinyImagenet
+from dwsep_zoo.data.webdataset import WebDataset
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.schema.settings import DataSettings
 
@@ -28,10 +31,12 @@ DATASETS: dict[str, DataSet] = {
     "csv": Csv,
     "digits": Digits,
     "folder": Folder,
+    "hf": HuggingFace,
     "imagenet": Folder,
     "imagenette": Imagenette,
     "imagewoof": Imagenette,
     "tiny_imagenet": TinyImagenet,
+    "webdataset": WebDataset,
 }
 
 
@@ -55,6 +60,8 @@ def create_data(
     if (policy := settings.augment.auto_augment) is not None:
         never_files = settings.in_memory or settings.cache or "in_memory" not in options
         check_policy(policy, batched=bool(never_files))
+    if settings.background is not None:
+        check_color("data.background", settings.background)
     folder = Path(data_dir).expanduser()
     source = DATASETS[settings.name](settings, folder)
     return ImageData(settings, source, seed=seed, data_dir=folder, mixing=mixing)

@@ -28,11 +28,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dwsep_zoo.data.contents import BYTES
 from dwsep_zoo.data.decode import DECODING
 from dwsep_zoo.data.memory import check_memory
 from dwsep_zoo.data.pictures import CHUNK, decoded
 from dwsep_zoo.data.splits import Images
+from dwsep_zoo.data.store import BYTES, Store
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write, sha256_of
 
@@ -56,14 +56,14 @@ class Pictures:
     """Files, and the form in which their pixels are wanted.
 
     Attributes:
-        root: folder of the files.
+        store: has them.
         splits: their names.
         contents: of each split's files, see :func:`~dwsep_zoo.data.contents.checksums`.
         size: side to which the shorter side is resized before the middle is cut out.
         interpolation: of resizing.
     """
 
-    root: Path
+    store: Store
     splits: Mapping[str, Images]
     contents: Mapping[str, np.ndarray]
     size: int
@@ -84,7 +84,7 @@ class Pictures:
 
     def decoded(self) -> Generator[Tensor, None, None]:
         """The pixels in that order, see :func:`~dwsep_zoo.data.pictures.decoded`."""
-        return decoded(self.root, self.names, self.size, self.interpolation)
+        return decoded(self.store, self.names, self.size, self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,7 @@ def _describe(pictures: Pictures) -> Description:
         "fingerprint": digest.hexdigest(),
         "size": pictures.size,
         "interpolation": pictures.interpolation,
+        "background": pictures.store.background,
         "pillow": PIL.__version__,
         "libjpeg_turbo": PIL.features.version("libjpeg_turbo"),
     }

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from pydantic import JsonValue
 from torch.utils.data import Dataset
 
-from dwsep_zoo.data.decode import as_rgb, no_warnings, opened
+from dwsep_zoo.data.decode import WHITE, as_rgb, no_warnings
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.pictures import CHUNK, in_processes
 from dwsep_zoo.data.splits import SPLITS, Images, Labelled, fingerprint
+from dwsep_zoo.data.store import Store, new_checksum
 from dwsep_zoo.errors import UserError
 
 SIDE = 8  # of the hash of a picture, in bits
@@ -105,7 +104,7 @@ def check_data(data: ImageData) -> Check:
     for split, images in parts.items():
         keys = [f"{split}/{name}" for name in images.names]
         labels.update(zip(keys, images.labels.tolist(), strict=True))
-        for key, found in zip(keys, _look(given.root, images), strict=True):
+        for key, found in zip(keys, _look(given.store, images), strict=True):
             if isinstance(found, Seen):
                 seen[key] = found
             else:
@@ -136,7 +135,7 @@ def _counts(class_names: Sequence[str], images: Images) -> dict[str, int]:
 
 def _fingerprint(given: Labelled, parts: Mapping[str, Images], seen: Mapping[str, Seen]) -> str:
     """That of a run with these splits."""
-    if given.root is None:
+    if given.store is None:
         return fingerprint(given.class_names, given.splits, {})
     contents = {
         split: np.frombuffer(
@@ -148,24 +147,24 @@ def _fingerprint(given: Labelled, parts: Mapping[str, Images], seen: Mapping[str
     return fingerprint(given.class_names, given.splits, contents)
 
 
-def _look(root: Path | None, images: Images) -> Iterator[Seen | str]:
+def _look(store: Store | None, images: Images) -> Iterator[Seen | str]:
     """Each picture in order, or the reason why it cannot be read."""
     if images.pixels is not None:
         for pixels in images.pixels.numpy():
             array = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-            yield _seen(Image.fromarray(array), hashlib.blake2b(pixels.tobytes(), digest_size=16))
+            yield _seen(Image.fromarray(array), new_checksum(pixels.tobytes()).digest())
         return
-    assert root is not None
+    assert store is not None
     title = f"reading {len(images):,} pictures"
-    for part in in_processes(_Looked(root, images.names), len(images), title, CHUNK * 1000):
+    for part in in_processes(_Looked(store, images.names), len(images), title, CHUNK * 1000):
         yield from part
 
 
 class _Looked(Dataset[list[Seen | str]]):
     """Each :data:`CHUNK` pictures."""
 
-    def __init__(self, root: Path, names: Sequence[str]):
-        self.root, self.names = root, names
+    def __init__(self, store: Store, names: Sequence[str]):
+        self.store, self.names = store, names
 
     def __len__(self) -> int:
         return -(-len(self.names) // CHUNK)
@@ -173,25 +172,25 @@ class _Looked(Dataset[list[Seen | str]]):
     def __getitem__(self, number: int) -> list[Seen | str]:
         names = self.names[number * CHUNK : (number + 1) * CHUNK]
         with no_warnings():
-            return [self._look(self.root / name) for name in names]
+            return [self._look(name) for name in names]
 
-    def _look(self, path: Path) -> Seen | str:
+    def _look(self, name: str) -> Seen | str:
         try:
-            with opened(path) as image:
-                return _seen(image, hashlib.blake2b(path.read_bytes(), digest_size=16))
+            with self.store.opened(name) as image:
+                return _seen(image, self.store.checksum(name), self.store.background)
         except UserError as error:
             return str(error)
 
 
-def _seen(image: Image.Image, checksum: hashlib.blake2b) -> Seen:
+def _seen(image: Image.Image, checksum: bytes, background: str = WHITE) -> Seen:
     mode = image.mode
-    upright = as_rgb(image)
+    upright = as_rgb(image, background)
     grey = upright.convert("L")
     small = np.asarray(grey.resize((SIDE + 1, SIDE), Image.Resampling.BOX)).astype(int)
     brighter = (small[:, 1:] > small[:, :-1]).flatten()
     bits = int("".join("1" if one else "0" for one in brighter), 2)
     thumb = np.asarray(grey.resize((THUMB, THUMB), Image.Resampling.BOX)).flatten()
-    return Seen(*upright.size, mode, checksum.digest(), bits, thumb)
+    return Seen(*upright.size, mode, checksum, bits, thumb)
 
 
 def _same(seen: Mapping[str, Seen]) -> list[list[str]]:

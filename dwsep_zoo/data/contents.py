@@ -5,11 +5,10 @@ A file counts as unchanged while its size and the nanosecond of its last writing
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from dwsep_zoo.data.decode import DECODING
 from dwsep_zoo.data.pictures import problems
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.splits import Images, Labelled
+from dwsep_zoo.data.store import BYTES, Store, new_checksum
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
 
@@ -29,9 +29,7 @@ log = logging.getLogger("dwsep_zoo")
 
 DECODER = f"{PIL.__version__}-{DECODING}"
 """Names the decoder of which it is known what it can read."""
-BYTES = 16  # of a checksum
 KEPT_FROM = 1000  # files; fewer are read again as fast
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,11 @@ class Kept:
 
 
 def contents_of(
-    root: Path, splits: Mapping[str, Images], kept: Kept, *, verify: bool = False
+    store: Store, splits: Mapping[str, Images], kept: Kept, *, verify: bool = False
 ) -> dict[str, np.ndarray]:
     """(n, 16) uint8 for each split, see :func:`checksums`."""
     names = sorted({name for images in splits.values() for name in images.names})
-    found = checksums(root, names, kept.checksums, verify=verify)
+    found = checksums(store, names, kept.checksums, verify=verify)
     number = {name: i for i, name in enumerate(names)}
     return {split: found[[number[n] for n in images.names]] for split, images in splits.items()}
 
@@ -63,8 +61,8 @@ def without_unreadable(given: Labelled, kept: Kept) -> tuple[Labelled, dict[str,
     Raises:
         UserError: if a class of a split has none left.
     """
-    assert given.root is not None
-    skipped = unreadable(given.root, [n for p in given.splits.values() for n in p.names], kept)
+    assert given.store is not None
+    skipped = unreadable(given.store, [n for p in given.splits.values() for n in p.names], kept)
     splits = {}
     for split, images in given.splits.items():
         good = [i for i, name in enumerate(images.names) if name not in skipped]
@@ -86,32 +84,44 @@ def without_unreadable(given: Labelled, kept: Kept) -> tuple[Labelled, dict[str,
     return replace(given, splits=splits), skipped
 
 
-def unreadable(root: Path, names: Sequence[str], kept: Kept) -> dict[str, str]:
+def unreadable(store: Store, names: Sequence[str], kept: Kept) -> dict[str, str]:
     """Why each picture that cannot be decoded cannot; those that once could are not tried again."""
-    reasons: dict[str, str] = {}
-    for name in names:
-        try:
-            _state(root, name)
-        except UserError as error:
-            reasons[name] = str(error)
+    reasons = _failures(store.state, names)
     left = [name for name in names if name not in reasons]
-    keys = [row.tobytes() for row in checksums(root, left, kept.checksums)]
+    try:
+        found = checksums(store, left, kept.checksums)
+    except UserError:
+        reasons |= _failures(store.checksum, left)
+        left = [name for name in left if name not in reasons]
+        found = checksums(store, left, kept.checksums)
+    keys = [row.tobytes() for row in found]
     known = set(load_rows(kept.readable, BYTES))
     wanted = {name: key for name, key in zip(left, keys, strict=True) if key not in known}
-    reasons.update(problems(root, list(wanted)))
+    reasons.update(problems(store, list(wanted)))
     good = {key for name, key in wanted.items() if name not in reasons}
     if good and len(left) >= KEPT_FROM:
         save_rows(kept.readable, sorted(known | good))
     return {name: reasons[name] for name in names if name in reasons}
 
 
+def _failures(read: Callable[[str], object], names: Sequence[str]) -> dict[str, str]:
+    """The names for which a function raises, and why."""
+    reasons = {}
+    for name in names:
+        try:
+            read(name)
+        except UserError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
 def checksums(
-    root: Path, names: Sequence[str], kept: Sequence[Path] = (), *, verify: bool = False
+    store: Store, names: Sequence[str], kept: Sequence[Path] = (), *, verify: bool = False
 ) -> np.ndarray:
     """(n, 16) uint8: a checksum of the bytes of each file.
 
     Args:
-        root: folder of the names.
+        store: has the pictures.
         names: of the files.
         kept: places where checksums are kept; the first that can be written to is taken.
         verify: read all files, also those that seem unchanged.
@@ -119,17 +129,19 @@ def checksums(
     Raises:
         UserError: naming the path of an empty or missing file.
     """
-    states = [_state(root, name) for name in names]
+    if not verify and (recorded := store.recorded(names)) is not None:
+        return recorded
+    states = [_state(store, name) for name in names]
     known = {} if verify else {row[:BYTES]: row[BYTES:] for row in load_rows(kept, 2 * BYTES)}
     wanted = [i for i, state in enumerate(states) if state not in known]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        paths = [root / names[i] for i in wanted]
+        left = [names[i] for i in wanted]
         if len(wanted) < KEPT_FROM:
-            new = list(pool.map(_checksum, paths))
+            new = list(pool.map(store.checksum, left))
         else:
             new = []
             with progress(f"reading {len(wanted):,} files for their checksum", len(wanted)) as done:
-                for checksum in pool.map(_checksum, paths, chunksize=64):
+                for checksum in pool.map(store.checksum, left, chunksize=64):
                     new.append(checksum)
                     done(1)
     known.update((states[i], checksum) for i, checksum in zip(wanted, new, strict=True))
@@ -160,29 +172,5 @@ def save_rows(places: Sequence[Path], rows: Sequence[bytes]) -> None:
             return
 
 
-def _state(root: Path, name: str) -> bytes:
-    """A hash of a file's name, size and time of writing."""
-    path = f"{root}/{name}"
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise UserError(f"cannot read the picture {path}: {error.strerror}") from error
-    if not found.st_size:
-        raise UserError(f"cannot read the picture {path}: the file is empty")
-    text = f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
-    return _hash(text.encode("utf-8", "surrogateescape")).digest()
-
-
-def _checksum(path: Path) -> bytes:
-    digest = _hash()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"cannot read the picture {path}: {error.strerror}") from error
-    return digest.digest()
-
-
-def _hash(data: bytes = b"") -> hashlib.blake2b:
-    return hashlib.blake2b(data, digest_size=BYTES)
+def _state(store: Store, name: str) -> bytes:
+    return new_checksum(store.state(name).encode("utf-8", "surrogateescape")).digest()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from dwsep_zoo.data.listing import split_of
+from dwsep_zoo.data.rows import Row, labelled
 from dwsep_zoo.data.source import CSV, FILES, existing_root
-from dwsep_zoo.data.splits import SPLITS, Images, Labelled
+from dwsep_zoo.data.splits import Labelled
+from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError, nearest
 from dwsep_zoo.schema.settings import DataSettings
 
@@ -49,47 +49,25 @@ class Csv:
             UserError: naming the line, for a row without path or label, a picture that comes twice,
                 an unknown split, or a class without training images.
         """
+        return labelled(self.path, self._pictures(), Files(self.root))
+
+    def _pictures(self) -> Iterator[Row]:
         rows = self._rows()
         path, label, named = self.columns
         split = named or (SPLIT if SPLIT in next(iter(rows.values()), {}) else None)
-        names: dict[str, list[str]] = {}
-        labels: dict[str, list[str]] = {}
         lines: dict[str, int] = {}
         for line, row in rows.items():
-            name, own = row[path].strip(), row[label].strip()
+            where, name, own = f"{self.path}, line {line}", row[path].strip(), row[label].strip()
             if not name or not own:
-                raise UserError(f"{self.path}, line {line}: no {label if name else path}")
+                raise UserError(f"{where}: no {label if name else path}")
             if name in lines:
-                raise UserError(f"{self.path}, line {line}: {name} is in line {lines[name]} too")
+                raise UserError(f"{where}: {name} is in line {lines[name]} too")
             lines[name] = line
             word = row[split] if split else "train"
             given = split_of(word)
             if given is None:
-                raise UserError(
-                    f"{self.path}, line {line}: {split}={word!r} must be train, val or test"
-                )
-            names.setdefault(given, []).append(name)
-            labels.setdefault(given, []).append(own)
-        classes = self._classes(labels)
-        number = {name: i for i, name in enumerate(classes)}
-        splits = {}
-        for part in SPLITS:
-            for name, own in zip(names.get(part, []), labels.get(part, []), strict=True):
-                if own not in number:
-                    raise UserError(
-                        f"{self.path}, line {lines[name]}: the class {own!r} has no training images"
-                    )
-            if part in names:
-                of = np.array([number[own] for own in labels[part]], dtype=np.int64)
-                splits[part] = Images(names[part], of)
-        return Labelled(classes, splits, self.root)
-
-    def _classes(self, labels: Mapping[str, list[str]]) -> list[str]:
-        classes = sorted(set(labels.get("train", [])))
-        if len(classes) < 2:
-            shown = f"the single class {classes[0]!r}" if classes else "no training images"
-            raise UserError(f"{self.path} has {shown}")
-        return sorted(classes, key=int) if all(c.isdecimal() for c in classes) else classes
+                raise UserError(f"{where}: {split}={word!r} must be train, val or test")
+            yield Row(name, own, given, where)
 
     def _rows(self) -> dict[int, dict[str, str]]:
         """The rows by their line; every one has the columns."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from dwsep_zoo.errors import UserError, first_line
 
+WHITE = "white"
 DECODING = 2
 """Counts changes of this file after which some pictures look different."""
 ORIENTATION = 0x0112
@@ -25,26 +27,51 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each orientation that a camera writes."""
+ON_ITS_SIDE = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 SIGNED = 2
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_picture(
+    path: str | Path,
+    content: BinaryIO | Path | None = None,
+    background: str = WHITE,
+    reduction: Callable[[tuple[int, int]], int] | None = None,
+) -> Image.Image:
     """Decode a file to RGB, see :func:`as_rgb`.
+
+    Args:
+        path: as messages name it.
+        content: what has its bytes; ``None``: the file at that path.
+        background: colour below what is transparent.
+        reduction: how many times smaller a JPEG of this width and height may be decoded.
 
     Raises:
         UserError: naming the path, if it is missing, damaged or not a picture.
     """
-    with opened(path) as image:
-        return as_rgb(image)
+    with opened(path, content) as image:
+        if reduction is not None and image.format == "JPEG":
+            _reduce(image, reduction)
+        return as_rgb(image, background)
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def check_color(key: str, text: str) -> None:
+    """Raises UserError for a text that is no colour."""
+    try:
+        opaque = len(ImageColor.getrgb(text)) == 3
+    except ValueError:
+        opaque = False
+    if not opaque:
+        raise UserError(f"{key}={text} is no colour; for example: white, black, '#808080'")
+
+
+def as_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
     """An upright picture in RGB.
 
     The first one of an animation is taken. It is turned as its EXIF orientation says. What is
-    transparent shows white below. Grey values of more than 8 bits are scaled by the range of their
-    kind: of 16 bits from 0-65535. Floating-point ones are from 0-1 or, if one is above 1, 0-255.
+    transparent shows the background. Grey values of more than 8 bits are scaled by the range of
+    their kind: of 16 bits from 0-65535. Floating-point ones are from 0-1 or, if one is above 1,
+    0-255.
 
     Raises:
         UserError: for values outside their range, and those that are not finite.
@@ -53,15 +80,24 @@ def as_rgb(image: Image.Image) -> Image.Image:
     turn = _turn(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
-    elif image.mode.endswith(("A", "a")) or "transparency" in image.info:
+    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
         if image.mode == "La":  # has no direct way to RGBA
             image = image.convert("LA")
         with_alpha = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
+        image = Image.new("RGB", image.size, background)
         image.paste(with_alpha, mask=with_alpha.getchannel("A"))
     image = image.convert("RGB")
     image.info = {}  # whoever reads it again shall not turn it again
     return image if turn is None else image.transpose(turn)
+
+
+def _reduce(image: Image.Image, reduction: Callable[[tuple[int, int]], int]) -> None:
+    """Have a JPEG decoded at a part of its size."""
+    width, height = image.size
+    on_its_side = _turn(image) in ON_ITS_SIDE
+    scale = reduction((height, width) if on_its_side else (width, height))
+    if scale > 1:
+        image.draft(None, (width // scale, height // scale))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -97,15 +133,21 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if tags.get(PHOTOMETRIC) == 0:  # 0 is white
         grey = 255 - grey
     if isinstance(clear := image.info.get("transparency"), int):
-        grey = np.where(values == clear, np.uint8(255), grey)
+        opaque = np.where(values == clear, np.uint8(0), np.uint8(255))
+        return Image.fromarray(np.dstack([grey, opaque]))  # LA
     return Image.fromarray(grey)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a file; both this and the later access to its pixels may fail."""
+def opened(path: str | Path, content: BinaryIO | Path | None = None) -> Iterator[Image.Image]:
+    """Open a file; both this and the later access to its pixels may fail.
+
+    Args:
+        path: as messages name it.
+        content: what has its bytes; ``None``: the file at that path.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else content) as image:
             yield image
     # Pillow's readers raise errors of many kinds for damaged files.
     except Exception as error:

@@ -12,6 +12,7 @@ import numpy as np
 from dwsep_zoo.data.listing import find_pictures, say_others, sort_out, split_of, subfolders
 from dwsep_zoo.data.source import FILES, FOLDERS, existing_root
 from dwsep_zoo.data.splits import SPLITS, Images, Labelled
+from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.settings import DataSettings
 
@@ -79,7 +80,7 @@ def list_folder(
         _warn_of_loose(root / folder)
     say_others(root, others)
     renamed = class_names or {}
-    return Labelled([renamed.get(name, name) for name in classes], splits, root)
+    return Labelled([renamed.get(name, name) for name in classes], splits, Files(root))
 
 
 def list_classes(

@@ -69,6 +69,12 @@ def split_of(name: str) -> str | None:
     return None
 
 
+def split_in(path: str) -> str:
+    """The split that a word of a path names, the last one first; ``train`` if none does."""
+    words = re.split(r"[^a-zA-Z]+", path)
+    return next(filter(None, map(split_of, reversed(words))), "train")
+
+
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, but hidden ones and links to what is around it."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,12 @@ class TrainingBatch(NamedTuple):
     images: Tensor
     labels: Tensor
     share: Tensor | None = None
+
+
+def skipped_text(skipped: Mapping[str, str]) -> bytes:
+    """The content of ``skipped.txt``."""
+    text = "".join(f"{reason}\n" for reason in skipped.values())
+    return text.encode("utf-8", "surrogateescape")
 
 
 class ImageData(L.LightningDataModule):
@@ -122,16 +129,16 @@ class ImageData(L.LightningDataModule):
         if hasattr(self, "pipeline"):
             return
         settings = self.settings
-        given = select_classes(self.source.load(), settings.subset)
+        given = self.load()
         if len(given.class_names) < 2:
             raise UserError(f"data={self.name} has the single class {given.class_names[0]!r}")
-        if given.root is not None and settings.on_error == "skip":
-            given, self.skipped = without_unreadable(given, self._kept(given.root))
-        splits = self._split(given)
+        if given.store is not None and settings.on_error == "skip":
+            given, self.skipped = without_unreadable(given, self.kept(given.store.root))
+        splits = self.split(given)
         contents = {}
-        if given.root is not None:
+        if (store := given.store) is not None:
             contents = contents_of(
-                given.root, splits, self._kept(given.root), verify=settings.cache == "verify"
+                store, splits, self.kept(store.root), verify=settings.cache == "verify"
             )
         self.class_names, self.num_classes = given.class_names, len(given.class_names)
         self.fingerprint = fingerprint(self.class_names, splits, contents)
@@ -149,10 +156,18 @@ class ImageData(L.LightningDataModule):
 
     def choose(self) -> Labelled:
         """The images of all splits, also those that cannot be read; nothing else is set up."""
-        given = select_classes(self.source.load(), self.settings.subset)
-        return replace(given, splits=self._split(given))
+        given = self.load()
+        return replace(given, splits=self.split(given))
 
-    def _split(self, given: Labelled) -> dict[str, Images]:
+    def load(self) -> Labelled:
+        """The images as they are given, of the chosen classes."""
+        given = select_classes(self.source.load(), self.settings.subset)
+        if given.store is not None and self.settings.background:
+            given.store.background = self.settings.background
+        return given
+
+    def split(self, given: Labelled) -> dict[str, Images]:
+        """The images of each split, from those that are given."""
         settings = self.settings
         if "train" not in given.splits:  # made for tests alone
             return dict.fromkeys(SPLITS, given.splits["test"])
@@ -165,7 +180,7 @@ class ImageData(L.LightningDataModule):
         splits["train"] = thin(splits["train"], settings.subset, given.class_names)
         return splits
 
-    def _kept(self, root: Path) -> Kept:
+    def kept(self, root: Path) -> Kept:
         """Places of what is known about files."""
         return Kept(
             cache_places(root, self.data_dir, self.settings.name, ".checksums.npy"),
@@ -175,8 +190,7 @@ class ImageData(L.LightningDataModule):
     def list_skipped(self, folder: Path) -> None:
         """Write ``skipped.txt`` if pictures were left out."""
         if self.skipped:
-            text = "".join(f"{reason}\n" for reason in self.skipped.values())
-            atomic_write(folder / SKIPPED, text.encode("utf-8", "surrogateescape"))
+            atomic_write(folder / SKIPPED, skipped_text(self.skipped))
 
     def describe(self) -> dict[str, JsonValue]:
         """The data as plain values for ``result.json``."""

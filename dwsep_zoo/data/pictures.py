@@ -6,8 +6,8 @@ import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,13 +16,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dwsep_zoo.data.decode import no_warnings, opened, read_picture
+from dwsep_zoo.data.crop import split_off_crop
+from dwsep_zoo.data.decode import no_warnings
 from dwsep_zoo.data.effects import draw_boxes
-from dwsep_zoo.data.loader import BatchKey, Draw, RawBatch, derived_seed, seeded
+from dwsep_zoo.data.loader import BatchKey, Draw, RawBatch, derived_seed, seed_generators, seeded
 from dwsep_zoo.data.policies import picture_policy
 from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.splits import Images
+from dwsep_zoo.data.store import Store
 from dwsep_zoo.errors import UserError
 
 CHUNK = 32
@@ -131,17 +133,17 @@ def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Tran
     return transform
 
 
-def longest_side(root: Path, images: Images) -> int:
+def longest_side(store: Store, images: Images) -> int:
     """The longest side in pixels, from the headers of at most 64 files."""
     longest = 0
     for i in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
-        with no_warnings(), opened(root / images.names[i]) as image:
+        with no_warnings(), store.opened(images.names[i]) as image:
             longest = max(longest, *image.size)
     return longest
 
 
 def decoded(
-    root: Path, names: Sequence[str], size: int, interpolation: str
+    store: Store, names: Sequence[str], size: int, interpolation: str
 ) -> Generator[Tensor, None, None]:
     """Decode pictures in order, some at a time: (n, size, size, 3) uint8.
 
@@ -152,7 +154,7 @@ def decoded(
     Raises:
         UserError: naming the path of a picture that cannot be read.
     """
-    chunks = _Chunks(root, names, size, interpolation)
+    chunks = _Chunks(store, names, size, interpolation)
     title = f"decoding {len(names)} pictures"
     batches = in_processes(chunks, len(names), title, CHUNK * 3 * size**2)
     for pixels in batches:
@@ -191,8 +193,8 @@ def in_processes(
 class _Chunks(Dataset["Tensor | UserError"]):
     """The pixels of each :data:`CHUNK` pictures, or the error of one of them."""
 
-    def __init__(self, root: Path, names: Sequence[str], size: int, interpolation: str):
-        self.root, self.names, self.size = root, names, size
+    def __init__(self, store: Store, names: Sequence[str], size: int, interpolation: str):
+        self.store, self.names, self.size = store, names, size
         self.transform = eval_transform(size, interpolation, crop_pct=1.0)
 
     def __len__(self) -> int:
@@ -210,18 +212,18 @@ class _Chunks(Dataset["Tensor | UserError"]):
         return pixels
 
     def _read(self, name: str) -> Tensor:
-        picture = read_picture(self.root / name)
+        picture = self.store.read(name)
         if picture.size == (self.size, self.size):
             return torch.from_numpy(np.array(picture))
         return self.transform(picture).permute(1, 2, 0)
 
 
-def problems(root: Path, names: Sequence[str]) -> dict[str, str]:
+def problems(store: Store, names: Sequence[str]) -> dict[str, str]:
     """The pictures that cannot be decoded, and why."""
     parts = [list(names[first : first + CHUNK]) for first in range(0, len(names), CHUNK)]
     found: dict[str, str] = {}
     title = f"trying to decode {len(names):,} pictures"
-    for part in in_processes(_Tried(root, parts), len(names), title, CHUNK * 100):
+    for part in in_processes(_Tried(store, parts), len(names), title, CHUNK * 100):
         found.update(part)
     return found
 
@@ -229,8 +231,8 @@ def problems(root: Path, names: Sequence[str]) -> dict[str, str]:
 class _Tried(Dataset[dict[str, str]]):
     """The pictures of each part that cannot be decoded, and why."""
 
-    def __init__(self, root: Path, parts: Sequence[list[str]]):
-        self.root, self.parts = root, parts
+    def __init__(self, store: Store, parts: Sequence[list[str]]):
+        self.store, self.parts = store, parts
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -240,7 +242,7 @@ class _Tried(Dataset[dict[str, str]]):
         with no_warnings():
             for name in self.parts[number]:
                 try:
-                    read_picture(self.root / name)
+                    self.store.read(name)
                 except UserError as error:
                     found[name] = str(error)
         return found
@@ -252,8 +254,8 @@ class FileReader:
     The result depends on (seed, epoch, position of the picture), not on the process that reads.
 
     Args:
-        root: folder of the names.
-        images: the pictures.
+        store: has the pictures.
+        images: their names.
         transform: of each picture.
         training: whether ``transform`` draws random numbers.
         draw: for what happens in batches; ``None``: nothing does.
@@ -261,24 +263,25 @@ class FileReader:
 
     def __init__(
         self,
-        root: Path,
+        store: Store,
         images: Images,
         transform: Transform,
         *,
         training: bool,
         draw: Draw | None = None,
     ):
-        self.root = root
+        self.store = store
         self.images = images
         self.transform = transform
         self.training = training
         self.draw = draw
+        self.crop, self.rest = split_off_crop(transform)
 
     def __getitem__(self, key: BatchKey) -> RawBatch | UserError:
         """The batch of this key, or the error of one of its pictures."""
         indices = key.indices.tolist()
         try:
-            with no_warnings():
+            with no_warnings(), seeded(0):  # each picture seeds them anew
                 pictures = [self._read(key, i) for i in indices]
         except UserError as error:
             return error
@@ -287,8 +290,8 @@ class FileReader:
         return RawBatch(torch.stack(pictures), labels, self.training, draws)
 
     def _read(self, key: BatchKey, i: int) -> Tensor:
-        picture = read_picture(self.root / self.images.names[i])
+        read = partial(self.store.read, self.images.names[i])
         if not self.training:
-            return self.transform(picture)
-        with seeded(derived_seed(key.seed, "picture", key.epoch, i)):
-            return self.transform(picture)
+            return self.transform(read())
+        seed_generators(derived_seed(key.seed, "picture", key.epoch, i))
+        return self.rest(self.crop(read) if self.crop else read())

@@ -121,9 +121,9 @@ class MemoryPipeline(Pipeline):
         where = "images in memory; set data.in_memory=false"
         self.augment = _create_augment(CropFlip, settings.augment, where)
         self.augment.check(image_size)
-        if given.root is not None:
+        if given.store is not None:
             interpolation = settings.interpolation or "bicubic"
-            pictures = Pictures(given.root, given.splits, contents, image_size, interpolation)
+            pictures = Pictures(given.store, given.splits, contents, image_size, interpolation)
             given = replace(given, splits=read_all(_maps(settings, pictures, data_dir), pictures))
         train = given.splits["train"]
         if given.statistics is None and settings.mean is None:
@@ -159,7 +159,7 @@ class CachePipeline(Pipeline):
         data_dir: Path,
     ):
         super().__init__(settings, given, image_size)
-        assert given.root is not None
+        assert given.store is not None
         plain_size = resized_side(image_size, self.crop_pct)
         size = settings.cache_size or plain_size
         self.augment = _create_augment(
@@ -184,9 +184,9 @@ class CachePipeline(Pipeline):
                 size,
                 image_size,
             )
-        pictures = Pictures(given.root, given.splits, contents, size, self.interpolation)
-        path = _maps(settings, pictures, data_dir)[0]
-        self.cache = open_cache(path, pictures, verify=settings.cache == "verify")
+        pictures = Pictures(given.store, given.splits, contents, size, self.interpolation)
+        self.path = _maps(settings, pictures, data_dir)[0]
+        self.cache = open_cache(self.path, pictures, verify=settings.cache == "verify")
 
     def reader(self, split: str, *, training: bool) -> Reader:
         draw = self._draw(split) if training else None
@@ -209,8 +209,8 @@ class FilePipeline(Pipeline):
 
     def __init__(self, settings: DataSettings, given: Labelled, image_size: int):
         super().__init__(settings, given, image_size)
-        assert given.root is not None
-        self.root = given.root
+        assert given.store is not None
+        self.store = given.store
         self.workers = settings.num_workers
         if settings.augment.flip == ALTERNATE:
             raise UserError(
@@ -224,10 +224,10 @@ class FilePipeline(Pipeline):
         size, images = self.image_size, self.splits[split]
         if not training:
             transform = eval_transform(size, self.interpolation, self.crop_pct)
-            return FileReader(self.root, images, transform, training=False)
+            return FileReader(self.store, images, transform, training=False)
         transform = self.augment.transform(size, self.interpolation, self.mean)
         draw = self._draw(split) if self.augment.erase else None
-        return FileReader(self.root, images, transform, training=True, draw=draw)
+        return FileReader(self.store, images, transform, training=True, draw=draw)
 
     def prepare_batch(self, batch: RawBatch) -> Tensor:
         images = normalise(batch.images, self.mean, self.std)
@@ -259,10 +259,10 @@ def create_pipeline(
     channels, pixels = _channels(given), given.splits["train"].pixels
     if settings.mean and not len(settings.mean) == len(settings.std or ()) == channels:
         raise UserError(f"data.mean and data.std must have {channels} numbers")
-    if given.root is None:
+    if given.store is None:
         assert pixels is not None
         return MemoryPipeline(settings, given, pixels.shape[1], contents, data_dir)
-    own_size = longest_side(given.root, given.splits["train"])
+    own_size = longest_side(given.store, given.splits["train"])
     small = own_size <= SMALL_PIXELS
     size = settings.image_size or (own_size if small else LARGE_PIXELS)
     if settings.cache:
@@ -280,7 +280,7 @@ def _maps(settings: DataSettings, pictures: Pictures, data_dir: Path) -> list[Pa
     """Places of a map."""
     kind = f"{settings.name}-{pictures.size}-{pictures.interpolation}"
     subset = json.dumps(settings.subset.plain())
-    return cache_places(pictures.root, data_dir, kind, ".npy", subset)
+    return cache_places(pictures.store.root, data_dir, kind, ".npy", subset)
 
 
 def cache_places(root: Path, data_dir: Path, kind: str, suffix: str, part: str = "") -> list[Path]:

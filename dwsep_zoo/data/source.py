@@ -31,12 +31,15 @@ CROP_FLIP = _keys(AugmentSettings, "scale", "ratio", "interpolation", prefix="au
 """Keys for images that live in memory, see :class:`dwsep_zoo.data.augment.CropFlip`."""
 FOLDERS = frozenset({"folders.train", "folders.val", "folders.test"})
 CSV = frozenset({"csv", "columns.path", "columns.label", "columns.split"})
+HF = frozenset({"hf", "columns.path", "columns.label"})
 ARCHIVE = frozenset({"root", "url"})
 COMMON = _keys(SubsetSettings, prefix="subset.") | {
     *("name", "batch_size", "val_fraction", "split_seed"),
 }
 """Keys that every data set takes."""
-FILES = _keys(DataSettings, "url", "size", "folders", "csv", "columns", "corruption", "severity")
+FILES = _keys(
+    DataSettings, "url", "size", "folders", "csv", "hf", "columns", "corruption", "severity"
+)
 """Keys for images that are files of pictures."""
 
 

@@ -12,12 +12,12 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dwsep_zoo.data.store import Store
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.schema.settings import SubsetSettings
 
@@ -63,14 +63,14 @@ class Labelled:
     Attributes:
         class_names: in the order of the labels.
         splits: ``train`` alone if the set has no splits of its own.
-        root: folder of the files of images without pixels.
+        store: has the pictures of images without pixels.
         statistics: published mean and deviation of each channel, of values in 0-1.
         interpolation: with which the pixels were resized.
     """
 
     class_names: list[str]
     splits: dict[str, Images]
-    root: Path | None = None
+    store: Store | None = None
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     interpolation: str | None = None
 

@@ -12,6 +12,7 @@ from dwsep_zoo.data.folder import list_classes
 from dwsep_zoo.data.listing import subfolders
 from dwsep_zoo.data.source import ARCHIVE, FILES, existing_root
 from dwsep_zoo.data.splits import Images, Labelled
+from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.settings import DataSettings
 
@@ -58,7 +59,7 @@ class TinyImagenet:
             f"{name} {wnid}" if name in repeated else name
             for name, wnid in zip(names, classes, strict=True)
         ]
-        return Labelled(class_names, {"train": train, "val": self._val(root, classes)}, root)
+        return Labelled(class_names, {"train": train, "val": self._val(root, classes)}, Files(root))
 
     def _val(self, root: Path, classes: list[str]) -> Images:
         number = {wnid: label for label, wnid in enumerate(classes)}

@@ -134,10 +134,10 @@ class FolderSettings(Group):
 
 
 class ColumnSettings(Group):
-    """Columns of ``data.csv``."""
+    """Columns of ``data.csv`` or ``data.hf``."""
 
-    path: Text | None = Field(description="paths of the pictures; null: path")
-    label: Text | None = Field(description="their classes; null: label")
+    path: Text | None = Field(description="paths or, of hf, pictures; null: path, or as they are")
+    label: Text | None = Field(description="their classes; null: label, or as they are")
     split: Text | None = Field(description="train, val or test; null: split, if there is one")
 
 
@@ -157,7 +157,8 @@ class DataSettings(Group):
     )
     folders: FolderSettings = Field(description="folders of the splits")
     csv: Place | None = Field(description="table of pictures and labels; below root, or anywhere")
-    columns: ColumnSettings = Field(description="columns of that table")
+    hf: Text | None = Field(description="name on the Hugging Face hub, or local parquet")
+    columns: ColumnSettings = Field(description="columns of these tables")
     corruption: Text | None = Field(description="CIFAR-10-C: one of them; null: the usual 15")
     severity: Annotated[int, Field(ge=1, le=5)] | None = Field(
         description="CIFAR-10-C: 1 ... 5; null: all"
@@ -165,6 +166,7 @@ class DataSettings(Group):
     on_error: Literal["raise", "skip"] | None = Field(
         description="pictures that cannot be read; null: raise; skip: leave out, skipped.txt"
     )
+    background: Text | None = Field(description="colour below transparent pictures; null: white")
     image_size: Side | None = Field(description="side of the images in pixels")
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(

@@ -28,7 +28,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
         "data": {
             "folders": dict.fromkeys(FolderSettings.model_fields),
             "columns": dict.fromkeys(ColumnSettings.model_fields),
-            **dict.fromkeys(("csv", "corruption", "severity", "on_error")),
+            **dict.fromkeys(("csv", "hf", "corruption", "severity", "on_error", "background")),
         },
         "profile": {"patience": 0.0},
         "logger": {"pictures": True},

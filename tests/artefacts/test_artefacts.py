@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -131,6 +132,23 @@ def test_evaluation(name, saved, files, pictures, tmp_path):
     values = json.loads((tmp_path / "record" / "result.json").read_text())
     assert values["artefact"]["format"] == name
     assert values["data"]["mean"] == [0.5, 0.4, 0.3]  # as they were prepared, not their own
+
+
+def test_evaluation_lists_the_pictures_that_are_left_out(artefact, pictures, tmp_path):
+    root = shutil.copytree(pictures, tmp_path / "pictures")
+    broken = next(root.rglob("*.png")).with_name("zz.png")
+    broken.write_bytes(b"no picture")
+    options = [f"data.root={root}", "data.on_error=skip"]
+    data = compose_settings(["data=folder", *options]).data
+    found = evaluate(artefact, data, split="all", data_dir=tmp_path, latency_s=0)
+    found.save(tmp_path / "record")
+    (line,) = (tmp_path / "record" / "skipped.txt").read_text().splitlines()
+    assert line == next(iter(found.skipped.values()))
+    assert str(broken) in line
+    assert found.record.data.skipped == 1
+    broken.unlink()
+    evaluate(artefact, data, split="all", data_dir=tmp_path, latency_s=0).save(tmp_path / "record")
+    assert not (tmp_path / "record" / "skipped.txt").exists()
 
 
 def test_a_network_of_no_run_has_no_data_of_its_own(artefact):

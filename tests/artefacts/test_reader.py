@@ -17,8 +17,12 @@ from dwsep_zoo.data.pictures import eval_transform
 from dwsep_zoo.errors import UserError
 
 
-@pytest.mark.parametrize("kind", ["rgb", "rotated", "deep", "clear", "thin"])
-def test_the_reader_is_that_of_the_data(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "background"),
+    [("rgb", None), ("rotated", None), ("deep", None), ("clear", None), ("clear", "#204060"),
+     ("thin", None)],
+)  # fmt: skip
+def test_the_reader_is_that_of_the_data(tmp_path, kind, background):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (20, 30, 4), dtype=np.uint8))
     exif = Image.Exif()
@@ -31,8 +35,12 @@ def test_the_reader_is_that_of_the_data(tmp_path, kind):
         image = image.convert("RGB")
     path = tmp_path / "x.png"
     image.save(path, exif=exif)
-    about = SimpleNamespace(in_chans=3, image_size=16, interpolation="bicubic", crop_pct=0.875)
-    read, expected = pixel_reader(about), eval_transform(16, "bicubic", 0.875)(read_picture(path))
+    about = SimpleNamespace(
+        in_chans=3, image_size=16, interpolation="bicubic", crop_pct=0.875,
+        record={"config": {"data": {"background": background}}},
+    )  # fmt: skip
+    known = read_picture(path, background=background or "white")
+    read, expected = pixel_reader(about), eval_transform(16, "bicubic", 0.875)(known)
     for picture in (path, Image.open(path), partial(decoded, path.read_bytes(), "it")):
         assert torch.equal(read(picture), torch.as_tensor(expected))
 

@@ -24,6 +24,7 @@ from dwsep_zoo.data import ImageData, cache
 from dwsep_zoo.data.cache import Cache, Pictures, open_cache, read_all
 from dwsep_zoo.data.contents import Kept, contents_of
 from dwsep_zoo.data.splits import Images
+from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError
 
 SIZE = 16
@@ -62,7 +63,8 @@ def _pictures(root: Path, size: int = SIZE, interpolation: str = "bilinear") -> 
     train = Images(names[::2], np.zeros(len(names[::2]), dtype=np.int64))
     test = Images(names[1::2], np.zeros(len(names[1::2]), dtype=np.int64))
     splits = {"train": train, "val": test, "test": test}
-    return Pictures(root, splits, contents_of(root, splits, Kept()), size, interpolation)
+    store = Files(root)
+    return Pictures(store, splits, contents_of(store, splits, Kept()), size, interpolation)
 
 
 def _open(root: Path, *, path: Path | None = None, verify: bool = False, **options) -> Cache:

@@ -8,10 +8,13 @@ import struct
 import numpy as np
 import pytest
 import torch
+from data_helpers import batches, data_settings, load_data
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
+from dwsep_zoo.data import create_data
 from dwsep_zoo.data.decode import as_rgb, read_picture
+from dwsep_zoo.data.pack import pack
 from dwsep_zoo.data.pictures import ResizedCrop, eval_transform
 from dwsep_zoo.errors import UserError
 
@@ -170,3 +173,41 @@ def test_a_thin_picture_takes_little_memory(size):
     assert [set(channel.flatten().tolist()) for channel in found] == [{10}, {20}, {30}]
     assert ResizedCrop().transform(224, "bicubic")(picture).shape == (3, 224, 224)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
+def test_background_through_files_maps_and_shards(tmp_path, mode):
+    root = tmp_path / "pictures"
+    for i in range(12):
+        picture = Image.new("RGBA", (16, 16), (9, 9, 9, 255))
+        picture.paste((255, 0, 0, 0), (0, 0, 16, 8))  # hidden below
+        if mode == "I;16":
+            grey = np.full((16, 16), 9 * 257, dtype=np.uint16)
+            grey[:8] = 5
+            picture = Image.fromarray(grey)
+        else:
+            picture = picture.quantize() if mode == "P" else picture.convert(mode)
+        path = root / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, **({"transparency": 5} if mode == "I;16" else {}))
+    settings = data_settings("folder", root=str(root))
+    pack(create_data(settings, seed=0, data_dir=tmp_path), tmp_path / "packed", 10**6)
+    options = {"image_size": 16, "crop_pct": 1.0, "background": "#204060", "mean": [0] * 3,
+               "std": [1] * 3, "num_workers": 0, "data_dir": tmp_path}  # fmt: skip
+    for own in (
+        {"root": str(root), "in_memory": False},
+        {"root": str(root), "in_memory": True},
+        {"root": str(root), "cache": True},
+        {"name": "webdataset", "root": str(tmp_path / "packed"), "in_memory": False},
+    ):
+        data = load_data(**{"name": "folder", **options, **own})
+        for images, _ in batches(data, "test"):
+            pixels = (images * 255).round().int()
+            assert (pixels[:, :, 12] == 9).all()
+            assert pixels[:, :, 3, 3].tolist() == [[0x20, 0x40, 0x60]] * len(images)
+
+
+@pytest.mark.parametrize("background", ["whitish", "#12", "#11223344"])
+def test_what_is_no_colour(background, tmp_path):
+    with pytest.raises(UserError, match=f"data.background={background} is no colour"):
+        load_data("folder", root=str(tmp_path), background=background)

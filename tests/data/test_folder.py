@@ -14,7 +14,7 @@ def test_folder_of_classes_is_not_split(pictures):
     root = pictures({"cat": 3, "ant": 2, ".cache": 1})
     given = list_folder(root)
     assert given.class_names == ["ant", "cat"]
-    assert given.root == root
+    assert given.store.root == root
     assert list(given.splits) == ["train"]
     images = given.splits["train"]
     assert images.names == ["ant/0.png", "ant/1.png", "cat/0.png", "cat/1.png", "cat/2.png"]

@@ -19,6 +19,7 @@ from dwsep_zoo.data.pictures import (
     longest_side,
 )
 from dwsep_zoo.data.splits import Images
+from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError
 
 
@@ -51,18 +52,18 @@ def test_unreadable_picture_is_named(tmp_path, content):
         read_picture(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"broken\.jpg"):
-        next(decoded(tmp_path, ["broken.jpg"], 8, "bilinear"))
+        next(decoded(Files(tmp_path), ["broken.jpg"], 8, "bilinear"))
 
 
 def test_an_empty_file_is_found_by_its_size(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"1234")
     (tmp_path / "b.jpg").touch()
-    assert checksums(tmp_path, ["a.jpg"]).shape == (1, 16)
+    assert checksums(Files(tmp_path), ["a.jpg"]).shape == (1, 16)
     with pytest.raises(UserError, match=r"b\.jpg: the file is empty"):
-        checksums(tmp_path, ["a.jpg", "b.jpg"])
+        checksums(Files(tmp_path), ["a.jpg", "b.jpg"])
     (tmp_path / "c.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with pytest.raises(UserError, match=r"c\.jpg: No such file"):
-        checksums(tmp_path, ["c.jpg"])
+        checksums(Files(tmp_path), ["c.jpg"])
 
 
 def test_find_pictures(tmp_path):
@@ -73,7 +74,7 @@ def test_find_pictures(tmp_path):
 
 
 def _decoded(root, names, size, interpolation):
-    return torch.cat([*decoded(root, names, size, interpolation)]).numpy()
+    return torch.cat([*decoded(Files(root), names, size, interpolation)]).numpy()
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 32])  # of one picture: in two processes
@@ -108,8 +109,8 @@ def test_eval_transform_looks_at_a_part(pictures):
 def test_longest_side(pictures):
     root = pictures({"small": 2}, size=(20, 32))
     pictures({"large": 1}, size=(65, 10))
-    assert longest_side(root, _listed(["small/0.png", "small/1.png"])) == 32
-    assert longest_side(root, _listed(["small/0.png", "large/0.png"])) == 65
+    assert longest_side(Files(root), _listed(["small/0.png", "small/1.png"])) == 32
+    assert longest_side(Files(root), _listed(["small/0.png", "large/0.png"])) == 65
 
 
 @pytest.fixture
@@ -118,7 +119,9 @@ def reader(pictures):
     transform = ResizedCrop(auto_augment="rand-m9-mstd0.5", color_jitter=0.4).transform(
         16, "bicubic", (0.5, 0.5, 0.5)
     )
-    return FileReader(root, _listed([f"a/{i}.png" for i in range(6)]), transform, training=True)
+    return FileReader(
+        Files(root), _listed([f"a/{i}.png" for i in range(6)]), transform, training=True
+    )
 
 
 def test_picture_depends_on_seed_epoch_and_place_alone(reader):
@@ -148,7 +151,7 @@ def test_no_flip_where_there_is_none(pictures):
     pixels = np.asarray(Image.open(root / "a/0.png")).transpose(2, 0, 1)
     for flip, kinds in ((False, 1), (True, 2)):
         transform = ResizedCrop(**options, flip=flip).transform(16, "bilinear", (0.5,) * 3)
-        reader = FileReader(root, _listed(["a/0.png"]), transform, training=True)
+        reader = FileReader(Files(root), _listed(["a/0.png"]), transform, training=True)
         results = [reader[_key([0], epoch)][0][0].numpy() for epoch in range(20)]
         assert all(
             (r == pixels).all() or (flip and (r == pixels[:, :, ::-1]).all()) for r in results

@@ -14,6 +14,7 @@ import dwsep_zoo
 from dwsep_zoo.report import columns, words
 from dwsep_zoo.report.class_pairs import ClassPair
 from dwsep_zoo.report.comparison import MOST_TABLES, Comparison
+from dwsep_zoo.report.corruptions import corruption_columns
 from dwsep_zoo.report.drawn import MOST_ROWS
 from dwsep_zoo.report.examples import examples
 from dwsep_zoo.report.figures.classes import class_panel
@@ -71,6 +72,7 @@ class _Section:
         self.tests = tests[:MOST_TESTS]
         self.more_tests = len(tests) - len(self.tests)
         self.recipe = facts.recipe(table)
+        self.corruptions = corruption_columns(table)
 
     def label(self, row: Row) -> str:
         return columns.row_label(self.table, row)

@@ -1,0 +1,223 @@
+"""Shards: tar archives of pictures, whose index tells where each picture lies.
+
+Every picture is read by itself from its place in a shard. Order, batches and resuming are therefore
+those of single files, and no more is in memory than the batches and the index. The archives are
+those of the library webdataset, a picture and its class by turns: ``000000012.jpg``,
+``000000012.cls``. The index is ``index.json``, for people, and ``index.npz``, a row each picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dwsep_zoo.data.splits import SPLITS, Images, Labelled
+from dwsep_zoo.data.store import BYTES, Store, new_checksum, reason
+from dwsep_zoo.errors import UserError
+
+FORMAT, VERSION = "dwsep_zoo shards", 1
+INDEX, TABLE = "index.json", "index.npz"
+PART = ".part"
+"""Ends the name of a folder that is being packed."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An archive: its file's name, length in bytes, SHA-256, and number of pictures."""
+
+    name: str
+    bytes: int
+    sha256: str
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """A row for each picture, in the order of its split.
+
+    Attributes:
+        names: of the pictures.
+        shard: (n,) int64, number of the archive.
+        offset: (n,) int64, of the picture's first byte in it.
+        length: (n,) int64, in bytes.
+        checksum: (n, 16) uint8, of its bytes; ``None``: unknown.
+    """
+
+    names: list[str]
+    shard: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    checksum: np.ndarray | None = None
+
+
+class Shards(Store):
+    """The pictures in archives.
+
+    Args:
+        root: folder of the archives.
+        files: their names, by number.
+        table: of the pictures.
+        states: a text for each archive that changes with its content.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str], table: Table, states: Sequence[str] = ()):
+        super().__init__(root)
+        self.files, self.table, self.states = files, table, states
+        self.row = {name: i for i, name in enumerate(table.names)}
+
+    def where(self, name: str) -> str:
+        return f"{self._shard(name)}: {name}"
+
+    def content(self, name: str) -> io.BytesIO:
+        row, path = self.row[name], self._shard(name)
+        length = int(self.table.length[row])
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(int(self.table.offset[row]))
+                found = file.read(length)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {reason(error)}") from error
+        if len(found) < length:
+            raise UserError(f"cannot read {path}: it is cut off")
+        known = self.table.checksum
+        if known is not None and new_checksum(found).digest() != known[row].tobytes():
+            raise UserError(
+                f"{path} was changed after it was packed: the bytes of {name} have another checksum"
+            )
+        return io.BytesIO(found)
+
+    def state(self, name: str) -> str:
+        row = self.row[name]
+        if not self.table.length[row]:
+            raise UserError(f"cannot read the picture {self.where(name)}: it is empty")
+        place = f"{self.table.offset[row]}\0{self.table.length[row]}"
+        return f"{name}\0{place}\0{self.states[self.table.shard[row]]}"
+
+    def recorded(self, names: Sequence[str]) -> np.ndarray | None:
+        known = self.table.checksum
+        return None if known is None else known[[self.row[name] for name in names]]
+
+    def _shard(self, name: str) -> Path:
+        return self.root / self.files[self.table.shard[self.row[name]]]
+
+
+def index_files(
+    given: Labelled, table: Table, shards: Sequence[Shard], fingerprint: str
+) -> dict[str, bytes]:
+    """The content of both files of an index.
+
+    Args:
+        given: the classes and splits.
+        table: of the pictures of all splits, one after the other.
+        shards: the archives.
+        fingerprint: as a run on these data would record it.
+    """
+    assert table.checksum is not None
+    file = io.BytesIO()
+    np.savez_compressed(
+        file,
+        names=np.frombuffer("\0".join(table.names).encode("utf-8", "surrogateescape"), np.uint8),
+        split=np.repeat(np.arange(len(SPLITS)), [len(given.splits.get(s, ())) for s in SPLITS]),
+        label=np.concatenate([given.splits[s].labels for s in SPLITS if s in given.splits]),
+        shard=table.shard,
+        offset=table.offset,
+        length=table.length,
+        checksum=table.checksum,
+    )
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "pictures": len(table.names),
+        "fingerprint": fingerprint,
+        "class_names": given.class_names,
+        "splits": {split: len(images) for split, images in given.splits.items()},
+        "table": {"name": TABLE, "sha256": hashlib.sha256(file.getvalue()).hexdigest()},
+        "shards": [asdict(shard) for shard in shards],
+    }
+    text = json.dumps(about, indent=1, ensure_ascii=False)
+    return {TABLE: file.getvalue(), INDEX: text.encode("utf-8", "surrogateescape")}
+
+
+def read_shards(root: Path) -> Labelled:
+    """Read the index of a folder, and compare the archives' lengths with it.
+
+    Raises:
+        UserError: naming the file: it is missing, damaged, cut off, or of another version.
+    """
+    about, shards = _about(root)
+    table, splits = _table(root, about["table"]["sha256"], len(about["class_names"]))
+    if len(shards) <= table.shard.max(initial=-1):
+        raise UserError(f"{root / INDEX} names {len(shards)} shards, {TABLE} has more")
+    for shard in shards:
+        path = root / shard.name
+        try:
+            found = os.stat(path).st_size
+        except OSError as error:
+            raise UserError(f"cannot read the shard {path}: {reason(error)}") from error
+        if found < shard.bytes:
+            raise UserError(f"{path} is cut off: it has {found:,} of {shard.bytes:,} bytes")
+        if found > shard.bytes:
+            raise UserError(
+                f"{path} was changed after it was packed: it has {found:,} bytes, not "
+                f"{shard.bytes:,}"
+            )
+    store = Shards(root, [s.name for s in shards], table, [s.sha256 for s in shards])
+    return Labelled(about["class_names"], splits, store)
+
+
+def _about(root: Path) -> tuple[dict[str, Any], list[Shard]]:
+    """The content of ``index.json``."""
+    path = root / INDEX
+    try:
+        about = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(f"{path} is not an index of shards that dwsep data pack wrote")
+    if about.get("version") != VERSION:
+        raise UserError(
+            f"{path} is of version {about.get('version')!r}; this version of dwsep_zoo reads "
+            f"{VERSION}: pack the pictures again"
+        )
+    try:
+        names, _ = about["class_names"], about["table"]["sha256"]
+        shards = [Shard(**one) for one in about["shards"]]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("class_names are not texts")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    return about, shards
+
+
+def _table(root: Path, sha256: str, num_classes: int) -> tuple[Table, dict[str, Images]]:
+    """The content of ``index.npz``."""
+    path = root / TABLE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} is damaged, or of other shards than {INDEX}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as found:
+        rows = {key: found[key] for key in found.files}
+    text = rows["names"].tobytes().decode("utf-8", "surrogateescape")
+    names, labels = text.split("\0"), rows["label"].astype(np.int64)
+    if labels.max() >= num_classes:
+        raise UserError(f"{path} has the label {labels.max()}, {INDEX} names {num_classes} classes")
+    splits = {}
+    for number, split in enumerate(SPLITS):
+        own = np.flatnonzero(rows["split"] == number)
+        if len(own):
+            splits[split] = Images([names[i] for i in own], labels[own])
+    checksum = rows["checksum"].reshape(-1, BYTES)
+    return Table(names, rows["shard"], rows["offset"], rows["length"], checksum), splits
