@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from dwsep_zoo.data.progress import progress
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.process import cores
 
 CHUNK = 32
 CHUNKS_OF_A_WORKER = 8
@@ -163,7 +163,7 @@ def in_processes(
         title: of their progress.
         part_bytes: size of the result of one.
     """
-    wanted = min(os.cpu_count() or 1, len(parts) // CHUNKS_OF_A_WORKER)  # type: ignore[arg-type]
+    wanted = min(len(cores()), len(parts) // CHUNKS_OF_A_WORKER)  # type: ignore[arg-type]
     workers = fitting_workers(wanted, part_bytes)
     # Draws from a generator of its own: networks start alike, whether there is a map or not.
     source = torch.Generator()
