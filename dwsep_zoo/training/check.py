@@ -18,7 +18,7 @@ from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 from dwsep_zoo.schema.settings import Settings, parse_settings
 from dwsep_zoo.training.callbacks import EpochTable
 from dwsep_zoo.training.checkpoints import LAST, PREVIOUS, check_fits, load_checkpoint, load_last
-from dwsep_zoo.training.ddp import is_first_process
+from dwsep_zoo.training.ddp import is_first_process, is_one_of_several
 from dwsep_zoo.training.optim import check_optimizer
 from dwsep_zoo.training.prepare import check_network_and_data
 from dwsep_zoo.training.search import check_optuna
@@ -128,7 +128,7 @@ def _check_processes(settings: Settings, trainer: L.Trainer) -> None:
         return
     if trainer.world_size > 1:  # devices=auto
         raise UserError(f"{trainer.world_size} processes, a device each, need trainer=ddp")
-    if not is_first_process():
+    if is_one_of_several():
         raise UserError("this is one of several processes, which need trainer=ddp")
 
 

@@ -132,3 +132,9 @@ def is_first_process() -> bool:
         return int(os.environ["RANK"]) == 0
     names = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return not any(int(os.environ.get(name) or 0) for name in names)
+
+
+def is_one_of_several() -> bool:
+    """Whether ``torchrun`` or ``srun`` has started others like this process."""
+    names = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    return not is_first_process() or any(int(os.environ.get(name) or 1) > 1 for name in names)
