@@ -202,7 +202,7 @@ class Training:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait(60)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 3  # one that nobody waits for stays known to the system
         with suppress(ProcessLookupError, PermissionError):
             while time.monotonic() < deadline:
                 os.killpg(self.pid, 0)
@@ -214,6 +214,7 @@ FORKS = multiprocessing.get_context("forkserver")
 
 def train(work: str, log: str, line: list[str]) -> None:
     """What ``train.py`` does, in a process that was forked."""
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in other processes
     os.setsid()
     os.chdir(work)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
