@@ -207,8 +207,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds the runs of one sweep; Hydra writes ``multirun.yaml`` into it."""
-    return (folder / "multirun.yaml").is_file()
+    """Whether a folder holds the runs of one sweep; earlier versions left Hydra's file in it."""
+    return any((folder / name).is_file() for name in ("sweep.json", "multirun.yaml"))
 
 
 def check_writable(key: str, folder: Path) -> None:

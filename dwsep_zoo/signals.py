@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeAlias
 
-END = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Asks to end, and that the terminal is gone."""
+END = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+"""Asks to end, that the terminal is gone, and a scheduler's warning that time is nearly over."""
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
@@ -22,7 +24,7 @@ def handle(
 ) -> Mapping[signal.Signals, Handler]:
     """Set a handler for signals, where there can be one: in the main thread.
 
-    A hang-up that is ignored stays ignored, as ``nohup`` wants it.
+    A hang-up or warning that is ignored stays ignored, as ``nohup`` wants it.
 
     Returns:
         The handlers before, for :func:`restore`.

@@ -22,7 +22,8 @@ import yaml
 
 from dwsep_zoo import cli, count, create_model, list_convs, list_models
 from dwsep_zoo.analysis.arithmetic import conv_costs
-from dwsep_zoo.config import compose_line, read_line
+from dwsep_zoo.config import compose_jobs, read_line
+from dwsep_zoo.schema.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -112,8 +113,7 @@ def test_commands_can_be_typed(
             return
         assert script == "train.py"
         line = read_line([word for word in arguments if not word.startswith("-")])
-        for overrides in (line.first, *line.further()):
-            assert compose_line(line, overrides).settings
+        assert all(parse_settings(job.config) for job in compose_jobs(line))
         return
     assert program == "dwsep"
     command_module = {"bench": "profile"}.get(arguments[0], arguments[0].replace("-", "_"))

@@ -9,27 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import yaml
-
 from dwsep_zoo.config import (
     OUTPUT_DIR,
     Composed,
     Line,
+    compose_jobs,
     compose_line,
     groups_with_names,
     hydra_main,
     quoted,
     read_line,
-    values_of,
 )
 from dwsep_zoo.errors import UserError, choose, say
 from dwsep_zoo.files import check_writable
 from dwsep_zoo.schema.help import help_lines
 from dwsep_zoo.schema.record import FILE_NAME
-from dwsep_zoo.schema.settings import Settings
+from dwsep_zoo.schema.settings import Settings, parse_settings
+from dwsep_zoo.schema.sweep import FILE_NAME as PLAN
+from dwsep_zoo.schema.sweep import Job, write_plan
 from dwsep_zoo.schema.texts import checked_place
 
 LOG_DIR = "paths.log_dir"
+AUTO = "auto"
+"""``resume=auto``: go on if the run's folder has something to go on with, else begin."""
 HYDRAS_OWN = ("cfg", "info", "hydra_help", "version")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 USAGE = """\
@@ -40,8 +42,11 @@ usage: {program} [key=value | group=name ...] [-m] [--config-dir DIR]
   {program} -m conv=standard,depthwise_separable seed=0,1,2    # side by side
   {program} model=mobilenet_v2 data=folder data.root=pictures/
   {program} resume=last                             # continue the last run
+  {program} resume=SWEEP                            # continue a sweep, from its folder
+  {program} --retry-failed SWEEP                    # only its runs that failed or were cut off
 
 -m              train every combination of a,b values
+--jobs N        this many runs of a sweep at once, each with its part of the cores
 --config-dir    a folder of your own YAML files
 --cfg job       print the configuration instead of training
 """
@@ -72,38 +77,102 @@ def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) 
         elif any(getattr(options, name) for name in HYDRAS_OWN):
             _check_shown(line, options)
             hydra_main(lambda cfg: None, arguments)
-        elif (resume := line.value("resume")) is not None:
-            _resume(line, checked_place("resume", resume), multirun=options.multirun, prefix=prefix)
+        elif options.retry_failed is not None:
+            _retry(line, options)
+        elif line.value("resume") not in (None, AUTO):
+            _resume(line, options, prefix)
         else:
-            _train(line, arguments, multirun=options.multirun, prefix=prefix)
+            _train(line, options, arguments, prefix)
     except UserError as error:
         say(error)
         sys.exit(2)
 
 
-def _train(line: Line, arguments: list[str], *, multirun: bool, prefix: Sequence[str]) -> None:
+def _train(
+    line: Line, options: argparse.Namespace, arguments: list[str], prefix: Sequence[str]
+) -> None:
+    auto = line.value("resume") == AUTO
+    line = _without_resume(line)
     composed = compose_line(line, line.first)
-    settings = composed.settings
-    multirun = multirun or composed.multirun
+    settings: Settings | None = composed.settings
+    multirun = options.multirun or composed.multirun
     _check_single(line, multirun=multirun)
-    check_writable(LOG_DIR, Path(settings.paths.log_dir))
-    if not multirun:
-        _run_once(settings, [*prefix, *arguments], line.first)
+    check_writable(LOG_DIR, Path(composed.settings.paths.log_dir))
+    if multirun:
+        if auto:
+            raise UserError("resume=auto is for one run; a sweep goes on in hydra.sweep.dir=FOLDER")
+        _sweep(line, composed, options.jobs, [*prefix, *arguments])
         return
-    _check_sweep(line, composed)
-    from dwsep_zoo.report.statistics import say_detectable
-    from dwsep_zoo.sweep import Sweep
+    _check_jobs(None, options.jobs)
+    if auto or "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+        _check_place(line)
+    if auto:
+        from dwsep_zoo.training import continued
 
-    if not composed.multirun:  # else YAML has the seeds
-        seeds = [v for o in line.overrides if o.key_or_group == "seed" for v in values_of(o)]
-        print(say_detectable(len(set(seeds)) or 1))
-    sweep = Sweep(composed.sweep_dir, [*prefix, *arguments])
-    folder = f"hydra.sweep.dir={quoted(composed.sweep_dir)}"
-    texts = [o.input_line or "" for o in line.overrides]  # in one piece: argparse wants that
-    place = ["--config-dir", line.own] if line.own else []
-    hydra_main(sweep.run_job, ["-m", *place, *texts, folder])
+        settings = continued(composed.settings)
+    if settings is None:
+        print(f"{composed.settings.paths.output_dir}: this run is finished")
+        return
+    _run_once(settings, [*prefix, *arguments], line.first)
+
+
+def _without_resume(line: Line) -> Line:
+    return Line(tuple(o for o in line.overrides if o.key_or_group != "resume"), line.own)
+
+
+def _check_place(line: Line) -> None:
+    """Raises UserError for a folder that each start of the command would name anew."""
+    if not {OUTPUT_DIR, "hydra.run.dir"} & {*line.keys}:
+        raise UserError(
+            f"resume=auto, torchrun and srun need a fixed folder of the run: {OUTPUT_DIR}=FOLDER"
+        )
+
+
+def _sweep(line: Line, composed: Composed, jobs: int | None, words: list[str]) -> None:
+    """Begin a sweep, or go on with it in its folder."""
+    folder = composed.sweep_dir
+    _check_sweep(line, folder)
+    _check_jobs(folder, jobs)
+    from dwsep_zoo.report.statistics import say_detectable
+    from dwsep_zoo.sweep import check_folder, plan_of
+
+    plan = plan_of(words, compose_jobs(line, composed.params))
+    check_folder(folder, plan)
+    _check_values(folder, plan.jobs)
+    if not (folder / PLAN).exists():
+        write_plan(folder, plan)
+    print(say_detectable(len({job.config["seed"] for job in plan.jobs})))
+    _work(folder, jobs)
+
+
+def _work(folder: Path, jobs: int | None, *, retry: bool = False) -> None:
+    """Make the runs of a sweep that are still to be made, and the report."""
+    from dwsep_zoo.sweep import AGAIN, OPEN, Sweep, work_together
+
+    _check_jobs(folder, jobs)
+    sweep, states = Sweep(folder), AGAIN if retry else OPEN
+    if jobs is None or jobs == 1:
+        sweep.work(states)
+    else:
+        work_together(folder, jobs, states)
     if not sweep.finish():
         sys.exit(1)
+
+
+def _check_jobs(sweep: Path | None, jobs: int | None) -> None:
+    if jobs is None:
+        return
+    if sweep is None:
+        raise UserError("--jobs is for a sweep: with -m, resume=SWEEP or --retry-failed SWEEP")
+    from dwsep_zoo.sweep import check_jobs
+
+    check_jobs(jobs)
+
+
+def _retry(line: Line, options: argparse.Namespace) -> None:
+    if line.overrides or options.multirun:
+        raise UserError("--retry-failed repeats runs as they were; it takes no other words")
+    _work(Path(checked_place("--retry-failed", options.retry_failed)), options.jobs, retry=True)
 
 
 def _check_single(line: Line, *, multirun: bool) -> None:
@@ -132,32 +201,50 @@ def _check_completion(line: Line) -> None:
     choose(str(line.value(key)), ("bash", "fish", "zsh"), key)
 
 
-def _check_sweep(line: Line, composed: Composed) -> None:
-    """Check every value of a sweep before the first run of it is made."""
-    from dwsep_zoo.training import check
-
+def _check_sweep(line: Line, folder: Path) -> None:
     if line.value(OUTPUT_DIR) is not None:
         raise UserError(f"with -m each run has a folder of its own; leave {OUTPUT_DIR}= out")
-    check_writable("hydra.sweep.dir", composed.sweep_dir)
-    for overrides in (line.first, *line.further()):
-        settings = compose_line(line, overrides).settings
+    check_writable("hydra.sweep.dir", folder)
+
+
+def _check_values(folder: Path, jobs: Sequence[Job]) -> None:
+    """Check every value of a sweep before the first run of it is made."""
+    from dwsep_zoo.training import check, continued
+
+    first = jobs[0].overrides
+    for job in jobs:
+        if sum(one != other for one, other in zip(job.overrides, first, strict=True)) > 1:
+            continue  # its values are those of others
+        settings = parse_settings(job.config_in(folder))
         if settings.trainer.strategy == "ddp":
             raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
-        check(settings)
+        if left := continued(settings):
+            check(left)
 
 
-def _resume(line: Line, run: str, *, multirun: bool, prefix: Sequence[str]) -> None:
-    if multirun or line.swept:
-        raise UserError("resume= goes on with one run; it cannot be used with -m")
+def _resume(line: Line, options: argparse.Namespace, prefix: Sequence[str]) -> None:
+    run = checked_place("resume", line.value("resume"))
+    others = _without_resume(line)
+    if options.multirun or line.swept:
+        raise UserError(
+            "resume= goes on with one run or, with its folder alone, a sweep; it cannot be used "
+            "with -m"
+        )
     folder = Path(run)
+    if (folder / PLAN).is_file():
+        if others.overrides:
+            raise UserError(f"resume={run} goes on with a sweep as it began; leave other words out")
+        _work(folder, options.jobs)
+        return
+    _check_jobs(None, options.jobs)
     if run == "last":
         places = Line(tuple(o for o in line.overrides if o.key_or_group == LOG_DIR), line.own)
         folder = _last_run(Path(compose_line(places, places.first).settings.paths.log_dir))
     from dwsep_zoo.training import resume_settings
 
-    changes = {key: line.value(key) for key in line.keys if key != "resume"}
+    changes = {key: others.value(key) for key in others.keys}
     settings = resume_settings(folder, changes)
-    texts = [o.input_line or "" for o in line.overrides if o.key_or_group != "resume"]
+    texts = [o.input_line or "" for o in others.overrides]
     _run_once(settings, [*prefix, *texts, f"resume={quoted(folder)}"])
 
 
@@ -179,12 +266,10 @@ def _run_once(
     if settings.trainer.strategy == "ddp" and not settings.resume:
         sys.argv.append(f"{OUTPUT_DIR}={quoted(folder)}")
     plan = check(settings)
-    if overrides is not None:  # where Hydra's users look for them
-        kept = {"config": settings.plain(), "overrides": list(overrides)}
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        for name, values in kept.items():
-            text = yaml.safe_dump(values, sort_keys=False)
-            (folder / ".hydra" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    if overrides is not None:
+        from dwsep_zoo.sweep import keep_for_hydra
+
+        keep_for_hydra(settings, overrides)
     try:
         run_plan(plan)
     except UserError:
@@ -206,6 +291,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
     parser.add_argument("--package", "-p")
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=INFOS)
+    parser.add_argument("--jobs", "-j", type=int)
+    parser.add_argument("--retry-failed", metavar="SWEEP")
     for flags in (
         ("--help", "-h"),
         ("--multirun", "-m"),

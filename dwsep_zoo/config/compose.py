@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,37 @@ from dwsep_zoo.config.line import Line, quoted, read_line, values_of, with_value
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.schema.parse import key_names, unknown_key
 from dwsep_zoo.schema.settings import Settings, parse_settings
+from dwsep_zoo.schema.sweep import Job
 from dwsep_zoo.schema.texts import checked_place
 
 OUTPUT_DIR = "paths.output_dir"
 OPTIONAL_GROUPS = ("experiment", "debug", "hparams_search")
 HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
 """Keys of Hydra's own that may be set: they name folders."""
+
+
+def compose_jobs(line: Line, params: Sequence[str] = ()) -> list[Job]:
+    """Compose every run of a sweep.
+
+    Args:
+        line: the command line.
+        params: what the YAML files sweep over, if the command line does not set it.
+
+    Raises:
+        UserError: naming the value and the nearest choice.
+    """
+    overrides = (*read_line(params).overrides, *line.overrides)
+    values = {o.get_key_element(): o for o in overrides}  # of several, the last one counts
+    texts = ([with_value(o, value) for value in values_of(o)] for o in values.values())
+    jobs = []
+    for number, chosen in enumerate(product(*texts)):
+        composed = compose_line(line, chosen, number)
+        try:
+            config = composed.settings.plain()
+        except UserError:  # which the sweep names when it comes to this run
+            config = composed.values
+        jobs.append(Job(folder=composed.subdir, overrides=chosen, config=config))
+    return jobs
 
 
 def compose_settings(overrides: Sequence[str] = ()) -> Settings:
@@ -53,23 +79,28 @@ class Composed:
         values: as plain data, before it is parsed.
         multirun: whether it asks for a sweep.
         sweep_dir: the folder of that sweep.
+        subdir: the name of a run's folder in it.
+        params: what the YAML files sweep over, as texts of overrides.
     """
 
     values: dict[str, Any]
     multirun: bool
     sweep_dir: Path
+    subdir: str
+    params: tuple[str, ...]
 
     @property
     def settings(self) -> Settings:
         return parse_settings(self.values)
 
 
-def compose_line(line: Line, overrides: Sequence[str]) -> Composed:
+def compose_line(line: Line, overrides: Sequence[str], number: int = 0) -> Composed:
     """Compose a configuration from the YAML files.
 
     Args:
         line: the command line, for its folder of YAML files and for messages.
         overrides: its overrides, each with one value.
+        number: of a run in its sweep.
 
     Raises:
         UserError: naming the value and the nearest choice.
@@ -83,7 +114,8 @@ def compose_line(line: Line, overrides: Sequence[str]) -> Composed:
         texts = [_for_hydra(text, groups) for text in overrides]
         cfg = None
         try:
-            cfg = compose("train", [*_search_path(line), *texts], return_hydra_config=True)
+            texts += [*_search_path(line), f"hydra.job.num={number}"]
+            cfg = compose("train", texts, return_hydra_config=True)
             check_files(line.own, cfg.hydra.runtime.choices)
             return _composed(line, cfg)
         except _CONFIG_ERRORS as error:
@@ -101,17 +133,22 @@ _CONFIG_ERRORS = (
 
 
 def _composed(line: Line, cfg: DictConfig) -> Composed:
-    places = ("paths.log_dir", "hydra.run.dir", "hydra.sweep.dir")
-    _, run, sweep = (checked_place(key, OmegaConf.select(cfg, key)) for key in places)
+    places = ("paths.log_dir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+    _, run, sweep, subdir = (checked_place(key, OmegaConf.select(cfg, key)) for key in places)
     if line.value(OUTPUT_DIR) is None:
         cfg.paths.output_dir = str(Path(run).absolute())
     if cfg.hydra.callbacks:
         raise UserError("hydra.callbacks are not used here; see the group callbacks")
+    for part in ("sweeper", "launcher"):
+        if ".basic_" not in cfg.hydra[part]._target_:
+            raise UserError(f"hydra/{part}: sweeps are made by dwsep_zoo itself; see --jobs")
     own: list[Any] = [key for key in cfg if key != "hydra"]
     return Composed(
         plain(OmegaConf.masked_copy(cfg, own)),
         cfg.hydra.mode == RunMode.MULTIRUN,
         Path(sweep).absolute(),
+        subdir,
+        tuple(f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -49,13 +49,6 @@ class Line:
     def swept(self) -> list[Override]:
         """The overrides with several values."""
         return [o for o in self.overrides if o.is_sweep_override()]
-
-    def further(self) -> Iterator[list[str]]:
-        """Yield ``first`` again for each further value of a sweep, with that value."""
-        first = self.first
-        for number, override in enumerate(self.overrides):
-            for value in values_of(override)[1:]:
-                yield [*first[:number], with_value(override, value), *first[number + 1 :]]
 
     def value(self, key: str) -> object:
         """The last value of a key; ``None`` if it is not set."""

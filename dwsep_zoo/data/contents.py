@@ -24,6 +24,7 @@ from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.data.store import BYTES, Store, new_checksum
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
+from dwsep_zoo.schema.process import cores
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -134,7 +135,7 @@ def checksums(
     states = [_state(store, name) for name in names]
     known = {} if verify else {row[:BYTES]: row[BYTES:] for row in load_rows(kept, 2 * BYTES)}
     wanted = [i for i, state in enumerate(states) if state not in known]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, len(cores()))) as pool:
         left = [names[i] for i in wanted]
         if len(wanted) < KEPT_FROM:
             new = list(pool.map(store.checksum, left))

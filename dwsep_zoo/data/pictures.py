@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.data.store import Store
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.process import cores
 
 CHUNK = 32
 CHUNKS_OF_A_WORKER = 8
@@ -178,7 +178,7 @@ def in_processes(
         title: of their progress.
         part_bytes: size of the result of one.
     """
-    wanted = min(os.cpu_count() or 1, len(parts) // CHUNKS_OF_A_WORKER)  # type: ignore[arg-type]
+    wanted = min(len(cores()), len(parts) // CHUNKS_OF_A_WORKER)  # type: ignore[arg-type]
     workers = fitting_workers(wanted, part_bytes)
     # Draws from a generator of its own: networks start alike, whether there is a map or not.
     source = torch.Generator()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -42,6 +41,7 @@ from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import cache_folder
 from dwsep_zoo.models.convnet import IMAGENET_MEAN, IMAGENET_STD
+from dwsep_zoo.schema.process import cores
 from dwsep_zoo.schema.settings import AugmentSettings, DataSettings
 
 log = logging.getLogger("dwsep_zoo")
@@ -236,7 +236,7 @@ class FilePipeline(Pipeline):
     def num_workers(self, world_size: int) -> int:
         if self.workers is not None:
             return self.workers
-        return max(1, min(16, (os.cpu_count() or 1) // world_size))
+        return max(1, min(16, len(cores()) // world_size))
 
 
 def create_pipeline(

@@ -17,6 +17,8 @@ from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.report.predictions import Predictions, read_predictions
 from dwsep_zoo.schema.measures import TEST_ACC
 from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
+from dwsep_zoo.schema.sweep import FILE_NAME as PLAN
+from dwsep_zoo.schema.sweep import read_plan
 
 T = TypeVar("T")
 
@@ -154,6 +156,8 @@ class Problem:
 def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]:
     """Read every run at or below ``paths``, each once, sorted by path.
 
+    A run that a sweep has planned and not begun is there too, with the status ``missing``.
+
     Returns:
         The runs, and the damaged files. A folder without a readable ``result.json`` is no run; any
         other damaged file is left out of its run.
@@ -173,7 +177,7 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
             problems.append(Problem(file, _one_line(error) or type(error).__name__))
             return None
 
-    for file in sorted({f.resolve(): f for folder in folders for f in _find(folder)}.values()):
+    for file in _find_all(folders, FILE_NAME):
         record = attempt(read_record, file)
         if record is None:
             continue
@@ -181,21 +185,34 @@ def load_results(paths: Iterable[Path | str]) -> tuple[list[Run], list[Problem]]
         read = partial(_read_predictions, TEST_ACC.value(record))
         predictions = attempt(read, file.with_name(PREDICTIONS))
         runs.append(Run(file.parent, record, epochs or (), predictions))
+    for file in _find_all(folders, PLAN):
+        plan = attempt(lambda file: read_plan(file.parent), file)
+        for job in plan.jobs if plan else ():
+            folder = file.parent / job.folder
+            if not (folder / FILE_NAME).exists():
+                runs.append(Run(folder, job.record(file.parent)))
     if not runs and not problems:
         where = ", ".join(str(path) for path in folders)
         raise UserError(f"no {FILE_NAME} below {where}; a run writes it into its folder")
     return runs, problems
 
 
-def _find(path: Path) -> Iterator[Path]:
+def _find_all(paths: Iterable[Path], name: str) -> list[Path]:
+    """The files of a name, each once, sorted by path."""
+    found = {file.resolve(): file for path in paths for file in _find(path, name)}
+    return sorted(found.values())
+
+
+def _find(path: Path, name: str) -> Iterator[Path]:
     if not path.exists():
         raise UserError(f"{path} does not exist; name folders of runs, for example logs")
     if path.is_file():
         if path.name != FILE_NAME:
             raise UserError(f"{path} is neither a folder nor a {FILE_NAME}")
-        yield path
+        if name == FILE_NAME:
+            yield path
     else:
-        yield from path.rglob(FILE_NAME)
+        yield from path.rglob(name)
 
 
 def _read_epochs(file: Path) -> tuple[Mapping[str, float], ...]:

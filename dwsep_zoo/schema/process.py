@@ -17,6 +17,13 @@ def this_process() -> dict[str, str | int]:
     }
 
 
+def cores() -> list[int]:
+    """The cores that this process may use; a scheduler may have given it some of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def has_ended(pid: int | None, host: str | None, started: int | None) -> bool:
     """Whether a process has ended; of another machine's processes nothing is known."""
     if pid is None or host != socket.gethostname():

@@ -341,7 +341,9 @@ class Settings(Group):
     train: bool = Field(description="train")
     test: bool = Field(description="test once, with the best checkpoint")
     ckpt_path: Place | None = Field(description="continue from this checkpoint in a new folder")
-    resume: Place | None = Field(description="continue in the same folder: last or a run folder")
+    resume: Place | None = Field(
+        description="continue in the same folder: last, a run's or sweep's folder, or auto"
+    )
     model: ModelSettings = Field(description="the network")
     conv: ConvSettings = Field(description="the conv type")
     data: DataSettings = Field(description="the data set")

@@ -18,7 +18,7 @@ from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 from dwsep_zoo.schema.settings import Settings, parse_settings
 from dwsep_zoo.training.callbacks import EpochTable
 from dwsep_zoo.training.checkpoints import LAST, PREVIOUS, check_fits, load_checkpoint, load_last
-from dwsep_zoo.training.ddp import is_first_process
+from dwsep_zoo.training.ddp import is_first_process, is_one_of_several
 from dwsep_zoo.training.optim import check_optimizer
 from dwsep_zoo.training.prepare import check_network_and_data
 from dwsep_zoo.training.search import check_optuna
@@ -98,6 +98,7 @@ def check(settings: Settings) -> Plan:
         Workload(runtime, precision, batch_size).check()
     # Lightning checks its options.
     trainer = create_trainer(settings, folder, [EpochTable(folder / "metrics.csv")])
+    _check_processes(settings, trainer)
     check_network_and_data(settings)
     if is_first_process():
         _check_free(settings, folder)
@@ -121,6 +122,16 @@ def _check_simulated(settings: Settings) -> None:
         )
 
 
+def _check_processes(settings: Settings, trainer: L.Trainer) -> None:
+    """Raises UserError for several processes that would not know of each other."""
+    if settings.trainer.strategy == "ddp":
+        return
+    if trainer.world_size > 1:  # devices=auto
+        raise UserError(f"{trainer.world_size} processes, a device each, need trainer=ddp")
+    if is_one_of_several():
+        raise UserError("this is one of several processes, which need trainer=ddp")
+
+
 def _check_free(settings: Settings, folder: Path) -> None:
     """Raises UserError if a folder is in use, or holds a run that would be overwritten."""
     if is_locked(folder / LOG_NAME):
@@ -137,12 +148,15 @@ def _check_unused(folder: Path) -> None:
         status = read_record(file).status
     except (OSError, UserError):
         status = "damaged"
-    saved = any((folder / "checkpoints" / name).exists() for name in (LAST, PREVIOUS))
-    if saved or status != "failed":  # what failed at once is no loss
+    if _has_checkpoint(folder) or status in ("finished", "damaged"):  # all else is no loss
         raise UserError(
             f"{folder} holds a run, which is {status}; resume={folder} goes on with it, another "
             "run needs another folder"
         )
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints" / name).exists() for name in (LAST, PREVIOUS))
 
 
 def check_unchanged(plan: Plan) -> None:
@@ -175,6 +189,29 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
     }.items():
         config = _with(config, key, value)
     return parse_settings(config)
+
+
+def continued(settings: Settings) -> Settings | None:
+    """The settings with which the run in ``paths.output_dir`` begins, or goes on if it was cut off.
+
+    Returns:
+        ``None`` if it is finished.
+
+    Raises:
+        UserError: if the folder holds another run.
+    """
+    folder = Path(settings.paths.output_dir)
+    if not (folder / FILE_NAME).is_file():
+        return settings
+    earlier, again = _recorded(folder), settings.replace(resume=str(folder))
+    if earlier.search:
+        again = again.replace(recipe={**again.recipe.plain(), **earlier.search.best})
+    _check_same(again)
+    length = earlier.configured("trainer.max_epochs")
+    if earlier.status == "finished" and length == settings.trainer.max_epochs:
+        return None
+    # Decided by what is saved: of several processes the first may have begun a record by now.
+    return again if _has_checkpoint(folder) else settings
 
 
 def _with(config: dict[str, object], key: str, value: object, group: str = "") -> dict[str, object]:
@@ -217,6 +254,13 @@ def _check_resume(settings: Settings) -> RunRecord:
             f"resume={run}: this run is finished; to train it further than its {done} epochs, set "
             "trainer.max_epochs"
         )
+    _check_same(settings)
+    return earlier
+
+
+def _check_same(settings: Settings) -> None:
+    """Raises UserError for settings that would make another run of the one that is resumed."""
+    run = Path(str(settings.resume))
     before = _recorded_settings(run).plain()
     for key, old, new in _differences(before, settings.plain()):
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE):
@@ -224,7 +268,6 @@ def _check_resume(settings: Settings) -> RunRecord:
                 f"resume={run} cannot change {key} from {old!r} to {new!r}; it may change: "
                 f"{', '.join(MAY_CHANGE)}"
             )
-    return earlier
 
 
 def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, object, object]]:

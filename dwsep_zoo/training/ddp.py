@@ -123,5 +123,18 @@ class SyncedNorms(LayerSync):
 
 
 def is_first_process() -> bool:
-    """Whether this process writes the run's files; the others have the same command line."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+    """Whether this process writes the run's files; the others have the same command line.
+
+    ``torchrun`` counts processes by ``RANK``. Lightning numbers those that it starts within a node
+    by ``LOCAL_RANK``, nodes by ``NODE_RANK``, and ``srun`` its own by ``SLURM_PROCID``.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]) == 0
+    names = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return not any(int(os.environ.get(name) or 0) for name in names)
+
+
+def is_one_of_several() -> bool:
+    """Whether ``torchrun`` or ``srun`` has started others like this process."""
+    names = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    return not is_first_process() or any(int(os.environ.get(name) or 1) > 1 for name in names)

@@ -110,19 +110,23 @@ def _recording_the_end(record: RecordFile, folder: Path) -> Iterator[None]:
             log.info("stopped; dwsep inspect %s draws the pictures that are missing", folder)
             sys.exit(130)
         record.update(status="interrupted", error="stopped at once", finished=now())
-        last = folder / "checkpoints" / LAST
-        how = f"go on from the last checkpoint with resume={folder}"
-        log.info("stopped at once; %s", how if last.exists() else "nothing was saved yet")
+        log.info("stopped at once; %s", _what_is_saved(folder))
         sys.exit(130)
     except Exception as error:
         _record_failure(record, folder, error)
+
+
+def _what_is_saved(folder: Path) -> str:
+    if (folder / "checkpoints" / LAST).exists():
+        return f"go on from the last checkpoint with resume={folder}"
+    return "nothing was saved yet"
 
 
 def _record_failure(record: RecordFile, folder: Path, error: Exception) -> None:
     """Record an error and raise it, as a UserError where the user can do something about it."""
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError):  # a full or vanished disk
-        message = f"{error.strerror or error}: {error.filename or folder}"
+        message = f"{error.strerror or error}: {error.filename or folder}; {_what_is_saved(folder)}"
     with suppress(OSError):
         record.update(status="failed", error=message, finished=now())
     if isinstance(error, OSError | MisconfigurationException):

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
@@ -64,6 +65,9 @@ def create_trainer(
     plugins: list[Any] = [CheckpointStore()]
     if options.pop("sync_batchnorm"):
         plugins.append(SyncedNorms())
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # Lightning's would save into the working folder and have the job begin a new run.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     save = save and not options.get("fast_dev_run")
     logger: TensorBoardLogger | bool = False
     if settings.logger.tensorboard and save:

@@ -35,10 +35,16 @@ def shared(
     key = hashlib.sha256(json.dumps(variant, sort_keys=True).encode()).hexdigest()
     file = (folder.parent if is_sweep(folder.parent) else folder) / f"{what}-{key[:12]}.json"
     if file.is_file():
-        try:
-            return json.loads(file.read_text()), False
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} is damaged: {error}; remove it to make it again") from error
+        return _read(file), False
     made = make()
+    if file.is_file():  # another process of the sweep was quicker
+        return _read(file), False
     atomic_write(file, json.dumps(made, indent=2) + "\n")
     return made, True
+
+
+def _read(file: Path) -> dict[str, JsonValue]:
+    try:
+        return json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged: {error}; remove it to make it again") from error

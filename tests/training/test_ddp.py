@@ -16,7 +16,9 @@ import torch
 from data_helpers import in_process, load_data
 
 from dwsep_zoo import UserError, create_model
-from dwsep_zoo.training.ddp import DataParallel
+from dwsep_zoo.config import compose_settings
+from dwsep_zoo.training import check
+from dwsep_zoo.training.ddp import DataParallel, is_first_process, is_one_of_several
 from dwsep_zoo.training.norm_statistics import (
     IN_TEST,
     IN_VALIDATION,
@@ -97,6 +99,36 @@ def test_two_processes(tmp_path, run):
     for split in ("val", "test"):
         images = result["data"]["splits"][split] * result["metrics"][f"{split}/acc"]
         assert abs(images - round(images)) < 1e-3
+
+
+VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "WORLD_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("variables", "first", "several"),
+    [
+        ({}, True, False),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True, True),  # torchrun
+        ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, False, True),
+        ({"RANK": "0", "NODE_RANK": "1"}, True, False),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False, True),  # Lightning
+        ({"NODE_RANK": "1"}, False, True),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, True, True),  # srun
+        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "0"}, False, True),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, True, False),  # a batch script
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False, True),  # Lightning in a batch script
+    ],
+)
+def test_which_process_writes(monkeypatch, variables, first, several):
+    for name in (*VARIABLES, "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() == first
+    assert is_one_of_several() == several
+    if several:
+        with pytest.raises(UserError, match="need trainer=ddp"):
+            check(compose_settings(["paths.output_dir=unused"]))
 
 
 @pytest.mark.parametrize(

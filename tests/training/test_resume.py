@@ -17,8 +17,8 @@ from helpers import SMALL, different, last_weights
 
 from dwsep_zoo import UserError
 from dwsep_zoo.commands.train import run_train
-from dwsep_zoo.schema.record import read_record
-from dwsep_zoo.training import resume_settings
+from dwsep_zoo.schema.record import read_record, update_record
+from dwsep_zoo.training import check, continued, resume_settings
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.trainer import OneFile
 
@@ -155,6 +155,43 @@ def test_damaged_checkpoints_are_named(run, old, damage, message):
     with pytest.raises(UserError, match=message):
         run("run", f"resume={old}")
     assert contents(old) == before
+
+
+def anew(folder, **changes):
+    """The settings of a command line that names a run's folder and knows nothing of a resume."""
+    settings = resume_settings(INTERRUPTED)
+    paths = {**settings.paths.plain(), "output_dir": str(folder)}
+    return settings.replace(resume=None, paths=paths, **changes)
+
+
+def test_the_same_settings_begin_a_run_or_go_on_with_it(tmp_path, old):
+    """``resume=auto``."""
+    new = anew(tmp_path / "new")
+    assert continued(new) == new
+    assert continued(anew(old)) == anew(old).replace(resume=str(old))
+    with pytest.raises(UserError, match="cannot change seed from 0 to 5"):
+        continued(anew(old, seed=5))
+    shutil.rmtree(old / "checkpoints")
+    for status in ("interrupted", "running", "failed"):
+        update_record(old / "result.json", status=status)
+        assert continued(anew(old)) == anew(old)
+        assert check(anew(old)).start is None
+    update_record(old / "result.json", status="finished")
+    assert continued(anew(old)) is None
+
+
+def test_a_recipe_that_was_searched_for_is_no_change(tmp_path):
+    run = shutil.copytree(INTERRUPTED.with_name("searched"), tmp_path / "run")
+    record = read_record(run / "result.json")
+    settings = resume_settings(run)
+    paths = {**settings.paths.plain(), "output_dir": str(run)}
+    recipe = {**settings.recipe.plain(), "lr": 0.1, "weight_decay": 0.0005}
+    again = settings.replace(resume=None, paths=paths, recipe=recipe)
+    assert continued(again) is None
+    update_record(run / "result.json", status="interrupted")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").touch()
+    assert continued(again).recipe.lr == record.search.best["lr"]
 
 
 @pytest.mark.parametrize(
