@@ -22,7 +22,7 @@ from dwsep_zoo.schema.process import has_ended
 from dwsep_zoo.schema.upgrade import upgrade_config
 
 FILE_NAME = "result.json"
-SCHEMA = 5
+SCHEMA = 6
 
 Json: TypeAlias = dict[str, JsonValue]
 

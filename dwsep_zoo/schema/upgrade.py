@@ -21,6 +21,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
     Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
     no pictures; a run that goes on does. Schema 4 had no keys for simulated int8 and newer data.
+    Schema 5 knew no rates for a batch, no exponential schedule and no other trackers.
     """
     upgraded = {"hparams_search": None, **config}
     later: dict[str, dict[str, object]] = {
@@ -36,7 +37,12 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
         if isinstance(group := upgraded.get(name), Mapping):
             upgraded[name] = {**added, **group}
     own = upgraded.get("recipe") or {}
-    recipe = {"norm_statistics": "running", "simulated_int8": None, **own}
+    recipe = {
+        **{"norm_statistics": "running", "simulated_int8": None, "staircase": True},
+        **{"model_ema_warmup": False},
+        **dict.fromkeys(("lr_batch", "eps", "decay_rate", "decay_epochs")),
+        **own,
+    }
     if version == 1:
         groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}
         for name, kind in groups.items():

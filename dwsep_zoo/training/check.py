@@ -34,6 +34,7 @@ MAY_CHANGE = (
 
 APPLIED = {
     *("epochs", "warmup_fraction", "schedule", "min_lr", "label_smoothing", "norm_statistics"),
+    *("decay_rate", "decay_epochs", "staircase", "model_ema_warmup"),
     *("initial_size", "full_size_from", "eval_flip", "eval_shift"),
 }
 """Values of the recipe that a training which goes on with ``ckpt_path=`` may have anew."""

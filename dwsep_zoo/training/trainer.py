@@ -115,7 +115,7 @@ def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
     if recipe.simulated_int8:  # freezes norms before a callback looks at them
         callbacks.append(SimulatedInt8(recipe.simulated_int8))
     if recipe.model_ema_decay:  # averages a step before a callback saves it
-        callbacks.append(Average(recipe.model_ema_decay))
+        callbacks.append(Average(recipe.model_ema_decay, warmup=recipe.model_ema_warmup))
     if recipe.norm_statistics == "precise":  # of the average, which has taken its place by then
         callbacks.append(PreciseStatistics())
     return callbacks
