@@ -306,10 +306,15 @@ class ProfileSettings(Group):
 
 
 class LoggerSettings(Group):
-    """What is written for people besides ``metrics.csv``."""
+    """What is written for people besides ``metrics.csv``, and who else is told."""
 
     tensorboard: bool = Field(description="TensorBoard events in the run's folder")
     pictures: bool = Field(description="pictures of what was learned, drawn when a run ends")
+    tracker: Literal["mlflow", "wandb", "trackio"] | None = Field(
+        description="a tracker of experiments, which gets curves, settings, results and pictures"
+    )
+    project: Text | None = Field(description="the tracker's project; null: task_name")
+    uri: Text | None = Field(description="address of the tracker's server; null: its own default")
 
 
 class PathSettings(Group):

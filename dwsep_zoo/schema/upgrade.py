@@ -31,7 +31,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
             **dict.fromkeys(("csv", "corruption", "severity", "on_error")),
         },
         "profile": {"patience": 0.0},
-        "logger": {"pictures": True},
+        "logger": {"pictures": True, **dict.fromkeys(("tracker", "project", "uri"))},
     }
     for name, added in later.items():
         if isinstance(group := upgraded.get(name), Mapping):
