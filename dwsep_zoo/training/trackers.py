@@ -135,7 +135,7 @@ class Tracker(Logger):
             self.quiet_until = time.monotonic() + PAUSE
             if not self.warned:
                 lost = "some of this run" if self.logger else "this run"
-                log.warning("%s does not answer: %s", self.name, first_line(error))
+                log.warning("%s failed: %s", self.name, first_line(error))
                 log.warning("the training goes on; %s will be missing there", lost)
             self.warned = True
 
@@ -170,13 +170,14 @@ def _project(settings: Settings) -> str:
 
 
 def _mlflow(settings: Settings, folder: Path, known: str | None) -> tuple[Logger, str]:
+    import mlflow
     from lightning.pytorch.loggers import MLFlowLogger
 
     given = settings.logger.uri or os.environ.get("MLFLOW_TRACKING_URI")
     logs = Path(settings.paths.log_dir).resolve()
     logs.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger(mlflow.__name__).setLevel(logging.WARNING)  # it tells of every table
+    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
     logger = MLFlowLogger(
         _project(settings),
         run_name=folder.name,
@@ -197,10 +198,17 @@ def _wandb(settings: Settings, folder: Path, known: str | None) -> tuple[Logger,
     options = wandb.Settings(silent=True, init_timeout=30)
     if settings.logger.uri:
         options.base_url = settings.logger.uri
-    logger = WandbLogger(
-        folder.name, save_dir=folder, id=known, project=_project(settings), settings=options
+    own = wandb.init(
+        project=_project(settings),
+        name=folder.name,
+        id=known,
+        resume="allow",
+        dir=str(folder),
+        settings=options,
     )
-    return logger, str(logger.experiment.id)
+    for key, axis in (("trainer/global_step", None), ("*", "trainer/global_step")):
+        own.define_metric(key, step_metric=axis)
+    return WandbLogger(experiment=own), str(own.id)
 
 
 def _trackio(settings: Settings, folder: Path, known: str | None) -> tuple[Logger, str]:

@@ -98,7 +98,7 @@ def test_a_tracker_that_is_down_is_one_warning(broken, trackio, run, tmp_path):
     result = run("run", "logger=trackio")
     assert result["status"] == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
-    assert log.count("trackio does not answer: ConnectionError: no route to host\n") == 1
+    assert log.count("trackio failed: ConnectionError: no route to host\n") == 1
     assert log.count("the training goes on") == 1
 
 
@@ -137,4 +137,4 @@ def test_mlflow_without_its_server(run, tmp_path):
     result = run("run", "logger=mlflow", "logger.uri=http://127.0.0.1:9", "trainer.max_epochs=1")
     assert result["status"] == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
-    assert log.count("mlflow does not answer") == 1
+    assert log.count("mlflow failed") == 1
