@@ -70,5 +70,10 @@ class Average(WeightAveraging):
         self._latest_update_step = trainer.global_step
 
 
+def kept(decay: float, steps: int, *, warmup: bool) -> float:
+    """How much of the average a step keeps, after so many that are in it."""
+    return min(decay, (1 + steps) / (10 + steps)) if warmup else decay
+
+
 def _tensors(module: torch.nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +24,8 @@ from dwsep_zoo.training.optim import (
     batch_scale,
     create_optimizer,
     create_schedule,
-    parameter_groups,
+    recipe_groups,
+    steps_of_epoch,
 )
 from dwsep_zoo.training.predictions import predicted
 from dwsep_zoo.training.progressive import resize, training_size
@@ -164,15 +164,7 @@ class LitClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
-        groups = parameter_groups(
-            self.model,
-            recipe.weight_decay,
-            decay_norm_and_bias=recipe.decay_norm_and_bias,
-            decay_depthwise=recipe.decay_depthwise,
-            layer_decay=recipe.layer_decay,
-            classifier_scale=(recipe.classifier_lr or recipe.lr) / recipe.lr,
-            orthogonal=recipe.optimizer == "muon",
-        )
+        groups = recipe_groups(self.model, recipe)
         trainer = self.trainer
         data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
         images = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
@@ -243,9 +235,7 @@ def epoch_steps(trainer: L.Trainer) -> int:
     has been read, which would then be lost.
     """
     batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return math.ceil(batches / trainer.accumulate_grad_batches)
+    return steps_of_epoch(batches, trainer.limit_train_batches, trainer.accumulate_grad_batches)
 
 
 def check_network_of(saved: Mapping[str, object], here: Mapping[str, object]) -> None:

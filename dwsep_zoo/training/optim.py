@@ -88,6 +88,19 @@ def parameter_groups(
     return groups
 
 
+def recipe_groups(model: nn.Module, recipe: Recipe) -> list[ParamGroup]:
+    """The :func:`parameter_groups` of a recipe."""
+    return parameter_groups(
+        model,
+        recipe.weight_decay,
+        decay_norm_and_bias=recipe.decay_norm_and_bias,
+        decay_depthwise=recipe.decay_depthwise,
+        layer_decay=recipe.layer_decay,
+        classifier_scale=(recipe.classifier_lr or recipe.lr) / recipe.lr,
+        orthogonal=recipe.optimizer == "muon",
+    )
+
+
 def _mixes_channels(module: nn.Module) -> bool:
     """Whether a module is a dense convolution followed by a norm; others have a bias."""
     return isinstance(module, nn.Conv2d) and module.groups == 1 and module.bias is None
@@ -175,6 +188,12 @@ def check_optimizer(recipe: Recipe) -> None:
     if recipe.optimizer not in OWN:  # timm takes seconds to import
         weight = nn.Parameter(torch.zeros(2, 2))
         create_optimizer(recipe, [{"params": [weight], "weight_decay": recipe.weight_decay}])
+
+
+def steps_of_epoch(batches: int, limit: int | float, accumulated: int) -> int:
+    """Optimizer steps of an epoch: ``limit`` is a number or a part of its batches."""
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return math.ceil(batches / accumulated)
 
 
 def create_schedule(

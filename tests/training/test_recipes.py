@@ -7,6 +7,11 @@ import csv
 import pytest
 from helpers import composed
 
+from dwsep_zoo.cli import main
+from dwsep_zoo.schema.settings import parse_settings
+from dwsep_zoo.training.course import course_of
+from dwsep_zoo.training.prepare import network_without_data
+
 RMSPROP = {"optimizer": "rmsproptf", "momentum": 0.9}  # timm's decay is 0.9
 PRINTED = {
     # section 3.2: RMSprop "similar to Inception V3" (arXiv:1512.00567, section 8), no label
@@ -78,10 +83,63 @@ def test_a_papers_network_has_its_dropout(name):
 
 def test_the_rate_of_a_run_is_for_its_batch(run, tmp_path):
     """4 steps of 32 images an epoch; 5 of 350 epochs of warm-up are none of two."""
-    run("run", "recipe=efficientnet_paper")
+    result = run("run", "recipe=efficientnet_paper")
     with (tmp_path / "run" / "metrics.csv").open() as file:
         first, second = (float(row["train/lr"]) for row in csv.DictReader(file))
     assert first == second == pytest.approx(0.016 * 32 / 256)
+    settings = parse_settings(result["config"])
+    course = course_of(settings, result["network"], images=1259, image_size=32)
+    assert (course.steps, course.images) == (8, 32)
+    assert course.rates == {"all": pytest.approx([first] * 8)}
+    assert course.average == pytest.approx([min(0.9999, (1 + n) / (10 + n)) for n in range(8)])
+
+
+def test_the_course_of_a_recipe_has_every_part():
+    """Rates of parts, the classifier alone at first, and growing images: as a training has them."""
+    settings = composed("recipe=finetune", "recipe.initial_size=16", "data.batch_size=50")
+    network = network_without_data(settings)
+    course = course_of(settings, network, images=1000, image_size=32)
+    assert course.steps == 10 * 20
+    assert course.alone == 1
+    peak = max(course.rates["classifier"])
+    assert peak == pytest.approx(settings.recipe.lr)
+    first, *_, last = course.rates
+    assert (first, last) == ("stem", "classifier")
+    behind = [number for number, epoch in enumerate(course.epochs) if epoch >= 1]
+    for number, part in enumerate(reversed(course.rates)):
+        assert max(course.rates[part]) == pytest.approx(peak * 0.8**number)
+        assert (course.rates[part][0] > 0) == (part == "classifier")
+        own, classifier = ([course.rates[p][n] for n in behind] for p in (part, "classifier"))
+        assert own == pytest.approx([0.8**number * rate for rate in classifier])
+    assert (course.sizes[0], course.sizes[-1]) == (16, 32)
+    assert list(course.sizes) == sorted(course.sizes)
+
+
+def test_the_command_draws_it_without_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["recipe", "experiment=mobilenet_v2_paper", "data.root=none", "images=1281167"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{1281167 // 96 * 412:,} steps of 96 images"
+    assert lines[2].split() == ["0.0", "0.045"]
+    assert float(lines[-2].split()[-1]) == pytest.approx(0.045 * 0.98**411, rel=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("recipe=nix", "unknown recipe 'nix'"),
+        ("recipe.lrr=1", "unknown key of recipe 'lrr'"),
+        ("images=1", "images must be at least 2"),
+        ("trainer.accumulate_grad_batches=2 trainer.limit_train_batches=0.0", "make no step"),
+    ],
+)
+def test_a_wrong_line_is_refused(line, said, capsys):
+    with pytest.raises(SystemExit):
+        main(["recipe", *line.split()])
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ from dwsep_zoo.errors import UserError, first_line
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.report.figures.panel import Drawing
 from dwsep_zoo.report.pictures.confusion import confusion_picture
+from dwsep_zoo.report.pictures.course import course_picture, recipe_picture
 from dwsep_zoo.report.pictures.curves import curves_picture
-from dwsep_zoo.report.pictures.parts import Nothing, RunParts
+from dwsep_zoo.report.pictures.parts import Course, Nothing, RunParts
 from dwsep_zoo.report.pictures.tiles import (
     batch_picture,
     filters_picture,
@@ -21,7 +22,16 @@ from dwsep_zoo.report.pictures.tiles import (
 )
 from dwsep_zoo.report.tensorboard import write_pictures
 
-__all__ = ["PICTURES", "Drawn", "Nothing", "RunParts", "draw_pictures", "training_picture"]
+__all__ = [
+    "PICTURES",
+    "Course",
+    "Drawn",
+    "Nothing",
+    "RunParts",
+    "course_picture",
+    "draw_pictures",
+    "training_picture",
+]
 
 PICTURES: dict[str, Callable[[RunParts], Drawing]] = {
     "batch": batch_picture,
@@ -29,6 +39,7 @@ PICTURES: dict[str, Callable[[RunParts], Drawing]] = {
     "mistakes": mistakes_picture,
     "curves": curves_picture,
     "filters": filters_picture,
+    "recipe": recipe_picture,
 }
 """By the names of their files."""
 

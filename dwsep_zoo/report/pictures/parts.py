@@ -23,6 +23,31 @@ class Nothing(UserError):
 
 
 @dataclass(frozen=True)
+class Course:
+    """What a recipe changes in the course of a training, at some of its steps.
+
+    Attributes:
+        epochs: where these steps are, from 0 on.
+        rates: learning rates by part of the network; ``all`` if they are the same.
+        decays: whether the rates decay by a factor, which a logarithmic axis shows.
+        sizes: sides of the training images in pixels.
+        average: how much of the average of the weights each step keeps; empty: there is none.
+        alone: first epochs that train the classifier alone.
+        steps: of the whole training.
+        images: of a step.
+    """
+
+    epochs: Sequence[float]
+    rates: Mapping[str, Sequence[float]]
+    decays: bool
+    sizes: Sequence[int]
+    average: Sequence[float]
+    alone: int
+    steps: int
+    images: int
+
+
+@dataclass(frozen=True)
 class RunParts:
     """What a run has left; the functions raise UserError for what it has not, or not any more.
 
@@ -32,6 +57,7 @@ class RunParts:
         batch: images (N, H, W, C) of 0-1 and labels (N,) of the first training batch.
         test_images: likewise, the test images at some positions.
         filters: (channels, height, width) by layer: those of the first depthwise layers.
+        course: of the recipe.
     """
 
     record: RunRecord
@@ -40,6 +66,7 @@ class RunParts:
     batch: Callable[[], tuple[NDArray[np.float32], NDArray[np.int64]]]
     test_images: Callable[[NDArray[np.int64]], NDArray[np.float32]]
     filters: Callable[[], Mapping[str, NDArray[np.float32]]]
+    course: Callable[[], Course]
 
     @property
     def title(self) -> str:
