@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from dwsep_zoo.errors import UserError
@@ -19,6 +17,7 @@ from dwsep_zoo.training.optim import (
     recipe_groups,
     steps_of_epoch,
 )
+from dwsep_zoo.training.prepare import Network
 from dwsep_zoo.training.progressive import training_size
 from dwsep_zoo.zoo import create_model
 
@@ -26,9 +25,7 @@ POINTS = 400
 """Steps that are looked at, beside the first and the last one of every epoch."""
 
 
-def course_of(
-    settings: Settings, network: Mapping[str, object], *, images: int, image_size: int
-) -> Course:
+def course_of(settings: Settings, network: Network, *, images: int, image_size: int) -> Course:
     """The course of a training that is never made.
 
     Args:
@@ -91,7 +88,7 @@ def _points(steps: int, epoch_steps: int) -> list[int]:
     return sorted({step for step in ends | between if step >= 0} | {steps - 1})
 
 
-def _peaks(settings: Settings, network: Mapping[str, object], images: int) -> dict[str, float]:
+def _peaks(settings: Settings, network: Network, images: int) -> dict[str, float]:
     """The peak of each part of the network; parts of the same peak are one."""
     recipe = settings.recipe
     with torch.device("meta"):

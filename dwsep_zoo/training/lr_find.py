@@ -26,7 +26,7 @@ DIVERGED = 4.0
 """The test ends when the smoothed loss is this many times its least."""
 SMOOTHING = 0.9
 FALL = 0.98
-"""The least smoothed loss, over that of the first steps, from which it counts as fallen."""
+"""A loss has fallen if it is below this part of the first one, both smoothed."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ class RangeTest:
     def suggestion(self) -> float | None:
         """A tenth of the rate at which the smoothed loss is least; ``None`` if it never falls.
 
-        At the least loss itself the next steps diverge.
+        At the least loss itself the next steps diverge. The first steps only make the average.
         """
-        least = min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
-        fell = self.smoothed[least] < FALL * self.smoothed[0]
+        begin = len(self.smoothed) // 10
+        least = min(range(begin, len(self.smoothed)), key=self.smoothed.__getitem__)
+        fell = self.smoothed[least] < FALL * self.smoothed[begin]
         return float(f"{self.rates[least] / 10:.1e}") if fell else None
 
 

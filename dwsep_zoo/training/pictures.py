@@ -157,7 +157,7 @@ def _parts(
             raise UserError("the record has no network")
         return course_of(
             settings,
-            record.network,
+            dict(record.network),
             images=record.data.splits["train"],
             image_size=record.data.image_size or 0,
         )

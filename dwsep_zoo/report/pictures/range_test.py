@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dwsep_zoo.report.figures.panel import Drawing, context
+from dwsep_zoo.report.figures.panel import Drawing, context, log_ticks
 from dwsep_zoo.report.figures.style import COLOURS, SOFT
 from dwsep_zoo.report.pictures.parts import new_figure
 
@@ -28,10 +28,10 @@ def range_picture(
                 suggestion, color=COLOURS[1], lw=1.2, ls="--", label=f"suggested: {suggestion:g}"
             )
         axes.set_xscale("log")
+        log_ticks(axes.xaxis)
         # The last steps before the end rise without bound.
-        axes.set_ylim(
-            0.9 * min(losses), 1.1 * max(smoothed[0], *sorted(losses)[: len(losses) // 2])
-        )
+        usual = max(smoothed[0], *sorted(losses)[: len(losses) // 2])
+        axes.set_ylim(0.95 * min(losses), 1.1 * usual)
         axes.set(xlabel="recipe.lr", ylabel="training loss")
         axes.legend()
     return Drawing(figure, (), heading)
