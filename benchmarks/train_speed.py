@@ -162,7 +162,7 @@ def bare_loop(network: dict[str, Any], data: ImageData, recipe: Recipe, compiled
     model = accelerate(create_model(**network).to(memory_format=torch.channels_last))
     forward = compiled_forward(model, torch.device("cpu")) if compiled else model
     optimizer = create_optimizer(recipe, parameter_groups(model, recipe.weight_decay))
-    schedule = create_schedule(optimizer, recipe, steps=10**6)
+    schedule = create_schedule(optimizer, recipe, steps=10**6, epoch_steps=10**6)
     batches = forever(data.train_dataloader())
     bf16 = auto_precision("cpu") == "bf16-mixed"
 

@@ -11,7 +11,8 @@ from dwsep_zoo.signals import stopping
 
 COMMANDS = (
     *("train", "compare", "inspect", "predict", "eval", "export", "export-weights"),
-    *("quantise", "demo", "add-latency", "list", "explain", "profile", "bench", "data", "doctor"),
+    *("quantise", "demo", "add-latency", "list", "explain", "profile", "bench", "data", "recipe"),
+    *("lr-find", "doctor"),
 )
 USAGE = """\
 usage: dwsep COMMAND [key=value ...]
@@ -33,6 +34,8 @@ usage: dwsep COMMAND [key=value ...]
   dwsep bench model=mobilenet_v2 [conv=standard]   every runtime, for one image and for 32
   dwsep data check pictures/                       unreadable, repeated and odd pictures
   dwsep data show data=imagenette                  training pictures as the network gets them
+  dwsep recipe recipe=mobilenet_v2_paper           learning rates and sizes, without training
+  dwsep lr-find model=mobilenet_v2 data=cifar10    which learning rate? a short test of many
   dwsep doctor                                     this machine, and what is slow on it
 
 ARTEFACT: a run's folder, a checkpoint, the name of published weights, .onnx, .xml, .pt2, .pte

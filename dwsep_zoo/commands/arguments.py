@@ -105,6 +105,17 @@ class NetworkArguments(Arguments):
         return model, count(model, input_size)
 
 
+def split(arguments: Sequence[str], kind: type[Arguments]) -> tuple[list[str], list[str]]:
+    """A command's own options and help, and the others, which choose settings as for training."""
+    fields = {field.alias or name for name, field in kind.model_fields.items()}
+    own: list[str] = []
+    others: list[str] = []
+    for argument in arguments:
+        is_own = argument.startswith("-") or argument.partition("=")[0] in fields
+        (own if is_own else others).append(argument)
+    return own, others
+
+
 def read(
     command: str,
     arguments: Sequence[str],

@@ -13,8 +13,10 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.numbers import (
+    Alpha,
     Amount,
     AreaRange,
+    Chance,
     Devices,
     Fraction,
     Limit,
@@ -33,10 +35,6 @@ from dwsep_zoo.schema.numbers import (
 )
 from dwsep_zoo.schema.parse import Group, parse
 from dwsep_zoo.schema.texts import FolderName, Place, Text
-
-Chance = Annotated[float, Field(ge=0, le=1)]
-Alpha = Annotated[float, Field(ge=0.01, le=100)]
-"""Of a beta distribution; it is nearly 0 or 1 at one end and 1/2 at the other."""
 
 
 class Named(Group):
@@ -203,16 +201,26 @@ class Recipe(Group):
     epochs: Natural = Field(description="passes over the training images")
     optimizer: Text = Field(description="sgd, muon, or any optimizer of timm")
     lr: Rate = Field(description="peak learning rate, for the whole batch")
+    lr_batch: Natural | None = Field(
+        description="images of a step that the rates are for; of other steps in proportion, or "
+        "with Adam's kind as the square root; null: rates as they are"
+    )
     classifier_lr: Rate | None = Field(description="peak of the classifier; null: lr")
-    momentum: Share = Field(description="sgd: Nesterov's momentum")
+    momentum: Share = Field(description="of sgd, Nesterov's, and of others that have one")
     betas: tuple[Share, Share] | None = Field(description="of Adam and its kind; null: its own")
+    eps: Rate | None = Field(description="added to a denominator, of Adam, RMSprop; null: its own")
     muon_lr: Rate = Field(description="muon: peak of convolutions that mix channels")
     muon_momentum: Share = Field(description="muon: their momentum")
     weight_decay: Amount = Field(description="of weights")
     decay_norm_and_bias: bool = Field(description="decay norms and biases as well")
     decay_depthwise: bool = Field(description="decay depthwise filters as well")
     warmup_fraction: Share = Field(description="part of all steps with a rising rate")
-    schedule: Literal["cosine", "constant"] = Field(description="of the rate after the warm-up")
+    schedule: Literal["cosine", "constant", "exponential"] = Field(
+        description="of the rate after the warm-up"
+    )
+    decay_rate: Portion | None = Field(description="exponential: factor on the rate")
+    decay_epochs: Rate | None = Field(description="exponential: epochs for each such factor")
+    staircase: bool = Field(description="exponential: all of the factor at once, not by and by")
     min_lr: Amount = Field(
         description="rate at the end of the cosine; of other peaks the same part"
     )
@@ -224,6 +232,9 @@ class Recipe(Group):
         description="paste a part of another image: alpha of the areas; null: none"
     )
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
+    model_ema_warmup: bool = Field(
+        description="a shorter average at first: (1 + step) / (10 + step) while that is below"
+    )
     initial_size: Side | None = Field(description="first side of training images, which grows")
     full_size_from: Portion = Field(description="part of the training before the full size")
     norm_statistics: Literal["precise", "running"] = Field(
@@ -237,6 +248,15 @@ class Recipe(Group):
     freeze: tuple[Text, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
     freeze_epochs: Whole | None = Field(description="epochs that train the classifier alone")
     layer_decay: Portion | None = Field(description="rate of a part / that of the next; null: 1")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.schedule == "exponential" and None in (self.decay_rate, self.decay_epochs):
+            raise UserError(
+                "recipe.schedule=exponential needs recipe.decay_rate and recipe.decay_epochs, such "
+                "as 0.98 and 1: the rate is 0.98 times as high after each epoch"
+            )
+        return self
 
 
 class TrainerSettings(Group):
@@ -302,10 +322,15 @@ class ProfileSettings(Group):
 
 
 class LoggerSettings(Group):
-    """What is written for people besides ``metrics.csv``."""
+    """What is written for people besides ``metrics.csv``, and who else is told."""
 
     tensorboard: bool = Field(description="TensorBoard events in the run's folder")
     pictures: bool = Field(description="pictures of what was learned, drawn when a run ends")
+    tracker: Literal["mlflow", "wandb", "trackio"] | None = Field(
+        description="a tracker of experiments, which gets curves, settings, results and pictures"
+    )
+    project: Text | None = Field(description="the tracker's project; null: task_name")
+    uri: Text | None = Field(description="address of the tracker's server; null: its own default")
 
 
 class PathSettings(Group):

@@ -21,7 +21,8 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
     Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
     no pictures; a run that goes on does. Schema 4 had no keys for simulated int8 and newer data,
-    schema 5 none for mixed images and more augmentation.
+    schema 5 none for mixed images, more augmentation, rates for a batch, exponential schedules and
+    other trackers.
     """
     upgraded = {"hparams_search": None, **config}
     later: dict[str, dict[str, object]] = {
@@ -31,7 +32,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
             **dict.fromkeys(("csv", "hf", "corruption", "severity", "on_error", "background")),
         },
         "profile": {"patience": 0.0},
-        "logger": {"pictures": True},
+        "logger": {"pictures": True, **dict.fromkeys(("tracker", "project", "uri"))},
     }
     for name, added in later.items():
         if isinstance(group := upgraded.get(name), Mapping):
@@ -40,7 +41,9 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     if isinstance(data, dict) and isinstance(augment := data.get("augment"), Mapping):
         data["augment"] = {"erase": None, "interpolation": None, **augment}
     recipe = {
-        **{"norm_statistics": "running", "simulated_int8": None, "mixup": None, "cutmix": None},
+        **{"norm_statistics": "running", "staircase": True, "model_ema_warmup": False},
+        **dict.fromkeys(("simulated_int8", "mixup", "cutmix")),
+        **dict.fromkeys(("lr_batch", "eps", "decay_rate", "decay_epochs")),
         **(upgraded.get("recipe") or {}),
     }
     if version == 1:

@@ -20,11 +20,15 @@ class Average(WeightAveraging):
 
     Args:
         decay: weight of the average so far; the new weights have ``1 - decay``.
+        warmup: after n steps use ``(1 + n) / (10 + n)`` while that is less than ``decay``, as
+            TensorFlow's ``ExponentialMovingAverage`` does with ``num_updates``. With 0.9999 the
+            first, random weights would else still be a third of the average after 10,000 steps.
     """
 
-    def __init__(self, decay: float):
+    def __init__(self, decay: float, *, warmup: bool = False):
         super().__init__()
         self.decay = decay
+        self.warmup = warmup
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         (optimizer,) = trainer.optimizers
@@ -43,7 +47,12 @@ class Average(WeightAveraging):
         def follow(*_: object) -> None:
             for mine, theirs in others if self.begun else pairs:
                 mine.copy_(theirs)
-            if self.begun:
+            if self.begun and self.warmup:
+                # A tensor, as a CUDA graph repeats the numbers it has seen.
+                done = average.n_averaged.to(averaged[0])
+                new = (9 / (10 + done)).clamp(min=1 - self.decay)
+                torch._foreach_lerp_(averaged, current, [new] * len(averaged))
+            elif self.begun:
                 torch._foreach_lerp_(averaged, current, 1 - self.decay)
             self.begun = True
             average.n_averaged += 1
@@ -59,6 +68,11 @@ class Average(WeightAveraging):
         batch_idx: int,
     ) -> None:
         self._latest_update_step = trainer.global_step
+
+
+def kept(decay: float, steps: int, *, warmup: bool) -> float:
+    """How much of the average a step keeps, after so many that are in it."""
+    return min(decay, (1 + steps) / (10 + steps)) if warmup else decay
 
 
 def _tensors(module: torch.nn.Module) -> list[Tensor]:

@@ -22,6 +22,7 @@ from dwsep_zoo.training.ddp import is_first_process, is_one_of_several
 from dwsep_zoo.training.optim import check_optimizer
 from dwsep_zoo.training.prepare import check_network_and_data
 from dwsep_zoo.training.search import check_optuna
+from dwsep_zoo.training.trackers import check_tracker
 from dwsep_zoo.training.trainer import create_trainer
 
 MAY_CHANGE = (
@@ -34,6 +35,7 @@ MAY_CHANGE = (
 
 APPLIED = {
     *("epochs", "warmup_fraction", "schedule", "min_lr", "label_smoothing", "norm_statistics"),
+    *("decay_rate", "decay_epochs", "staircase", "model_ema_warmup"),
     *("mixup", "cutmix", "initial_size", "full_size_from", "eval_flip", "eval_shift"),
 }
 """Values of the recipe that a training which goes on with ``ckpt_path=`` may have anew."""
@@ -86,6 +88,7 @@ def check(settings: Settings) -> Plan:
     check_writable("paths.output_dir", folder)
     check_optimizer(settings.recipe)
     _check_simulated(settings)
+    check_tracker(settings.logger)
     if settings.hparams_search:
         check_optuna()
     if settings.trainer.strategy == "ddp" and is_sweep(folder.parent):

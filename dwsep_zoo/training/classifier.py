@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +20,13 @@ from dwsep_zoo.training.cuda_graphs import StepGraph
 from dwsep_zoo.training.eval_views import average
 from dwsep_zoo.training.metrics import Mean
 from dwsep_zoo.training.objective import cross_entropy, main_labels
-from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
+from dwsep_zoo.training.optim import (
+    batch_scale,
+    create_optimizer,
+    create_schedule,
+    recipe_groups,
+    steps_of_epoch,
+)
 from dwsep_zoo.training.predictions import predicted
 from dwsep_zoo.training.progressive import resize, training_size
 
@@ -160,18 +165,16 @@ class LitClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
-        groups = parameter_groups(
-            self.model,
-            recipe.weight_decay,
-            decay_norm_and_bias=recipe.decay_norm_and_bias,
-            decay_depthwise=recipe.decay_depthwise,
-            layer_decay=recipe.layer_decay,
-            classifier_scale=(recipe.classifier_lr or recipe.lr) / recipe.lr,
-            orthogonal=recipe.optimizer == "muon",
+        groups = recipe_groups(self.model, recipe)
+        trainer = self.trainer
+        data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
+        images = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        fused = not trainer.gradient_clip_val
+        scale = batch_scale(recipe, images)
+        optimizer = create_optimizer(recipe, groups, scale=scale, fused=fused)
+        schedule = create_schedule(
+            optimizer, recipe, steps=total_steps(trainer), epoch_steps=epoch_steps(trainer)
         )
-        fused = not self.trainer.gradient_clip_val
-        optimizer = create_optimizer(recipe, groups, fused=fused)
-        schedule = create_schedule(optimizer, recipe, steps=total_steps(self.trainer))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -221,16 +224,19 @@ class LitClassifier(L.LightningModule):
 
 
 def total_steps(trainer: L.Trainer) -> int:
-    """Optimizer steps of the whole training.
+    """Optimizer steps of the whole training."""
+    steps = epoch_steps(trainer) * (trainer.max_epochs or 1)
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+
+def epoch_steps(trainer: L.Trainer) -> int:
+    """Optimizer steps of an epoch.
 
     Trainer.estimated_stepping_batches would set the loaders up before a checkpoint's state of them
     has been read, which would then be lost.
     """
     batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
-    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+    return steps_of_epoch(batches, trainer.limit_train_batches, trainer.accumulate_grad_batches)
 
 
 def check_network_of(saved: Mapping[str, object], here: Mapping[str, object]) -> None:

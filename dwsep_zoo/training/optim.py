@@ -88,12 +88,39 @@ def parameter_groups(
     return groups
 
 
+def recipe_groups(model: nn.Module, recipe: Recipe) -> list[ParamGroup]:
+    """The :func:`parameter_groups` of a recipe."""
+    return parameter_groups(
+        model,
+        recipe.weight_decay,
+        decay_norm_and_bias=recipe.decay_norm_and_bias,
+        decay_depthwise=recipe.decay_depthwise,
+        layer_decay=recipe.layer_decay,
+        classifier_scale=(recipe.classifier_lr or recipe.lr) / recipe.lr,
+        orthogonal=recipe.optimizer == "muon",
+    )
+
+
 def _mixes_channels(module: nn.Module) -> bool:
     """Whether a module is a dense convolution followed by a norm; others have a bias."""
     return isinstance(module, nn.Conv2d) and module.groups == 1 and module.bias is None
 
 
-def create_optimizer(recipe: Recipe, groups: list[ParamGroup], *, fused: bool = True) -> Optimizer:
+def batch_scale(recipe: Recipe, images: int) -> float:
+    """The factor on the recipe's rates for steps of this many images.
+
+    In proportion to ``lr_batch`` (Goyal et al., arXiv:1706.02677, section 2.1); for Adam's kind as
+    the square root, which is the rule of timm's training script.
+    """
+    if recipe.lr_batch is None:
+        return 1.0
+    adams = any(kind in recipe.optimizer for kind in ("ada", "lamb"))
+    return (images / recipe.lr_batch) ** (0.5 if adams else 1.0)
+
+
+def create_optimizer(
+    recipe: Recipe, groups: list[ParamGroup], *, scale: float = 1.0, fused: bool = True
+) -> Optimizer:
     """Make the recipe's optimizer.
 
     ``sgd`` has Nesterov's momentum; ``muon`` is :class:`~dwsep_zoo.training.muon.Muon` for
@@ -102,27 +129,29 @@ def create_optimizer(recipe: Recipe, groups: list[ParamGroup], *, fused: bool = 
     Args:
         recipe: names the optimizer and its rates; a group's rate is ``lr_scale`` times that.
         groups: see :func:`parameter_groups`.
+        scale: factor on all rates, see :func:`batch_scale`.
         fused: use PyTorch's fused kernels. Lightning cannot clip their gradients in mixed
             precision, where a fused optimizer may undo the scaling of the gradients itself.
 
     Raises:
         UserError: for an optimizer that does not exist or does not run here.
     """
-    name, lr, momentum = recipe.optimizer, recipe.lr, recipe.momentum
+    name, lr, momentum = recipe.optimizer, recipe.lr * scale, recipe.momentum
     groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
     if name == "muon":
-        return Muon([_for_muon(group, recipe) for group in groups])
+        return Muon([_for_muon(group, recipe, scale) for group in groups])
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr, betas=recipe.betas or (0.9, 0.999), fused=fused)
+        betas, eps = recipe.betas or (0.9, 0.999), recipe.eps or 1e-8
+        return torch.optim.AdamW(groups, lr, betas=betas, eps=eps, fused=fused)
     return _from_timm(recipe, groups)
 
 
-def _for_muon(group: ParamGroup, recipe: Recipe) -> ParamGroup:
+def _for_muon(group: ParamGroup, recipe: Recipe, scale: float) -> ParamGroup:
     if not group.get("orthogonal", False):
         return {**group, "momentum": recipe.momentum}
-    rate = recipe.muon_lr * group.get("lr_scale", 1.0)
+    rate = recipe.muon_lr * scale * group.get("lr_scale", 1.0)
     return {**group, "lr": rate, "momentum": recipe.muon_momentum}
 
 
@@ -139,10 +168,14 @@ def _from_timm(recipe: Recipe, groups: list[ParamGroup]) -> Optimizer:
     info = get_optimizer_info(name)
     if info.second_order:
         raise UserError(f"recipe.optimizer={name} needs second derivatives, which no step computes")
-    betas: dict[str, Any] = {"betas": recipe.betas} if recipe.betas and info.num_betas == 2 else {}
+    own: dict[str, Any] = {}
+    if recipe.betas and info.num_betas == 2:
+        own["betas"] = recipe.betas
+    if recipe.eps and info.has_eps:
+        own["eps"] = recipe.eps
     try:
         return create_optimizer_v2(
-            groups, opt=name, lr=recipe.lr, weight_decay=0.0, momentum=recipe.momentum, **betas
+            groups, opt=name, lr=recipe.lr, weight_decay=0.0, momentum=recipe.momentum, **own
         )
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
@@ -157,21 +190,48 @@ def check_optimizer(recipe: Recipe) -> None:
         create_optimizer(recipe, [{"params": [weight], "weight_decay": recipe.weight_decay}])
 
 
-def create_schedule(optimizer: Optimizer, recipe: Recipe, *, steps: int) -> LambdaLR:
-    """Linear warm-up, then half a cosine down to ``min_lr``, or a constant rate.
+def steps_of_epoch(batches: int, limit: int | float, accumulated: int) -> int:
+    """Optimizer steps of an epoch: ``limit`` is a number or a part of its batches."""
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return math.ceil(batches / accumulated)
+
+
+def create_schedule(
+    optimizer: Optimizer, recipe: Recipe, *, steps: int, epoch_steps: int
+) -> LambdaLR:
+    """The recipe's schedule, which multiplies the peak of every group by :func:`rate_factor`.
 
     Groups with another peak (``classifier_lr``, ``layer_decay``, ``muon_lr``) follow in proportion
     and end at the same part ``min_lr / lr`` of it.
     """
+    return LambdaLR(optimizer, lambda step: rate_factor(recipe, step, steps, epoch_steps))
+
+
+def rate_factor(recipe: Recipe, step: int, steps: int, epoch_steps: int) -> float:
+    """The learning rate of a step over its peak.
+
+    A linear warm-up over ``warmup_fraction`` of all steps; then half a cosine down to ``min_lr``,
+    or a constant rate, or ``decay_rate`` to the power of the epochs over ``decay_epochs``, rounded
+    down with ``staircase``. These epochs count from the first step, as in TensorFlow's
+    ``exponential_decay`` and in EfficientNet's training script.
+
+    Args:
+        recipe: names the schedule.
+        step: from 0 on.
+        steps: of the whole training.
+        epoch_steps: of an epoch.
+    """
     warmup_steps = int(steps * recipe.warmup_fraction)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if recipe.schedule == "constant":
+        return 1.0
+    if recipe.schedule == "exponential":
+        assert recipe.decay_rate is not None
+        assert recipe.decay_epochs is not None
+        decays = step / (epoch_steps * recipe.decay_epochs)
+        # A step on the edge belongs behind it, whatever the division rounds to.
+        return recipe.decay_rate ** (math.floor(decays + 1e-9) if recipe.staircase else decays)
     lr, min_lr = recipe.lr, recipe.min_lr
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        if recipe.schedule == "constant":
-            return 1.0
-        done = min(1.0, (step - warmup_steps) / (steps - warmup_steps))
-        return (min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2) / lr
-
-    return LambdaLR(optimizer, factor)
+    done = min(1.0, (step - warmup_steps) / (steps - warmup_steps))
+    return (min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2) / lr

@@ -17,13 +17,21 @@ from dwsep_zoo.data.mix import partners
 from dwsep_zoo.data.module import TrainingBatch
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.nn.layers import is_depthwise
-from dwsep_zoo.report.pictures import Captioned, Drawn, RunParts, draw_pictures, sheet_picture
+from dwsep_zoo.report.pictures import (
+    Captioned,
+    Course,
+    Drawn,
+    RunParts,
+    draw_pictures,
+    sheet_picture,
+)
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.report.predictions import Predictions
 from dwsep_zoo.report.results import Run, load_results
 from dwsep_zoo.schema.record import FILE_NAME as RECORD
 from dwsep_zoo.schema.record import RunRecord
 from dwsep_zoo.schema.settings import Settings, parse_settings
+from dwsep_zoo.training.course import course_of
 from dwsep_zoo.training.prepare import data_of, recorded_data
 from dwsep_zoo.training.progressive import resize, training_size
 from dwsep_zoo.weights import load
@@ -176,4 +184,14 @@ def _parts(
             for name, module in depthwise[:LAYERS]
         }
 
-    return RunParts(record, epochs, predictions, batch, test_images, filters)
+    def course() -> Course:
+        if not record.network or "train" not in record.data.splits:
+            raise UserError("the record has no network")
+        return course_of(
+            settings,
+            dict(record.network),
+            images=record.data.splits["train"],
+            image_size=record.data.image_size or 0,
+        )
+
+    return RunParts(record, epochs, predictions, batch, test_images, filters, course)

@@ -68,17 +68,28 @@ def check_network_and_data(settings: Settings) -> None:
     Raises:
         UserError: naming the value.
     """
-    network = {**settings.model.plain(), "pretrained": None, "conv": settings.conv.plain()}
-    size = settings.data.image_size
-    if size is not None:
-        network["output_stride"] = _output_stride(settings, size)
-    elif network["output_stride"] == "auto":
-        network["output_stride"] = LARGEST_STRIDE
+    network = network_without_data(settings)
     with torch.device("meta"):
         check_freeze(create_model(**network), settings.recipe)
         if settings.match:
             create_model(**{**network, "conv": settings.to})
     data_of(settings, _preprocessing_of_weights(settings))  # reads nothing yet
+
+
+def network_without_data(settings: Settings) -> Network:
+    """The network's arguments before classes, channels and, if left open, the image size are known.
+
+    Raises:
+        UserError: for images that are too small for it.
+    """
+    network: Network = {**settings.model.plain(), "pretrained": None}
+    network["conv"] = settings.conv.plain()
+    size = settings.data.image_size
+    if size is not None:
+        network["output_stride"] = _output_stride(settings, size)
+    elif network["output_stride"] == "auto":
+        network["output_stride"] = LARGEST_STRIDE
+    return network
 
 
 def prepare(settings: Settings, *, match: Match | None = None) -> Prepared:

@@ -34,6 +34,7 @@ from dwsep_zoo.training.profile import profile
 from dwsep_zoo.training.recording import recording
 from dwsep_zoo.training.say import latency_line, log_hparams, say_prepared, say_result
 from dwsep_zoo.training.search import search_recipe
+from dwsep_zoo.training.trackers import tracked
 from dwsep_zoo.training.trainer import check_space, create_trainer
 from dwsep_zoo.weights.classes import fit_classifier
 from dwsep_zoo.zoo import create_model
@@ -66,21 +67,24 @@ def run_plan(plan: Plan) -> RunRecord:
         settings = _search(plan, prepared, record)
         training = _assemble(plan, settings, prepared, record)
         log_hparams(training.trainer, settings, prepared, record.record)
-        checkpoint = plan.start.path if plan.start else None
-        if settings.train:
-            checkpoint = _fit(training, plan.start)
-        tested = _test(training, checkpoint)
-        if training.trainer.is_global_zero:
-            record.update(
-                **tested,
-                **_measure(training, plan.folder.name),
-                time={"train_s": training.table.seconds(), "total_s": time.perf_counter() - begin},
-                status="finished",
-                finished=now(),
-            )
-            _close(training, record.record)
-            _leave_pictures(training, plan.folder, record.record)
-            say_result(settings, plan.folder, record.record)
+        with tracked(training.trainer) as tracker:
+            tested = _fit_and_test(training, plan.start)
+            if training.trainer.is_global_zero:
+                record.update(
+                    **tested,
+                    **_measure(training, plan.folder.name),
+                    time={
+                        "train_s": training.table.seconds(),
+                        "total_s": time.perf_counter() - begin,
+                    },
+                    status="finished",
+                    finished=now(),
+                )
+                _close(training, record.record)
+                _leave_pictures(training, plan.folder, record.record)
+                if tracker:
+                    tracker.log_end(record.record, training.trainer.global_step)
+                say_result(settings, plan.folder, record.record)
     return record.record
 
 
@@ -204,6 +208,13 @@ def _assemble(plan: Plan, settings: Settings, prepared: Prepared, record: Record
     )
     peak = PeakMemory(trainer.strategy.root_device)
     return Training(settings, prepared, module, trainer, table, predictions, compiling, peak)
+
+
+def _fit_and_test(training: Training, start: Start | None) -> dict[str, object]:
+    checkpoint = start.path if start else None
+    if training.settings.train:
+        checkpoint = _fit(training, start)
+    return _test(training, checkpoint)
 
 
 def _fit(training: Training, start: Start | None) -> Path | None:

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     TQDMProgressBar,
 )
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from dwsep_zoo.analysis.device import has_fast_bfloat16
 from dwsep_zoo.errors import UserError
@@ -34,6 +34,7 @@ from dwsep_zoo.training.finetune import FineTune
 from dwsep_zoo.training.non_finite import StopOnNonFinite
 from dwsep_zoo.training.norm_statistics import PreciseStatistics
 from dwsep_zoo.training.simulated_int8 import SimulatedInt8
+from dwsep_zoo.training.trackers import Tracker
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -69,11 +70,6 @@ def create_trainer(
         # Lightning's would save into the working folder and have the job begin a new run.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     save = save and not options.get("fast_dev_run")
-    logger: TensorBoardLogger | bool = False
-    if settings.logger.tensorboard and save:
-        logger = RunLogger(
-            folder, name="", version="", default_hp_metric=False, purge_step=first_step or None
-        )
     callbacks = [*callbacks, *_recipe_callbacks(settings.recipe)]
     callbacks += _saving_callbacks(settings, folder / "checkpoints") if save else []
     if patience := settings.callbacks.early_stopping:
@@ -85,7 +81,7 @@ def create_trainer(
         return L.Trainer(
             **options,
             callbacks=callbacks,
-            logger=logger,
+            logger=_loggers(settings, folder, first_step) if save else False,
             enable_checkpointing=save,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -95,6 +91,18 @@ def create_trainer(
         )
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _loggers(settings: Settings, folder: Path, first_step: int) -> list[Logger]:
+    loggers: list[Logger] = []
+    if settings.logger.tensorboard:
+        purge = first_step or None
+        loggers.append(
+            RunLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
+        )
+    if settings.logger.tracker:
+        loggers.append(Tracker(settings, folder))
+    return loggers
 
 
 def _lightning_options(settings: TrainerSettings, folder: Path) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def _recipe_callbacks(recipe: Recipe) -> list[Callback]:
     if recipe.simulated_int8:  # freezes norms before a callback looks at them
         callbacks.append(SimulatedInt8(recipe.simulated_int8))
     if recipe.model_ema_decay:  # averages a step before a callback saves it
-        callbacks.append(Average(recipe.model_ema_decay))
+        callbacks.append(Average(recipe.model_ema_decay, warmup=recipe.model_ema_warmup))
     if recipe.norm_statistics == "precise":  # of the average, which has taken its place by then
         callbacks.append(PreciseStatistics())
     return callbacks

@@ -16,6 +16,7 @@ from dwsep_zoo.report.classes import confusions, per_class, surest_mistakes
 from dwsep_zoo.report.pictures import (
     PICTURES,
     Captioned,
+    Course,
     RunParts,
     draw_pictures,
     sheet_picture,
@@ -26,6 +27,16 @@ from dwsep_zoo.report.tensorboard import write_pictures
 from dwsep_zoo.schema.record import parse_record
 
 EPOCHS = [{"epoch": e, "train/loss": 9.0 / e, "val/loss": 0.1, "val/acc": 0.5} for e in (1, 2)]
+COURSE = Course(
+    epochs=(0, 0.5, 1),
+    rates={"stem": (0.1, 0.2, 0.1), "classifier": (1, 2, 1)},
+    decays=False,
+    sizes=(24, 24, 32),
+    average=(0.1, 0.2, 0.3),
+    alone=1,
+    steps=3,
+    images=1234,
+)
 ODD = ("cat", "\u72ac", "$x_$", "a very long name of a class", "by\udcffte", "")
 
 
@@ -48,6 +59,7 @@ def parts(num_images: int = 60, num_classes: int = 6, side: int = 9, chans: int 
         lambda: captioned(random, side, chans, [names[place] for place in label[:40]]),
         lambda places: random.random((len(places), side, side, chans)).astype(np.float32),
         lambda: {"first": random.normal(size=(70, 3, 3)), "second": np.zeros((2, 5, 1))},
+        lambda: COURSE,
     )
 
 
@@ -154,7 +166,7 @@ def test_a_picture_that_fails_fails_alone_and_the_earlier_one_stays(tmp_path):
     older = Predictions(found.label, found.predicted)
     run = replace(run, batch=broken, filters=gone, predictions=lambda: older)
     drawn = draw_pictures(run, tmp_path)
-    assert (drawn.names, drawn.left_out) == (["confusion.png"], {})
+    assert (drawn.names, drawn.left_out) == (["confusion.png", "recipe.png"], {})
     assert drawn.failed.pop("curves.png")
     assert drawn.failed == {
         "batch.png": "RuntimeError: no",
@@ -162,7 +174,7 @@ def test_a_picture_that_fails_fails_alone_and_the_earlier_one_stays(tmp_path):
         "mistakes.png": "predictions.npz is of an older version, without probabilities",
     }
     assert [file.read_text() for file in earlier.values()] == ["earlier"] * 3
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_nothing_to_show_leaves_no_picture(tmp_path):
@@ -175,7 +187,18 @@ def test_nothing_to_show_leaves_no_picture(tmp_path):
     assert set(drawn.left_out) == {"mistakes.png", "curves.png", "filters.png"}
     assert drawn.left_out["mistakes.png"] == "all 60 test images are classified correctly"
     assert "conv=blueprint" in drawn.left_out["filters.png"]
-    assert {path.name for path in tmp_path.iterdir()} == {"batch.png", "confusion.png"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"batch.png", "confusion.png", "recipe.png"}
+
+
+def test_the_course_of_a_recipe_names_its_parts_and_shows_what_changes():
+    shown = words("recipe", parts())
+    assert {"stem", "classifier", "learning rate"} <= set(shown)
+    assert any("3 steps of 1,234 images" in text for text in shown)
+    assert any("side" in text for text in shown)
+    plain = replace(COURSE, rates={"all": (1, 2, 3)}, sizes=(32,) * 3, average=())
+    shown = words("recipe", replace(parts(), course=lambda: plain))
+    assert not any("side" in text or "average" in text or text == "all" for text in shown)
 
 
 def test_a_sheet_has_a_row_for_each_image_and_a_column_for_each_epoch():

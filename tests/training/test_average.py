@@ -17,8 +17,8 @@ class Module(L.LightningModule):
         self.model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
 
 
-def started(module, optimizer, checkpoint=None):
-    average = Average(0.9)
+def started(module, optimizer, checkpoint=None, *, warmup=False):
+    average = Average(0.9, warmup=warmup)
     average.setup(None, module, "fit")
     if checkpoint:
         average.on_load_checkpoint(None, module, checkpoint)
@@ -49,3 +49,20 @@ def test_it_is_torchs(resumed):
     assert [state.pop(name).item() for name in counts] == [4]
     assert [expected.pop(name).item() for name in counts] != [4]
     torch.testing.assert_close(state, expected, rtol=0, atol=0)
+
+
+def test_a_warm_up_is_tensorflows():
+    """``min(decay, (1 + n) / (10 + n))``, as ExponentialMovingAverage with num_updates has it."""
+    torch.manual_seed(0)
+    module = Module()
+    optimizer = torch.optim.SGD(module.parameters(), 0.5)
+    ours = started(module, optimizer, warmup=True)
+    expected = None
+    for number in range(100):
+        module.model[0].weight.grad = torch.randn(3, 4)
+        optimizer.step()
+        new = module.model[0].weight.detach().clone()
+        decay = min(0.9, (1 + number) / (10 + number))
+        expected = new if expected is None else decay * expected + (1 - decay) * new
+        if number in (1, 5, 79, 99):
+            torch.testing.assert_close(ours._average_model.module.model[0].weight, expected)

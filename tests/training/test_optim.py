@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import different, recipe
 from timm.optim import list_optimizers
+from timm.scheduler import StepLRScheduler
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -19,10 +20,12 @@ from dwsep_zoo.nn import is_depthwise
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.optim import (
     OWN,
+    batch_scale,
     check_optimizer,
     create_optimizer,
     create_schedule,
     parameter_groups,
+    rate_factor,
 )
 
 
@@ -190,16 +193,23 @@ def test_an_unknown_optimizer_names_the_nearest(typed, meant):
         check_optimizer(recipe(optimizer=typed))
 
 
-def rates(steps, **changes):
+def scheduled(steps, epoch_steps=1, **changes):
     own = recipe(**changes)
     optimizer = create_optimizer(own, [{"params": [nn.Parameter(torch.zeros(1))]}])
-    schedule = create_schedule(optimizer, own, steps=steps)
+    return optimizer, create_schedule(optimizer, own, steps=steps, epoch_steps=epoch_steps)
+
+
+def followed(optimizer, schedule, steps):
     found = [optimizer.param_groups[0]["lr"]]
     for _ in range(steps):
         optimizer.step()
         schedule.step()
         found.append(optimizer.param_groups[0]["lr"])
     return found
+
+
+def rates(steps, epoch_steps=1, **changes):
+    return followed(*scheduled(steps, epoch_steps, **changes), steps)
 
 
 def test_warm_up_then_half_a_cosine():
@@ -214,10 +224,113 @@ def test_constant():
     assert rates(5, lr=0.1, **changes) == [0.1] * 6
 
 
+EXPONENTIAL = {"schedule": "exponential", "decay_rate": 0.9, "lr": 2.0, "warmup_fraction": 0.0}
+
+
+@pytest.mark.parametrize("staircase", [True, False])
+def test_the_exponential_schedule_is_torchs(staircase):
+    """Five steps an epoch, a factor every other epoch."""
+    found = rates(60, 5, **EXPONENTIAL, decay_epochs=2, staircase=staircase)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 2.0)
+    theirs = torch.optim.lr_scheduler
+    schedule = (
+        theirs.StepLR(optimizer, 10, 0.9)
+        if staircase
+        else theirs.ExponentialLR(optimizer, 0.9**0.1)
+    )
+    assert found == pytest.approx(followed(optimizer, schedule, 60))
+
+
+def test_the_exponential_schedule_with_a_warm_up_is_timms():
+    """Decay counts from the first step, as in EfficientNet's script; timm warms up from 0."""
+    found = rates(1200, 50, **{**EXPONENTIAL, "warmup_fraction": 0.1}, decay_epochs=2.4)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 2.0)
+    theirs = StepLRScheduler(
+        optimizer, 120, 0.9, warmup_t=120, warmup_prefix=False, t_in_epochs=False
+    )
+    expected = []
+    for step in range(1201):
+        theirs.step_update(step)
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert found[119:] == pytest.approx([2.0, *expected[120:]])
+    assert found[:119] == pytest.approx(expected[1:120])
+
+
+def test_steps_on_the_edge_of_an_epoch_belong_behind_it():
+    """Also where 12 / (5 * 2.4) is rounded down."""
+    own = recipe(**EXPONENTIAL, decay_epochs=2.4)
+    for decays in range(1, 200):
+        edge = 12 * decays
+        before, behind = (rate_factor(own, step, 10**6, 5) for step in (edge - 1, edge))
+        assert (before, behind) == pytest.approx((0.9 ** (decays - 1), 0.9**decays))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "exponential"])
+def test_a_schedule_resumes(schedule):
+    changes = {**EXPONENTIAL, "schedule": schedule, "decay_epochs": 1.5, "warmup_fraction": 0.2}
+    whole = rates(20, 3, **changes)
+    optimizer, half = scheduled(20, 3, **changes)
+    followed(optimizer, half, 9)
+    states = copy.deepcopy([optimizer.state_dict(), half.state_dict()])
+    resumed = scheduled(20, 3, **changes)
+    for part, state in zip(resumed, states, strict=True):
+        part.load_state_dict(state)
+    assert followed(*resumed, 11) == whole[9:]
+
+
+@pytest.mark.parametrize("lacking", ["decay_rate", "decay_epochs"])
+def test_an_exponential_schedule_without_its_numbers_is_refused(lacking):
+    changes = {**EXPONENTIAL, "decay_epochs": 1, lacking: None}
+    with pytest.raises(UserError, match=r"needs recipe\.decay_rate and recipe\.decay_epochs"):
+        recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "factor"),
+    [("sgd", 0.25), ("muon", 0.25), ("rmsproptf", 0.25), ("adamw", 0.5), ("lamb", 0.5)],
+)
+def test_rates_for_a_batch_follow_that_of_a_step(optimizer, factor):
+    """In proportion, for Adam's kind as the square root: 64 images where the rates are for 256."""
+    own = recipe(optimizer=optimizer, lr=2.0, muon_lr=3.0, lr_batch=256)
+    assert batch_scale(own, 64) == factor
+    assert batch_scale(own.replace(lr_batch=None), 64) == 1
+    groups = parameter_groups(
+        create_model("mobilenet_v1", width_mult=0.125), 0.5, orthogonal=optimizer == "muon"
+    )
+    plain, scaled = (create_optimizer(own, groups, scale=s).param_groups for s in (1.0, factor))
+    for one, other in zip(plain, scaled, strict=True):
+        assert other["lr"] == pytest.approx(factor * one["lr"])
+
+
+def test_rmsproptf_is_tensorflows():
+    """``RMSPropOptimizer`` with L2, as TensorFlow 1 has it: mean squares begin at 1."""
+    own = recipe(optimizer="rmsproptf", lr=0.3, momentum=0.8, eps=0.05, weight_decay=0.1)
+    weight = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    optimizer = create_optimizer(own, [{"params": [weight], "weight_decay": 0.1}])
+    value, mean, velocity = weight.detach().clone(), torch.ones(3), torch.zeros(3)
+    value, mean, velocity = (x.double() for x in (value, mean, velocity))
+    for number in range(5):
+        gradient = torch.tensor([0.1 * number, -3.0, 2.0 - number], dtype=torch.float64)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        total = gradient + 0.1 * value
+        mean = 0.9 * mean + 0.1 * total**2
+        velocity = 0.8 * velocity + 0.3 * total / (mean + 0.05).sqrt()
+        value = value - velocity
+        torch.testing.assert_close(weight.detach(), value)
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsproptf", "lamb"])
+def test_epsilon_reaches_the_optimizer(name):
+    groups = [{"params": [nn.Parameter(torch.zeros(2))], "weight_decay": 0.0}]
+    assert create_optimizer(recipe(optimizer=name, eps=0.25), groups).param_groups[0]["eps"] == 0.25
+    assert create_optimizer(recipe(optimizer=name), groups).param_groups[0]["eps"] < 1e-3
+
+
 class Batches(L.LightningDataModule):
     def __init__(self, batches):
         super().__init__()
-        self.batches = DataLoader(batches, batch_size=None)
+        self.batches, self.batch_size = DataLoader(batches, batch_size=None), 4
 
     def train_dataloader(self):
         return self.batches

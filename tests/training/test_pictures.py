@@ -24,7 +24,9 @@ from dwsep_zoo.report.predictions import MOST_CLASSES, TOP, read_predictions
 from dwsep_zoo.training.predictions import predicted
 
 RUNS = Path(__file__).parents[1] / "runs"
-PICTURES = {f"{name}.png" for name in ("batch", "confusion", "mistakes", "curves", "filters")}
+PICTURES = {
+    f"{name}.png" for name in ("batch", "confusion", "mistakes", "curves", "filters", "recipe")
+}
 
 
 def pictures(folder: Path) -> set[str]:
@@ -152,7 +154,7 @@ def test_what_is_gone_is_said_once_for_each_picture(copied, capsys):
     values["config"]["data"] |= {"name": "folder", "root": str(folder / "nowhere")}
     (folder / "result.json").write_text(json.dumps(values))
     made, lines = inspected(folder, capsys)
-    assert made == {"confusion.png", "curves.png"}
+    assert made == {"confusion.png", "curves.png", "recipe.png"}
     assert "batch.png: not drawn: data.root=" in lines
     assert "filters.png: not drawn: there is no checkpoint of the run" in lines
 
@@ -168,6 +170,7 @@ def bare(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints")
     values = json.loads((folder / "result.json").read_text())
     values["config"]["data"] |= {"name": "folder", "root": str(folder / "nowhere")}
+    values["network"] = {}
     (folder / "result.json").write_text(json.dumps(values))
 
 

@@ -53,7 +53,13 @@ def test_the_record_of_a_run(run, tmp_path):
     events = {name for name in files if name.startswith("events.out.tfevents")}
     assert files - events == {
         *("checkpoints", "metrics.csv", "predictions.npz", "result.json", "train.log"),
-        *("batch.png", "confusion.png", "mistakes.png", "curves.png"),  # no depthwise filters
+        *(
+            "batch.png",
+            "confusion.png",
+            "mistakes.png",
+            "curves.png",
+            "recipe.png",
+        ),  # no depthwise filters
     }
 
 

@@ -11,8 +11,9 @@ from dwsep_zoo.errors import UserError, first_line
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.report.figures.panel import Drawing
 from dwsep_zoo.report.pictures.confusion import confusion_picture
+from dwsep_zoo.report.pictures.course import course_picture, recipe_picture
 from dwsep_zoo.report.pictures.curves import curves_picture
-from dwsep_zoo.report.pictures.parts import Captioned, Nothing, RunParts
+from dwsep_zoo.report.pictures.parts import Captioned, Course, Nothing, RunParts
 from dwsep_zoo.report.pictures.tiles import (
     batch_picture,
     filters_picture,
@@ -24,9 +25,11 @@ from dwsep_zoo.report.tensorboard import write_pictures
 __all__ = [
     "PICTURES",
     "Captioned",
+    "Course",
     "Drawn",
     "Nothing",
     "RunParts",
+    "course_picture",
     "draw_pictures",
     "sheet_picture",
 ]
@@ -37,6 +40,7 @@ PICTURES: dict[str, Callable[[RunParts], Drawing]] = {
     "mistakes": mistakes_picture,
     "curves": curves_picture,
     "filters": filters_picture,
+    "recipe": recipe_picture,
 }
 """By the names of their files."""
 

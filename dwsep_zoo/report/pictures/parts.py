@@ -26,6 +26,31 @@ class Nothing(UserError):
 
 
 @dataclass(frozen=True)
+class Course:
+    """What a recipe changes in the course of a training, at some of its steps.
+
+    Attributes:
+        epochs: where these steps are, from 0 on.
+        rates: learning rates by part of the network; ``all`` if they are the same.
+        decays: whether the rates decay by a factor, which a logarithmic axis shows.
+        sizes: sides of the training images in pixels.
+        average: how much of the average of the weights each step keeps; empty: there is none.
+        alone: first epochs that train the classifier alone.
+        steps: of the whole training.
+        images: of a step.
+    """
+
+    epochs: Sequence[float]
+    rates: Mapping[str, Sequence[float]]
+    decays: bool
+    sizes: Sequence[int]
+    average: Sequence[float]
+    alone: int
+    steps: int
+    images: int
+
+
+@dataclass(frozen=True)
 class RunParts:
     """What a run has left; the functions raise UserError for what it has not, or not any more.
 
@@ -35,6 +60,7 @@ class RunParts:
         batch: the first training batch.
         test_images: (N, H, W, C) of 0-1, the test images at some positions.
         filters: (channels, height, width) by layer: those of the first depthwise layers.
+        course: of the recipe.
     """
 
     record: RunRecord
@@ -43,6 +69,7 @@ class RunParts:
     batch: Callable[[], Captioned]
     test_images: Callable[[NDArray[np.int64]], NDArray[np.float32]]
     filters: Callable[[], Mapping[str, NDArray[np.float32]]]
+    course: Callable[[], Course]
 
     @property
     def title(self) -> str:
