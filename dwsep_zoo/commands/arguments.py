@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from dwsep_zoo.errors import UserError, choose, first_line, nearest
 from dwsep_zoo.schema.help import help_lines
+from dwsep_zoo.schema.numbers import LARGEST_SIDE, Width
 from dwsep_zoo.schema.parse import Group, parse
-from dwsep_zoo.schema.settings import LARGEST_SIDE, Width
 
 if TYPE_CHECKING:
     from dwsep_zoo.analysis.count import Count

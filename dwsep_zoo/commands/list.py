@@ -16,8 +16,8 @@ import dwsep_zoo
 from dwsep_zoo.commands.arguments import UNIT, Arguments, Conv, NetworkArguments, read
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write, cache_folder
+from dwsep_zoo.schema.numbers import Width
 from dwsep_zoo.schema.parse import parse
-from dwsep_zoo.schema.settings import Width
 from dwsep_zoo.terminal import stdout_console, table
 
 

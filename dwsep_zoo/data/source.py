@@ -35,7 +35,7 @@ FOLDERS = frozenset({"folders.train", "folders.val", "folders.test"})
 CSV = frozenset({"csv", "columns.path", "columns.label", "columns.split"})
 ARCHIVE = frozenset({"root", "url"})
 COMMON = _keys(SubsetSettings, prefix="subset.") | {
-    *("name", "batch_size", "val_fraction", "split_seed"),
+    *("name", "batch_size", "val_fraction", "split_seed", "sampler"),
 }
 """Keys that every data set takes."""
 FILES = _keys(DataSettings, "url", "size", "folders", "csv", "columns", "corruption", "severity")

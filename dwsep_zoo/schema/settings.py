@@ -9,58 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.numbers import (
+    Amount,
+    AreaRange,
+    Devices,
+    Fraction,
+    Limit,
+    Natural,
+    NotBool,
+    Option,
+    Pixels,
+    Portion,
+    Range,
+    Rate,
+    Seed,
+    Share,
+    Side,
+    Whole,
+    Width,
+)
 from dwsep_zoo.schema.parse import Group, parse
 from dwsep_zoo.schema.texts import FolderName, Place, Text
-
-Scalar = bool | int | float | str
-Option = Scalar | Annotated[tuple[Scalar, ...], Field(strict=False)] | None
-
-LARGEST_NUMBER = 10**9  # of images, steps or epochs
-Whole = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
-Natural = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Portion = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Amount = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Limit = Whole | Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Width = Annotated[float, Field(gt=0, le=32)]
-"""A factor on widths; at 32 a layer has 1,024 times the weights."""
-
-LARGEST_SIDE = 4096  # pixels; 50 MB an image as float32, and its activations many times that
-Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
-Devices = Annotated[int, Field(ge=1, le=64)]
-Pixels = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
-
-
-def _not_bool(value: object) -> object:
-    if isinstance(value, bool):  # equals 1 or 0, which a choice may have
-        raise ValueError("must be a number or a word")
-    return value
-
-
-NotBool = BeforeValidator(_not_bool)
-
-
-def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
-    if ends[0] > ends[1]:
-        raise ValueError("must be [lowest, highest]")
-    return ends
-
-
-Range = Annotated[tuple[Rate, Rate], AfterValidator(_ascending)]
-AreaRange = Annotated[tuple[Portion, Portion], AfterValidator(_ascending)]
 
 
 class Named(Group):
@@ -184,6 +156,9 @@ class DataSettings(Group):
         description="pictures that cannot be read; null: raise; skip: leave out, skipped.txt"
     )
     image_size: Side | None = Field(description="side of the images in pixels")
+    sampler: Literal["balanced"] | None = Field(
+        description="balanced: every class equally often in an epoch; null: every image once"
+    )
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         description="decoding processes; null: one a core"
@@ -233,6 +208,9 @@ class Recipe(Group):
         description="rate at the end of the cosine; of other peaks the same part"
     )
     label_smoothing: Share = Field(description="probability given to all other classes")
+    class_weights: Literal["balanced"] | None = Field(
+        description="balanced: an image counts n / (k n_c); null: every image counts 1"
+    )
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
     initial_size: Side | None = Field(description="first side of training images, which grows")
     full_size_from: Portion = Field(description="part of the training before the full size")
@@ -247,6 +225,20 @@ class Recipe(Group):
     freeze: tuple[Text, ...] | None = Field(description="parts never trained, [stem, stages.0*]")
     freeze_epochs: Whole | None = Field(description="epochs that train the classifier alone")
     layer_decay: Portion | None = Field(description="rate of a part / that of the next; null: 1")
+
+
+class DistillSettings(Group):
+    """A teacher, whose outputs a network learns besides the labels."""
+
+    teacher: Text | None = Field(
+        description="a run, checkpoint, exported file, published name, or timm:NAME; null: none"
+    )
+    kind: Literal["kd", "js"] = Field(
+        description="divergence from its outputs: kd: Kullback-Leibler's; js: Jensen-Shannon's"
+    )
+    temperature: Rate = Field(description="that outputs are divided by before the softmax")
+    weight: Portion = Field(description="part of the loss; the labels have the rest")
+    features: Amount = Field(description="weight of the distance of feature maps; 0: none")
 
 
 class TrainerSettings(Group):
@@ -356,6 +348,7 @@ class Settings(Group):
     conv: ConvSettings = Field(description="the conv type")
     data: DataSettings = Field(description="the data set")
     recipe: Recipe = Field(description="the training recipe")
+    distill: DistillSettings = Field(description="the teacher")
     trainer: TrainerSettings = Field(description="the engine")
     callbacks: CallbackSettings = Field(description="ends of epochs")
     profile: ProfileSettings = Field(description="measurements at the end")
@@ -379,6 +372,11 @@ class Settings(Group):
                 raise UserError(
                     "hparams_search cannot run with trainer=ddp; search on one device first"
                 )
+        if self.recipe.class_weights and self.data.sampler:
+            raise UserError(
+                "recipe.class_weights=balanced and data.sampler=balanced both make up for unequal "
+                "classes; use one of them"
+            )
         for key in ("lr", "weight_decay") if self.hparams_search else ():
             own = getattr(self.recipe, key)
             if getattr(self.hparams_search, key) is None and not own > 0:

@@ -14,20 +14,24 @@ from dwsep_zoo.schema.settings import (
     TrainerSettings,
 )
 
+UNTAUGHT = {"teacher": None, "kind": "kd", "temperature": 4.0, "weight": 0.9, "features": 0.0}
+"""The settings of a run before there were teachers."""
+
 
 def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     """Bring the configuration of an older record to today's, with the values that were true then.
 
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
     Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
-    no pictures; a run that goes on does. Schema 4 had no keys for simulated int8 and newer data.
+    no pictures; a run that goes on does. Schema 4 had no keys for simulated int8 and newer data,
+    schema 5 none for teachers and unequal classes.
     """
-    upgraded = {"hparams_search": None, **config}
+    upgraded = {"hparams_search": None, "distill": dict(UNTAUGHT), **config}
     later: dict[str, dict[str, object]] = {
         "data": {
             "folders": dict.fromkeys(FolderSettings.model_fields),
             "columns": dict.fromkeys(ColumnSettings.model_fields),
-            **dict.fromkeys(("csv", "corruption", "severity", "on_error")),
+            **dict.fromkeys(("csv", "corruption", "severity", "on_error", "sampler")),
         },
         "profile": {"patience": 0.0},
         "logger": {"pictures": True},
@@ -36,7 +40,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
         if isinstance(group := upgraded.get(name), Mapping):
             upgraded[name] = {**added, **group}
     own = upgraded.get("recipe") or {}
-    recipe = {"norm_statistics": "running", "simulated_int8": None, **own}
+    recipe = {"norm_statistics": "running", "simulated_int8": None, "class_weights": None, **own}
     if version == 1:
         groups: dict[str, type[Group]] = {"data": DataSettings, "trainer": TrainerSettings}
         for name, kind in groups.items():
