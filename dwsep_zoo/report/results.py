@@ -24,7 +24,7 @@ T = TypeVar("T")
 # one table agree on them, keys of newer versions included.
 _BINDING = (
     *("model", "recipe", "trainer", "ckpt_path", "train", "test"),
-    *("callbacks.early_stopping", "data.batch_size"),
+    *("callbacks.early_stopping", "data.batch_size", "data.sampler"),
 )
 _DATA = ("name", "fingerprint", "interpolation", "crop_pct", "mean", "std", "augment")
 # Keys of those parts that may differ.
@@ -93,6 +93,19 @@ class Run:
             named = isinstance(value, int | float)  # a flag or a number says little without its key
             words.append(key if value is True else f"{key} {value}" if named and value else value)
         return " ".join(str(word) for word in words if word)
+
+    @cached_property
+    def taught(self) -> str:
+        """The teacher and how it taught; empty if there was none."""
+        found = self.record.teacher
+        if found is None:
+            return ""
+        numbers = {"T": found.temperature, "features": found.features}
+        how = [
+            f"{found.kind} {found.weight:g}",
+            *(f"{k} {v:g}" for k, v in numbers.items() if v),
+        ]
+        return f"{found.name} ({', '.join(how)})"
 
     @property
     def accuracy(self) -> float | None:

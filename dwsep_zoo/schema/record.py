@@ -23,6 +23,7 @@ from dwsep_zoo.schema.upgrade import upgrade_config
 
 FILE_NAME = "result.json"
 SCHEMA = 6
+UNEQUAL = 1.5  # times as many images as the rarest class
 
 
 class Conditions(Part):
@@ -162,6 +163,12 @@ class PerClass(Part):
     accuracy: tuple[Measured, ...] = ()
     balanced_acc: Measured = None
     macro_f1: Measured = None
+
+    @property
+    def unequal(self) -> bool:
+        """Whether some classes have so many more images that accuracy is mostly theirs."""
+        counts = [number for number in self.images if number]
+        return bool(counts) and max(counts) > UNEQUAL * min(counts)
 
 
 class Memory(Part):

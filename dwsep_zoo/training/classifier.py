@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.cuda_graphs import StepGraph
 from dwsep_zoo.training.eval_views import average
 from dwsep_zoo.training.metrics import ClassMean, Mean
-from dwsep_zoo.training.objective import label_loss
+from dwsep_zoo.training.objective import cross_entropy
 from dwsep_zoo.training.optim import create_optimizer, create_schedule, parameter_groups
 from dwsep_zoo.training.predictions import predicted
 from dwsep_zoo.training.progressive import resize, training_size
@@ -119,7 +118,7 @@ class LitClassifier(L.LightningModule):
         own = self._outputs(resize(images, size))
         logits, weights = own.logits, self.class_weights
         smoothing = self.recipe.label_smoothing
-        loss = label_loss(logits, labels, label_smoothing=smoothing, class_weights=weights)
+        loss = cross_entropy(logits, labels, label_smoothing=smoothing, class_weights=weights)
         if self.teacher:
             loss = self.teacher.blend(loss, own, self.teacher(images))
         self.loss = loss.detach()
@@ -219,7 +218,7 @@ class LitClassifier(L.LightningModule):
         images, labels = batch
         recipe = self.recipe
         logits = average(self, images, flip=recipe.eval_flip, shift=recipe.eval_shift)
-        self._count(split, F.cross_entropy(logits, labels), logits, labels)
+        self._count(split, cross_entropy(logits, labels), logits, labels)
         self._log_means(split)
         return logits
 

@@ -1,4 +1,4 @@
-"""The loss of a training batch by its labels."""
+"""The loss of a training batch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def label_loss(
+def cross_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy, the mean over the images.
+    """Mean cross-entropy of a batch, ().
 
     It is torch's ``CrossEntropyLoss``, but weighted images are divided by their number and not by
     the sum of their weights, which is another one in every batch: 2 x 64 images, in two processes
