@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from dwsep_zoo.artefacts.artefact import Artefact
@@ -51,7 +48,7 @@ def open_timm(what: str) -> Artefact:
         model = timm.create_model(what.removeprefix(PREFIX), pretrained=True).eval()
     except Exception as error:  # of timm, the hub's client and the file system
         raise UserError(f"{what}: cannot be loaded: {first_line(error)}") from error
-    cfg: Mapping[str, Any] = vars(model)["pretrained_cfg"]
+    cfg = {**vars(model)["pretrained_cfg"], **timm.data.resolve_model_data_config(model)}
     about = Description(
         network={},
         num_classes=cfg["num_classes"],

@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import JsonValue
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.report.labels import general
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.report.predictions import Predictions, read_predictions
 from dwsep_zoo.schema.measures import TEST_ACC
@@ -96,16 +97,18 @@ class Run:
 
     @cached_property
     def taught(self) -> str:
-        """The teacher and how it taught; empty if there was none."""
+        """The teacher, as far as it differs from the network, and how it taught; empty: none."""
         found = self.record.teacher
         if found is None:
             return ""
+        width = general(self.record.width_mult)
+        name = found.name.removeprefix(f"{self.model} ").removesuffix(f" width {width}")
         numbers = {"T": found.temperature, "features": found.features}
         how = [
             f"{found.kind} {found.weight:g}",
             *(f"{k} {v:g}" for k, v in numbers.items() if v),
         ]
-        return f"{found.name} ({', '.join(how)})"
+        return f"{name} ({', '.join(how)})"
 
     @property
     def accuracy(self) -> float | None:
