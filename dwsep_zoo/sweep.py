@@ -92,7 +92,8 @@ class Sweep:
 
     def _twin(self, settings: Settings, folder: Path) -> Path | None:
         """An earlier run that is the same: ``conv=standard`` matched to ``standard``."""
-        values = settings.model_dump(mode="json", exclude={"paths", "match", "to"})
+        same = {"paths", "match", "to", *([] if settings.distill.teacher else ["distill"])}
+        values = settings.model_dump(mode="json", exclude=same)
         match = settings.match if settings.conv.name != settings.to else None
         key = json.dumps([values, match, settings.to if match else None], sort_keys=True)
         earlier = self.made.setdefault(key, folder)
