@@ -7,8 +7,10 @@ import torch
 from dwsep_zoo.artefacts.artefact import Artefact
 from dwsep_zoo.errors import UserError, first_line, nearest
 from dwsep_zoo.schema.artefact import Description, check_description
+from dwsep_zoo.weights.sources import download
 
 PREFIX = "timm:"
+LOCAL = "local-dir:"
 
 
 def check_timm_name(what: str) -> None:
@@ -44,8 +46,13 @@ def open_timm(what: str) -> Artefact:
     import timm
 
     check_timm_name(what)
+    name = what.removeprefix(PREFIX)
+    known = None if ":" in name else timm.models.get_pretrained_cfg(name)
+    repo = known.hf_hub_id if known else None if name.startswith(LOCAL) else name
+    if repo:  # timm's own client tries for minutes where there is no network
+        name = f"{LOCAL}{download(repo)}"
     try:
-        model = timm.create_model(what.removeprefix(PREFIX), pretrained=True).eval()
+        model = timm.create_model(name, pretrained=True).eval()
     except Exception as error:  # of timm, the hub's client and the file system
         raise UserError(f"{what}: cannot be loaded: {first_line(error)}") from error
     cfg = {**vars(model)["pretrained_cfg"], **timm.data.resolve_model_data_config(model)}
