@@ -12,13 +12,14 @@ from dwsep_zoo.artefacts.formats import FORMATS
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.models import ConvNet
 from dwsep_zoo.schema.artefact import Description, check_description
-from dwsep_zoo.schema.record import FILE_NAME, Json, RunRecord, read_record
+from dwsep_zoo.schema.part import Json
+from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 from dwsep_zoo.weights import load
 
 RECORDED = (
     *("model", "conv", "conv_options", "width_mult", "seed", "tags", "config", "output_stride"),
     *("network", "match", "data", "input_size", "params", "macs", "search", "epochs"),
-    *("best_epoch", "precision", "name", "metrics", "started", "command", "schema"),
+    *("best_epoch", "precision", "name", "metrics", "started", "command", "schema", "teacher"),
 )
 """Keys of a run's record that are about its network and how it was trained."""
 

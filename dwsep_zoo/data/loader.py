@@ -132,13 +132,68 @@ class EpochSampler:
 
     def indices(self) -> Tensor:
         """(len(self),) int64; batch k of all processes together is batch k of a single one."""
-        if self.shuffle:
-            order = torch.randperm(
-                self.num_images, generator=generator(self.seed, "order", self.epoch)
-            )
-        else:
-            order = torch.arange(self.num_images)
-        return order[self.rank : self.used : self.world_size][: len(self)]
+        return self._order()[self.rank : self.used : self.world_size][: len(self)]
+
+    def _order(self) -> Tensor:
+        """Positions of all images of the epoch."""
+        if not self.shuffle:
+            return torch.arange(self.num_images)
+        return torch.randperm(self.num_images, generator=generator(self.seed, "order", self.epoch))
+
+
+class BalancedSampler(EpochSampler):
+    """Every class equally often in an epoch, which is as long as the split, to rounding.
+
+    With k classes among n images, an epoch has n // k images of each. Those of a class come round
+    one after the other, in a new order each time: over the epochs each of them is shown equally
+    often, to one time, and a rare one several times an epoch. An epoch remains a function of its
+    seed and number.
+
+    Args:
+        labels: (n,) classes of the images.
+        seed: of the order.
+        limit: only the first images of the order; ``None``: all.
+        rank: of this process.
+        world_size: number of processes, all of which get equally many images.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        seed: int,
+        limit: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        order = torch.from_numpy(np.argsort(labels, kind="stable"))
+        self.classes = order.split(np.unique(labels, return_counts=True)[1].tolist())
+        self.each = len(labels) // len(self.classes)
+        super().__init__(
+            self.each * len(self.classes),
+            seed=seed,
+            shuffle=True,
+            even=True,
+            limit=limit,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _order(self) -> Tensor:
+        first = self.epoch * self.each
+        rounds = [self._rounds(c, first, first + self.each) for c in range(len(self.classes))]
+        return torch.cat(rounds)[super()._order()]
+
+    def _rounds(self, number: int, first: int, end: int) -> Tensor:
+        """Some of the images of a class that come round without end, from ``first`` to ``end``."""
+        images = self.classes[number]
+        size = len(images)
+        begin = first // size
+        orders = [
+            torch.randperm(size, generator=generator(self.seed, "class", number, turn))
+            for turn in range(begin, -(-end // size))
+        ]
+        return images[torch.cat(orders)[first - begin * size : end - begin * size]]
 
 
 class EpochBatches:

@@ -15,7 +15,15 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dwsep_zoo.data.contents import DECODER, Kept, contents_of, without_unreadable
-from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader, RawBatch, Reader
+from dwsep_zoo.data.loader import (
+    BalancedSampler,
+    BatchKey,
+    EpochBatches,
+    EpochSampler,
+    Loader,
+    RawBatch,
+    Reader,
+)
 from dwsep_zoo.data.mix import Mixing, MixingReader, mix
 from dwsep_zoo.data.pipelines import Pipeline, cache_places, create_pipeline
 from dwsep_zoo.data.shared_memory import fitting_workers
@@ -238,18 +246,9 @@ class ImageData(L.LightningDataModule):
         """Training images as evaluation has them, for the statistics of norms.
 
         They are drawn by ``data.split_seed``, so that they are the same every time, and come in
-        batches of the training's size.
+        batches of the training's size, with every class as often as there.
         """
-        rank, world_size = self._place()
-        sampler = EpochSampler(
-            len(self.splits["train"]),
-            seed=self.settings.split_seed,
-            shuffle=True,
-            even=True,
-            limit=num_images,
-            rank=rank,
-            world_size=world_size,
-        )
+        sampler = self._shuffled(self.settings.split_seed, limit=num_images)
         return self._load("train", sampler, training=False, equal_batches=True)
 
     def prepare_batch(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
@@ -313,11 +312,29 @@ class ImageData(L.LightningDataModule):
         rank, world_size = self._place()
         if training and num_images < world_size:
             raise UserError(f"{num_images} training images for {world_size} processes")
+        if training and not getattr(self.trainer, "overfit_batches", 0):
+            return self._shuffled(self.seed)
         return EpochSampler(
             num_images,
             seed=self.seed,
-            shuffle=training and not getattr(self.trainer, "overfit_batches", 0),
+            shuffle=False,
             even=training,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _shuffled(self, seed: int, limit: int | None = None) -> EpochSampler:
+        """The order of training images."""
+        rank, world_size = self._place()
+        labels = self.splits["train"].labels
+        if self.settings.sampler == "balanced":
+            return BalancedSampler(labels, seed=seed, limit=limit, rank=rank, world_size=world_size)
+        return EpochSampler(
+            len(labels),
+            seed=seed,
+            shuffle=True,
+            even=True,
+            limit=limit,
             rank=rank,
             world_size=world_size,
         )

@@ -34,7 +34,7 @@ CSV = frozenset({"csv", "columns.path", "columns.label", "columns.split"})
 HF = frozenset({"hf", "columns.path", "columns.label"})
 ARCHIVE = frozenset({"root", "url"})
 COMMON = _keys(SubsetSettings, prefix="subset.") | {
-    *("name", "batch_size", "val_fraction", "split_seed"),
+    *("name", "batch_size", "val_fraction", "split_seed", "sampler"),
 }
 """Keys that every data set takes."""
 FILES = _keys(

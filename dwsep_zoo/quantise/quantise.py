@@ -22,7 +22,7 @@ from dwsep_zoo.quantise.calibration import calibration_images
 from dwsep_zoo.quantise.diagnose import LayerLoss, diagnose
 from dwsep_zoo.quantise.equalise import equalise as equalise_channels
 from dwsep_zoo.quantise.equalise import fold
-from dwsep_zoo.schema.record import Json
+from dwsep_zoo.schema.part import Json
 
 if TYPE_CHECKING:
     from dwsep_zoo.artefacts.artefact import Artefact

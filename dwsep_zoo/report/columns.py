@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from dwsep_zoo.report.labels import MISSING, QUANTITIES, general
-from dwsep_zoo.report.statistics import Interval, McNemar, Paired, interval_text, points
+from dwsep_zoo.report.statistics import (
+    Interval,
+    McNemar,
+    Paired,
+    Sample,
+    interval_text,
+    points,
+)
 from dwsep_zoo.report.table import Row, Table
-from dwsep_zoo.schema.measures import Measure, measures
+from dwsep_zoo.schema.measures import BALANCED_ACC, TEST_ACC, Measure, measures
 from dwsep_zoo.schema.record import Conditions, Match
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -50,12 +57,15 @@ def columns(table: Table, *, dense: bool = False) -> list[Column]:
     if any(row.first.form for row in rows):
         formats = tuple(row.first.form or "run" for row in rows)
         result.append(Column("format", formats, is_number=False))
+    if any(row.first.taught for row in rows):
+        teachers = tuple(row.first.taught or MISSING for row in rows)
+        result.append(Column("teacher", teachers, is_number=False))
     if "tags" in table.options.by:
         tags = tuple(" ".join(row.first.tags) or MISSING for row in rows)
         result.append(Column("tags", tags, is_number=False))
-    means = [-row.accuracy.mean if row.accuracy else None for row in rows]
-    accuracies = tuple(_accuracy(row) for row in rows)
-    result.append(Column("test acc %", accuracies, best=_lowest(means)))
+    result.append(_accuracies(TEST_ACC, [row.accuracy for row in rows]))
+    if any(run.record.per_class and run.record.per_class.unequal for r in rows for run in r.runs):
+        result.append(_accuracies(BALANCED_ACC, [row.sample(BALANCED_ACC) for row in rows]))
     if len(table.values(number_of_seeds)) > 1:
         result.append(Column("n", tuple(str(number_of_seeds(row)) for row in rows)))
     result.append(Column("diff", tuple(_difference(row, interval=not dense) for row in rows)))
@@ -196,10 +206,15 @@ def decimals(values: Sequence[float | None]) -> tuple[str, ...]:
     return tuple(MISSING if value is None else f"{value:,.{places}f}" for value in values)
 
 
-def _accuracy(row: Row) -> str:
-    if row.accuracy is None:
+def _accuracies(measure: Measure, samples: Sequence[Sample | None]) -> Column:
+    means = [None if sample is None else -sample.mean for sample in samples]
+    return Column(measure.heading, tuple(map(_accuracy, samples)), best=_lowest(means))
+
+
+def _accuracy(sample: Sample | None) -> str:
+    if sample is None:
         return MISSING
-    mean, interval = row.accuracy.mean, row.accuracy.interval
+    mean, interval = sample.mean, sample.interval
     text = f"{100 * mean:.2f}"
     if interval is None:
         return text

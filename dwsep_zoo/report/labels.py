@@ -61,6 +61,8 @@ def labels(rows: Sequence[Row], *, tags: bool) -> dict[Run, Label]:
                 if row.match:
                     quantity = row.match.quantity
                     parts.append(f"(matched {QUANTITIES.get(quantity, quantity)})")
+                if row.first.taught:
+                    parts.append(f"taught by {row.first.taught}")
                 if row.first.form:
                     parts.append(f"as {row.first.form}")
                 if searches:

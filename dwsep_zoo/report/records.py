@@ -16,13 +16,13 @@ from dwsep_zoo.report.comparison import Comparison
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import Interval, Paired, Sample
 from dwsep_zoo.report.table import Row, Table
-from dwsep_zoo.schema.measures import Place, measures
+from dwsep_zoo.schema.measures import BALANCED_ACC, Place, measures
 from dwsep_zoo.schema.record import Conditions
 
 SCHEMA = 1
 _KEPT = (
     *("started", "finished", "command", "versions", "git_commit", "machine", "data", "memory"),
-    *("best_epoch", "epochs", "device", "compiled", "own_kernels", "in_turns"),
+    *("best_epoch", "epochs", "device", "compiled", "own_kernels", "in_turns", "teacher"),
 )
 
 
@@ -88,7 +88,7 @@ def _table(table: Table) -> dict[str, object]:
 
 
 def _row(table: Table, row: Row, numbers: Mapping[int, int]) -> dict[str, object]:
-    run, record = row.first, row.record
+    run, record, balanced = row.first, row.record, row.sample(BALANCED_ACC)
     measured = _measured(row, "json")
     for measure in measures(place="json"):
         if measure.over_seeds == "mean":
@@ -105,8 +105,10 @@ def _row(table: Table, row: Row, numbers: Mapping[int, int]) -> dict[str, object
         "input_size": record.input_size,
         "match": match,
         "searched": dict(run.searched) or None,
+        "teacher": record.teacher.plain() if record.teacher else None,
         "reference": numbers[id(row.reference.first)] if row.reference else None,
         "test_acc": asdict(row.accuracy) if row.accuracy else None,
+        "balanced_acc": asdict(balanced) if balanced else None,
         "test_acc_difference": row.accuracy_difference,
         "paired": _paired(row.paired) if row.paired else None,
         **measured,
@@ -177,6 +179,7 @@ def _latency(row: Row, conditions: Conditions) -> dict[str, object]:
 
 def _record(number: int, table: Table, row: Row) -> dict[str, object]:
     run, accuracy, setting, pair = row.record, row.accuracy, table.setting, row.paired
+    balanced = row.sample(BALANCED_ACC)
     match: Mapping[str, object] = row.match.plain() if row.match else {}
     record: dict[str, object] = {
         "table": number,
@@ -196,11 +199,13 @@ def _record(number: int, table: Table, row: Row) -> dict[str, object]:
         "lr": run.configured("recipe.lr"),
         "weight_decay": run.configured("recipe.weight_decay"),
         "searched": " ".join(name for name, _ in row.first.searched),
+        "teacher": row.first.taught or None,
         "n": number_of_seeds(row),
         "seeds": " ".join(str(run.record.seed) for run in row.runs),
         "test_acc_mean": accuracy.mean if accuracy else None,
         "test_acc_std": accuracy.std if accuracy else None,
         **_ends("test_acc", accuracy.interval if accuracy else None),
+        "balanced_acc_mean": balanced.mean if balanced else None,
         "reference": row_label(table, row.reference) if row.reference else None,
         "test_acc_difference": row.accuracy_difference,
         **_ends("difference", pair.t if pair else None),

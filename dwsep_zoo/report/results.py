@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import JsonValue
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.report.labels import general
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.report.predictions import Predictions, read_predictions
 from dwsep_zoo.schema.measures import TEST_ACC
@@ -26,7 +27,7 @@ T = TypeVar("T")
 # one table agree on them, keys of newer versions included.
 _BINDING = (
     *("model", "recipe", "trainer", "ckpt_path", "train", "test"),
-    *("callbacks.early_stopping", "data.batch_size"),
+    *("callbacks.early_stopping", "data.batch_size", "data.sampler"),
 )
 _DATA = ("name", "fingerprint", "interpolation", "crop_pct", "mean", "std", "augment")
 # Keys of those parts that may differ.
@@ -95,6 +96,21 @@ class Run:
             named = isinstance(value, int | float)  # a flag or a number says little without its key
             words.append(key if value is True else f"{key} {value}" if named and value else value)
         return " ".join(str(word) for word in words if word)
+
+    @cached_property
+    def taught(self) -> str:
+        """The teacher, as far as it differs from the network, and how it taught; empty: none."""
+        found = self.record.teacher
+        if found is None:
+            return ""
+        width = general(self.record.width_mult)
+        name = found.name.removeprefix(f"{self.model} ").removesuffix(f" width {width}")
+        numbers = {"T": found.temperature, "features": found.features}
+        how = [
+            f"{found.kind} {found.weight:g}",
+            *(f"{k} {v:g}" for k, v in numbers.items() if v),
+        ]
+        return f"{name} ({', '.join(how)})"
 
     @property
     def accuracy(self) -> float | None:

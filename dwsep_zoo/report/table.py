@@ -33,6 +33,7 @@ FIELDS: dict[str, Callable[[Run], tuple[str, ...]]] = {
     "width_mult": lambda run: (_plain(run.record.width_mult),),
     "output_stride": lambda run: (_plain(run.record.output_stride),),
     "match": lambda run: (run.record.match.quantity if run.record.match else NONE,),
+    "teacher": lambda run: (run.taught or NONE,),
     "seed": lambda run: (_plain(run.record.seed),),
     "format": lambda run: (run.form or NONE,),
     "data": lambda run: (dict(run.setting).get("data.name", NONE),),
@@ -44,6 +45,7 @@ ORDER = (
     "output_stride",
     "conv",
     "match",
+    "teacher",
     "format",
     "tags",
 )  # a table has one data
@@ -57,7 +59,8 @@ class Options:
         by: names of ``ORDER`` that rows are ordered by; the first of them parts the groups.
         reference: a conv type, that of the same network is each row's reference; or
             ``model/conv``, one reference for all rows. A row whose width was solved for is always
-            set against the network whose budget it was given.
+            set against the network whose budget it was given, and one with a teacher against the
+            same network without, if there is one.
         where: names of ``FIELDS`` and the values that are let through.
     """
 
@@ -122,7 +125,11 @@ class Row:
     @cached_property
     def accuracy(self) -> Sample | None:
         """Test accuracy, 0-1."""
-        values = self.values(TEST_ACC)
+        return self.sample(TEST_ACC)
+
+    def sample(self, measure: Measure) -> Sample | None:
+        """A measure from 0 to 1 over the runs; ``None`` if none has it."""
+        values = self.values(measure)
         return Sample.of(values, 0.0, 1.0) if values else None
 
     def values(self, measure: Measure) -> list[float]:
@@ -311,10 +318,10 @@ def _identity(run: Run, options: Options) -> tuple[object, ...]:
     """The key that averaged runs share."""
     match = run.record.match and (run.record.match.quantity, run.record.match.to, run.width_given)
     network = (run.model, run.record.width_mult, run.record.output_stride, match, run.searched)
-    grouped = tuple(FIELDS[name](run) for name in options.by if name != "format")
+    grouped = tuple(FIELDS[name](run) for name in options.by if name not in ("format", "teacher"))
     # The counts tell apart networks of one name that different versions of the code have built.
     counts = (run.record.params, run.record.macs)
-    return run.form, *network, run.conv, run.conv_options, *counts, grouped
+    return run.form, run.taught, *network, run.conv, run.conv_options, *counts, grouped
 
 
 def _latest(runs: Sequence[Run], options: Options) -> list[Run]:
@@ -342,7 +349,9 @@ class _References:
         self.options = options
         trained = [row for row in rows if not row.first.form]
         self.trained = {_identity(row.first, options)[1:]: row for row in trained}
-        unmatched = [row for row in trained if row.match is None]
+        untaught = [row for row in trained if not row.first.taught]
+        self.untaught = {_identity(row.first, options)[2:]: row for row in untaught}
+        unmatched = [row for row in untaught if row.match is None]
         self.far = grouped(unmatched, lambda row: (row.first.model, row.first.conv))
         self.near = grouped(unmatched, lambda row: (row.first.model, row.first.conv, row.network))
 
@@ -350,6 +359,9 @@ class _References:
         if row.first.form:  # a file is set against the network that it was made from
             own = self.trained.get(_identity(row.first, self.options)[1:])
             return (own,) if own else ()
+        twin = self.untaught.get(_identity(row.first, self.options)[2:])
+        if row.first.taught and twin:
+            return (twin,)
         given, _, conv = self.options.reference.rpartition("/")
         if row.match:
             given, conv = "", row.match.to
@@ -372,6 +384,7 @@ def _order(row: Row, options: Options) -> tuple[Any, ...]:
         "width_mult": width or 0,
         "output_stride": stride or 0,
         "match": run.record.match.quantity if run.record.match else "",
+        "teacher": run.taught,
         "format": run.form,
         "tags": run.tags,
     }

@@ -65,17 +65,17 @@ class Headline:
 
 
 def headline(table: Table) -> Headline:
-    """The answers for one network of each model, at most ``MOST``.
+    """The answers for one network of each model, and one with a teacher, at most ``MOST``.
 
     For each model that is the first row with ``conv=depthwise_separable`` that was not matched to a
     budget, or else the first row that has a reference.
     """
     pairs = [row for row in table.rows if row.paired]
-    best: dict[str, Row] = {}
+    best: dict[tuple[str, bool], Row] = {}
     for row in sorted(pairs, key=lambda r: (r.first.conv != "depthwise_separable", bool(r.match))):
-        best.setdefault(row.first.model, row)
+        best.setdefault(_question(row), row)
     answers = []
-    for row in [row for row in pairs if best[row.first.model] is row][:MOST]:
+    for row in [row for row in pairs if best[_question(row)] is row][:MOST]:
         reference, paired = row.reference, row.paired
         if reference and paired:
             other = reference.first.model != row.first.model
@@ -84,6 +84,10 @@ def headline(table: Table) -> Headline:
             points = f"{100 * abs(paired.mean):.2f} points {side}"
             answers.append(Answer(row, *names, paired, points, tuple(_costs(table, row))))
     return Headline(tuple(answers), len(pairs) - len(answers))
+
+
+def _question(row: Row) -> tuple[str, bool]:
+    return row.first.model, bool(row.first.taught)
 
 
 def _costs(table: Table, row: Row) -> Iterator[Cost]:

@@ -16,6 +16,7 @@ from dwsep_zoo.report.columns import (
 from dwsep_zoo.report.comparison import MOST_TABLES, Comparison
 from dwsep_zoo.report.drawn import left_out
 from dwsep_zoo.report.labels import QUANTITIES, general
+from dwsep_zoo.report.lessons import teacher_legend
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.report.statistics import SIGNIFICANT, Paired
 from dwsep_zoo.report.table import REFERENCE, Options, Row, Table
@@ -161,6 +162,8 @@ def _legend(table: Table) -> Iterator[str]:
             "matched: the width was solved for, to come as close to the cost of the reference as "
             "steps of 8 channels allow; the rest in per cent of that cost"
         )
+    yield from teacher_legend(table)
+    yield from _balance_legend(table)
     yield from _recipe_legend(table)
     yield from _kept_apart(table)
     if any(row.first.conv == REFERENCE for row in table.rows):
@@ -351,6 +354,16 @@ def _kept_apart(table: Table) -> Iterator[str]:
         yield (
             f"{number} rows are equal in {', '.join(by)} but differ in something else: kept apart, "
             "not averaged"
+        )
+
+
+def _balance_legend(table: Table) -> Iterator[str]:
+    found = [r.per_class for row in table.rows if (r := row.record).per_class]
+    if unequal := [one for one in found if one and one.unequal]:
+        counts = [number for number in unequal[0].images if number]
+        yield (
+            f"balanced acc: the mean over the classes, which have {min(counts):,} to "
+            f"{max(counts):,} test images; diff and verdict are of accuracy"
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.parse import parse
-from dwsep_zoo.schema.record import Json, Number, Part
+from dwsep_zoo.schema.part import Json, Number, Part
 from dwsep_zoo.schema.upgrade import upgrade_config
 
 KEY = "dwsep_zoo"

@@ -67,6 +67,14 @@ def _activations_mb(record: RunRecord) -> float | None:
 TEST_ACC = Measure(
     "test_acc", "test acc", "%", lambda r: r.metrics.get("test/acc"), scale=0.01, tag="test/acc"
 )
+BALANCED_ACC = Measure(
+    "balanced_acc",
+    "balanced acc",
+    "%",
+    lambda r: r.per_class.balanced_acc if r.per_class else None,
+    scale=0.01,
+    tag="test/balanced_acc",
+)
 LATENCY = Measure(
     "latency",
     "p50",
@@ -81,6 +89,7 @@ LATENCY = Measure(
 )
 MEASURES: tuple[Measure, ...] = (
     TEST_ACC,
+    BALANCED_ACC,
     Measure(
         "val_acc",
         "val acc",

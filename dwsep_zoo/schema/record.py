@@ -6,52 +6,24 @@ Every key is declared here once; if it was not recorded, it is ``None`` or empty
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator
+from pydantic import Field, JsonValue
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.parse import parse
+from dwsep_zoo.schema.part import Json, Measured, Number, Part
 from dwsep_zoo.schema.process import has_ended
+from dwsep_zoo.schema.teacher import TeacherRecord
 from dwsep_zoo.schema.upgrade import upgrade_config
 
 FILE_NAME = "result.json"
 SCHEMA = 6
-
-Json: TypeAlias = dict[str, JsonValue]
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value  # an integer stays one, also in CSV
-
-
-def _measured(value: object) -> float | None:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return _number(value)
-
-
-Number = Annotated[float, PlainValidator(_number)]
-Measured = Annotated[float | None, PlainValidator(_measured)]
-"""A number, or ``None`` if it was not measured; NaN and infinity count as not measured."""
-
-
-class Part(BaseModel):
-    """A part of a record: strict about types, tolerant of unknown keys, immutable."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    def plain(self) -> Json:
-        """The keys that were recorded, as JSON has them."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+UNEQUAL = 1.5  # times as many images as the rarest class
 
 
 class Conditions(Part):
@@ -174,7 +146,7 @@ class DataRecord(Part):
     skipped: int = 0
     subset: Json | None = None
     read_from: str | None = None
-    augment: Json = {}
+    augment: Json = Field(default_factory=dict)
 
 
 class PerClass(Part):
@@ -191,6 +163,12 @@ class PerClass(Part):
     accuracy: tuple[Measured, ...] = ()
     balanced_acc: Measured = None
     macro_f1: Measured = None
+
+    @property
+    def unequal(self) -> bool:
+        """Whether some classes have so many more images that accuracy is mostly theirs."""
+        counts = [number for number in self.images if number]
+        return bool(counts) and max(counts) > UNEQUAL * min(counts)
 
 
 class Memory(Part):
@@ -254,6 +232,7 @@ class RunRecord(Part):
         compiled: whether training steps were compiled.
         own_kernels: whether this project's CPU kernels were in use.
         in_turns: when a sweep measured its networks together, the same for all of them.
+        teacher: whose outputs it learned besides the labels; ``None``: it had none.
         artefact: where this is of an exported file: its format, runtime, precision and making.
     """
 
@@ -263,11 +242,11 @@ class RunRecord(Part):
     name: str | None = None
     model: str
     conv: str
-    conv_options: Json = {}
+    conv_options: Json = Field(default_factory=dict)
     width_mult: Measured = None
     seed: int | None = None
     tags: tuple[str | int | float | bool, ...] = ()
-    config: Json = {}
+    config: Json = Field(default_factory=dict)
     started: str | None = None
     process: Process = Process()
     command: str | None = None
@@ -275,7 +254,7 @@ class RunRecord(Part):
     git_commit: str | None = None
     machine: Machine = Machine()
     output_stride: int | None = None
-    network: Json = {}
+    network: Json = Field(default_factory=dict)
     match: Match | None = None
     data: DataRecord = DataRecord()
     input_size: tuple[int, ...] = ()
@@ -298,7 +277,8 @@ class RunRecord(Part):
     own_kernels: bool | None = None
     finished: str | None = None
     in_turns: str | None = None
-    artefact: Json = {}
+    teacher: TeacherRecord | None = None
+    artefact: Json = Field(default_factory=dict)
 
     def latency_under(self, conditions: Conditions) -> LatencyRecord | None:
         """The latency that was measured under these conditions."""

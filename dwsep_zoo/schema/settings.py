@@ -166,6 +166,9 @@ class DataSettings(Group):
     )
     background: Text | None = Field(description="colour below transparent pictures; null: white")
     image_size: Side | None = Field(description="side of the images in pixels")
+    sampler: Literal["balanced"] | None = Field(
+        description="balanced: every class equally often in an epoch; null: every image once"
+    )
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         description="decoding processes; null: one a core"
@@ -231,6 +234,9 @@ class Recipe(Group):
     cutmix: Alpha | None = Field(
         description="paste a part of another image: alpha of the areas; null: none"
     )
+    class_weights: Literal["balanced"] | None = Field(
+        description="balanced: an image counts n / (k n_c); null: every image counts 1"
+    )
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
     model_ema_warmup: bool = Field(
         description="a shorter average at first: (1 + step) / (10 + step) while that is below"
@@ -257,6 +263,20 @@ class Recipe(Group):
                 "as 0.98 and 1: the rate is 0.98 times as high after each epoch"
             )
         return self
+
+
+class DistillSettings(Group):
+    """A teacher, whose outputs a network learns besides the labels."""
+
+    teacher: Text | None = Field(
+        description="a run, checkpoint, exported file, published name, or timm:NAME; null: none"
+    )
+    kind: Literal["kd", "js"] = Field(
+        description="divergence from its outputs: kd: Kullback-Leibler's; js: Jensen-Shannon's"
+    )
+    temperature: Rate = Field(description="that outputs are divided by before the softmax")
+    weight: Portion = Field(description="part of the loss; the labels have the rest")
+    features: Amount = Field(description="weight of the distance of feature maps; 0: none")
 
 
 class TrainerSettings(Group):
@@ -373,6 +393,7 @@ class Settings(Group):
     conv: ConvSettings = Field(description="the conv type")
     data: DataSettings = Field(description="the data set")
     recipe: Recipe = Field(description="the training recipe")
+    distill: DistillSettings = Field(description="the teacher")
     trainer: TrainerSettings = Field(description="the engine")
     callbacks: CallbackSettings = Field(description="ends of epochs")
     profile: ProfileSettings = Field(description="measurements at the end")
@@ -396,6 +417,11 @@ class Settings(Group):
                 raise UserError(
                     "hparams_search cannot run with trainer=ddp; search on one device first"
                 )
+        if self.recipe.class_weights and self.data.sampler:
+            raise UserError(
+                "recipe.class_weights=balanced and data.sampler=balanced both make up for unequal "
+                "classes; use one of them"
+            )
         for key in ("lr", "weight_decay") if self.hparams_search else ():
             own = getattr(self.recipe, key)
             if getattr(self.hparams_search, key) is None and not own > 0:

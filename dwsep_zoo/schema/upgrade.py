@@ -14,6 +14,9 @@ from dwsep_zoo.schema.settings import (
     TrainerSettings,
 )
 
+UNTAUGHT = {"teacher": None, "kind": "kd", "temperature": 4.0, "weight": 0.9, "features": 0.0}
+"""The settings of a run before there were teachers."""
+
 
 def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     """Bring the configuration of an older record to today's, with the values that were true then.
@@ -21,15 +24,16 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     Schema 1 had no keys for what a data set, the Trainer or an optimizer left at its default.
     Schema 2 knew the running statistics of norms only, and measured latencies once. Schema 3 drew
     no pictures; a run that goes on does. Schema 4 had no keys for simulated int8 and newer data,
-    schema 5 none for mixed images, more augmentation, rates for a batch, exponential schedules and
-    other trackers.
+    schema 5 none for mixed images, more augmentation, rates for a batch, exponential schedules,
+    other trackers, teachers and unequal classes.
     """
-    upgraded = {"hparams_search": None, **config}
+    upgraded = {"hparams_search": None, "distill": dict(UNTAUGHT), **config}
     later: dict[str, dict[str, object]] = {
         "data": {
             "folders": dict.fromkeys(FolderSettings.model_fields),
             "columns": dict.fromkeys(ColumnSettings.model_fields),
             **dict.fromkeys(("csv", "hf", "corruption", "severity", "on_error", "background")),
+            "sampler": None,
         },
         "profile": {"patience": 0.0},
         "logger": {"pictures": True, **dict.fromkeys(("tracker", "project", "uri"))},
@@ -42,7 +46,7 @@ def upgrade_config(config: Mapping[str, Any], version: int) -> dict[str, Any]:
         data["augment"] = {"erase": None, "interpolation": None, **augment}
     recipe = {
         **{"norm_statistics": "running", "staircase": True, "model_ema_warmup": False},
-        **dict.fromkeys(("simulated_int8", "mixup", "cutmix")),
+        **dict.fromkeys(("simulated_int8", "mixup", "cutmix", "class_weights")),
         **dict.fromkeys(("lr_batch", "eps", "decay_rate", "decay_epochs")),
         **(upgraded.get("recipe") or {}),
     }

@@ -67,6 +67,8 @@ def _without_twins(jobs: Sequence[Job]) -> list[Job]:
         assert isinstance(conv, dict)
         to = job.config["to"] if match and conv["name"] != job.config["to"] else None
         values = {**job.config, "paths": None, "match": to and match, "to": to}
+        if not job.config["distill"]["teacher"]:  # type: ignore[index, call-overload]
+            values["distill"] = None  # how a teacher would teach
         twin = made.setdefault(json.dumps(values, sort_keys=True), job)
         if twin is not job:
             print(f"{job.folder} would be the same run as {twin.folder}: not made again")

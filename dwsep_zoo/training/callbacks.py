@@ -23,7 +23,10 @@ from dwsep_zoo.signals import END, handle, restore
 
 log = logging.getLogger("dwsep_zoo")
 
-METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "val/acc_top5", "train/lr")
+METRICS = (
+    *("train/loss", "train/acc", "val/loss", "val/acc", "val/acc_top5", "val/balanced_acc"),
+    "train/lr",
+)
 COLUMNS = ("epoch", *METRICS, "images_per_second", "seconds")
 
 

@@ -22,6 +22,7 @@ from dwsep_zoo.training.ddp import is_first_process, is_one_of_several
 from dwsep_zoo.training.optim import check_optimizer
 from dwsep_zoo.training.prepare import check_network_and_data
 from dwsep_zoo.training.search import check_optuna
+from dwsep_zoo.training.teacher import check_teacher
 from dwsep_zoo.training.trackers import check_tracker
 from dwsep_zoo.training.trainer import create_trainer
 
@@ -29,7 +30,7 @@ MAY_CHANGE = (
     *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.profiler"),
     *("trainer.enable_progress_bar", "trainer.max_time", "trainer.compile"),
     *("data.root", "data.num_workers", "data.cache", "paths", "callbacks", "profile", "logger"),
-    *("tags", "test", "resume", "ckpt_path"),
+    *("tags", "test", "resume", "ckpt_path", "distill.teacher"),
 )
 """Keys and groups that a resumed run may set anew: places, words, devices, and how long."""
 
@@ -89,6 +90,7 @@ def check(settings: Settings) -> Plan:
     check_optimizer(settings.recipe)
     _check_simulated(settings)
     check_tracker(settings.logger)
+    check_teacher(settings)
     if settings.hparams_search:
         check_optuna()
     if settings.trainer.strategy == "ddp" and is_sweep(folder.parent):

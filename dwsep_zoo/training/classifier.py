@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from dwsep_zoo.data import ImageData
 from dwsep_zoo.data.loader import RawBatch
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.models import ConvNet
 from dwsep_zoo.nn.int8 import Simulated
 from dwsep_zoo.schema.settings import Recipe
 from dwsep_zoo.training.cuda_graphs import StepGraph
 from dwsep_zoo.training.eval_views import average
-from dwsep_zoo.training.metrics import Mean
+from dwsep_zoo.training.metrics import ClassMean, Mean
 from dwsep_zoo.training.objective import cross_entropy, main_labels
 from dwsep_zoo.training.optim import (
     batch_scale,
@@ -29,13 +30,14 @@ from dwsep_zoo.training.optim import (
 )
 from dwsep_zoo.training.predictions import predicted
 from dwsep_zoo.training.progressive import resize, training_size
+from dwsep_zoo.training.teacher import Outputs, Teacher, with_maps
 
 Batch = tuple[Tensor, Tensor]
 """Images, prepared, and labels."""
 
 
 class LitClassifier(L.LightningModule):
-    """Cross-entropy training of a network by a recipe.
+    """Training of a network by a recipe: by the labels, and by a teacher if there is one.
 
     Args:
         model: ``(N, C, H, W)`` -> ``(N, num_classes)``.
@@ -43,9 +45,12 @@ class LitClassifier(L.LightningModule):
         recipe: how it is trained.
         seed: determines dropout and stochastic depth, with the epoch and the batch.
         description: plain data for the checkpoint, under ``"dwsep_zoo"``.
+        class_weights: ``(num_classes,)``, of the training's loss; ``None``: all count 1.
+        teacher: whose outputs it learns.
     """
 
     loss: Tensor  # of the last training step
+    class_weights: Tensor | None
     batch: RawBatch
 
     def __init__(
@@ -56,6 +61,8 @@ class LitClassifier(L.LightningModule):
         recipe: Recipe,
         seed: int,
         description: dict[str, Any],
+        class_weights: Tensor | None = None,
+        teacher: Teacher | None = None,
     ):
         super().__init__()
         self.model = model
@@ -65,13 +72,21 @@ class LitClassifier(L.LightningModule):
         self.train_forward: Callable[[Tensor], Tensor] = self.forward  # or compiled
         self.graph: StepGraph | None = None  # of the training steps, on a GPU
         self.simulated: Simulated | None = None  # its forward pass in int8, which then takes place
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.teacher = teacher
         self.top_k = min(5, num_classes)
         for split in ("train", "val", "test"):
             means = {name: Mean() for name in ("loss", "acc", "acc_top5")}
+            if split == "val":
+                means["balanced_acc"] = ClassMean(num_classes)
             self.add_module(f"{split}_metrics", nn.ModuleDict(means))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.simulated(x) if self.simulated else self.model(x)
+
+    def on_fit_start(self) -> None:
+        if self.teacher:
+            self.teacher.to(self.device, next(self.model.parameters()).dtype)
 
     def on_train_epoch_start(self) -> None:
         if self.graph:
@@ -105,13 +120,28 @@ class LitClassifier(L.LightningModule):
         data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
         images, labels, share = data.training_batch(batch)
         size = self.image_size(self.current_epoch, images.shape[-1])
-        logits = self.train_forward(resize(images, size)).float()
-        smoothing = self.recipe.label_smoothing
-        loss = cross_entropy(logits, labels, share=share, label_smoothing=smoothing)
+        own = self._outputs(resize(images, size))
+        logits = own.logits
+        loss = cross_entropy(
+            logits,
+            labels,
+            share=share,
+            label_smoothing=self.recipe.label_smoothing,
+            class_weights=self.class_weights,
+        )
+        if self.teacher:
+            loss = self.teacher.blend(loss, own, self.teacher(images))
         self.loss = loss.detach()
         self._count("train", self.loss, logits, main_labels(labels, share))
         factor = self._accumulation_factor(batch_idx)
         return loss if factor == 1 else loss * factor
+
+    def _outputs(self, images: Tensor) -> Outputs:
+        if self.teacher and self.teacher.compares_maps:
+            assert isinstance(self.model, ConvNet)
+            logits, maps = with_maps(self.model, images)
+            return Outputs(logits.float(), maps)
+        return Outputs(self.train_forward(images).float())
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if loss.requires_grad:  # else a graph has computed the gradients
@@ -209,7 +239,10 @@ class LitClassifier(L.LightningModule):
             "acc_top5": top.sum(),
         }
         for name, metric in self._means(split).items():
-            metric.add(totals[name], count)
+            if isinstance(metric, ClassMean):
+                metric.add_images(logits.argmax(1) == labels, labels)
+            else:
+                metric.add(totals[name], count)
 
     def _log_means(self, split: str) -> None:
         for name, metric in self._means(split).items():

@@ -122,7 +122,8 @@ class Compile(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitClassifier)
         pl_module.graph = None
-        if self.option is not False and can_be_graphs(trainer, pl_module.device):
+        on_device = pl_module.teacher is None or pl_module.teacher.network is not None
+        if self.option is not False and on_device and can_be_graphs(trainer, pl_module.device):
             (optimizer,) = trainer.optimizers
             whole = optimizer_can_be_recorded(trainer, pl_module.recipe.optimizer)
             pl_module.graph = StepGraph(pl_module.model, optimizer, whole=whole)

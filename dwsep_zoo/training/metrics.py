@@ -18,10 +18,10 @@ class Mean(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(shape), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(shape), dist_reduce_fx="sum")
 
     def add(self, total: Tensor, count: int) -> None:
         """Add a batch: the sum of its numbers and how many they are."""
@@ -40,3 +40,25 @@ class Mean(Metric):
         for name, place in places.items():
             if not place.is_inference():  # what processes have put together in an evaluation
                 setattr(self, name, place.zero_())
+
+
+class ClassMean(Mean):
+    """The mean over the classes of the means over their images; classes without any are left out.
+
+    Of right answers that is balanced accuracy.
+
+    Args:
+        num_classes: number of classes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+
+    def add_images(self, values: Tensor, labels: Tensor) -> None:
+        """Add the numbers ``(N,)`` of images and their classes."""
+        self.total.index_add_(0, labels, values.to(self.total.dtype))
+        self.count.index_add_(0, labels, torch.ones_like(labels, dtype=self.count.dtype))
+
+    def compute(self) -> Tensor:
+        seen = self.count > 0
+        return (self.total[seen] / self.count[seen]).mean()

@@ -22,6 +22,7 @@ from dwsep_zoo.schema.record import DataRecord, Match
 from dwsep_zoo.schema.settings import Settings
 from dwsep_zoo.training.finetune import check_freeze
 from dwsep_zoo.training.progressive import check_progressive
+from dwsep_zoo.training.teacher import Teacher, open_teacher
 from dwsep_zoo.training.variant import shared
 from dwsep_zoo.weights import preprocessing
 from dwsep_zoo.weights.classes import fit_classifier
@@ -43,6 +44,7 @@ class Prepared:
     Attributes:
         network: the arguments that build the network again, without its first weights.
         match: the budget that gave the network its width, if one did.
+        teacher: of the training.
     """
 
     data: ImageData
@@ -51,6 +53,7 @@ class Prepared:
     cost: Count
     size_bytes: int
     match: Match | None
+    teacher: Teacher | None = None
 
     def description(self) -> dict[str, Any]:
         """Plain data that a checkpoint carries, so that its network can be used."""
@@ -133,6 +136,7 @@ def prepare(settings: Settings, *, match: Match | None = None) -> Prepared:
         cost=count(model, input_size),
         size_bytes=state_dict_bytes(model),
         match=match,
+        teacher=open_teacher(settings.distill, data, model) if settings.train else None,
     )
 
 

@@ -26,6 +26,7 @@ from dwsep_zoo.training.classifier import LitClassifier, check_classes_of, check
 from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.neighbours import shared_cores
 from dwsep_zoo.training.norm_statistics import keep_norms, recall_norms
+from dwsep_zoo.training.objective import balanced_weights
 from dwsep_zoo.training.out_of_memory import is_out_of_memory, out_of_memory
 from dwsep_zoo.training.predictions import KeepPredictions
 from dwsep_zoo.training.prepare import Prepared, prepare
@@ -34,6 +35,7 @@ from dwsep_zoo.training.profile import profile
 from dwsep_zoo.training.recording import recording
 from dwsep_zoo.training.say import latency_line, log_hparams, say_prepared, say_result
 from dwsep_zoo.training.search import search_recipe
+from dwsep_zoo.training.teacher import check_same_teacher
 from dwsep_zoo.training.trackers import tracked
 from dwsep_zoo.training.trainer import check_space, create_trainer
 from dwsep_zoo.weights.classes import fit_classifier
@@ -113,6 +115,8 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     prepared = prepare(settings, match=plan.earlier.match if plan.earlier else None)
     prepared.data.list_skipped(plan.folder)
     conv = {**settings.conv.plain(), **prepared.network["conv"]}  # weights may bring options
+    taught = prepared.teacher.record(prepared.data) if prepared.teacher else None
+    check_same_teacher(plan.earlier, taught)
     record.update(
         conv_options={key: value for key, value in conv.items() if key != "name"},
         width_mult=prepared.network["width_mult"],
@@ -124,6 +128,7 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
         params=prepared.cost.params,
         macs=prepared.cost.macs,
         size_bytes=prepared.size_bytes,
+        teacher=taught.plain() if taught else None,
     )
     check_space(settings, plan.folder, prepared.size_bytes, plan.start.path if plan.start else None)
     if plan.start:
@@ -131,6 +136,8 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
         if settings.train:
             check_classes_of(plan.start.class_names, prepared.data.class_names)
     say_prepared(settings, prepared)
+    if prepared.teacher and taught:
+        prepared.teacher.say(taught)
     return prepared
 
 
@@ -181,14 +188,19 @@ def _trial(
 
 
 def _module(settings: Settings, prepared: Prepared, model: ConvNet) -> LitClassifier:
+    data, weights = prepared.data, None
+    if settings.recipe.class_weights:
+        weights = balanced_weights(data.splits["train"].labels, data.num_classes)
     if settings.trainer.channels_last:
         model.to(memory_format=torch.channels_last)
     return LitClassifier(
         accelerate(model),
-        num_classes=prepared.data.num_classes,
+        num_classes=data.num_classes,
         recipe=settings.recipe,
         seed=settings.seed,
         description=prepared.description(),
+        class_weights=weights,
+        teacher=prepared.teacher,
     )
 
 
@@ -198,7 +210,10 @@ def _assemble(plan: Plan, settings: Settings, prepared: Prepared, record: Record
     module = _module(settings, prepared, prepared.model)
     table = EpochTable(plan.folder / "metrics.csv")
     predictions = KeepPredictions(plan.folder / PREDICTIONS)
-    option = settings.trainer.compile if not settings.recipe.simulated_int8 else False
+    as_it_is = settings.recipe.simulated_int8 or (
+        prepared.teacher and prepared.teacher.compares_maps
+    )
+    option = False if as_it_is else settings.trainer.compile
     compiling = Compile(option, input_size, batch_size)
     trainer = create_trainer(
         settings,

@@ -76,7 +76,10 @@ def say_result(settings: Settings, folder: Path, record: RunRecord) -> None:
             which = f"the checkpoint of epoch {record.best_epoch}, the best on validation"
         if averaged := describe_views(settings.recipe):
             which += f"; {averaged}"
-        log.info("test accuracy %.2f %% (%s)", 100 * accuracy, which)
+        scores, balanced = record.per_class, ""
+        if scores and scores.unequal and scores.balanced_acc is not None:
+            balanced = f", balanced {100 * scores.balanced_acc:.2f} %"
+        log.info("test accuracy %.2f %%%s (%s)", 100 * accuracy, balanced, which)
     log.info("%s   training %.0f s", latency_line(record.latency[0]), record.time.train_s)
     if is_sweep(folder.parent):
         return  # which says where to look when it ends

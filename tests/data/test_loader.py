@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from dwsep_zoo.data.augment import CropFlip, draw_batch
-from dwsep_zoo.data.loader import BatchKey, EpochBatches, EpochSampler, Loader, RawBatch
+from dwsep_zoo.data.loader import (
+    BalancedSampler,
+    BatchKey,
+    EpochBatches,
+    EpochSampler,
+    Loader,
+    RawBatch,
+)
 from dwsep_zoo.data.memory import MemoryReader, mean_and_std
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.errors import UserError
@@ -175,3 +182,59 @@ def test_constant_images_can_be_normalised():
     images = _images(3)
     images.pixels.fill_(7)
     assert min(mean_and_std(images)[1]) > 0
+
+
+# Balanced
+
+COUNTS = (40, 9, 3, 8)
+LABELS = np.random.default_rng(0).permutation(np.repeat(range(4), COUNTS))
+
+
+def _balanced(epoch: int = 0, seed: int = 0, **place: int) -> list[int]:
+    sampler = BalancedSampler(LABELS, seed=seed, **place)
+    sampler.set_epoch(epoch)
+    assert len(sampler.indices()) == len(sampler)
+    return sampler.indices().tolist()
+
+
+def test_every_class_is_equally_often_in_an_epoch():
+    for epoch in range(3):
+        assert np.bincount(LABELS[_balanced(epoch)]).tolist() == [len(LABELS) // 4] * 4
+
+
+def test_the_images_of_a_class_come_equally_often():
+    """To one time, after any number of epochs; within an epoch they do, too."""
+    shown = np.zeros(len(LABELS), int)
+    for epoch in range(8):
+        now = np.bincount(_balanced(epoch), minlength=len(LABELS))
+        shown += now
+        for label in range(4):
+            assert np.ptp(shown[label == LABELS]) <= 1
+            assert np.ptp(now[label == LABELS]) <= 2
+
+
+def test_a_balanced_epoch_is_a_function_of_seed_and_number():
+    assert _balanced(5) == _balanced(5)
+    assert _balanced(5) != _balanced(6)
+    assert _balanced(5) != _balanced(5, seed=1)
+    order = LABELS[_balanced(5)]
+    assert any(np.diff(order) < 0)  # classes are mixed
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_a_balanced_epoch(world_size):
+    shares = [_balanced(3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    together = [index for group in zip(*shares, strict=True) for index in group]
+    assert together == _balanced(3)
+
+
+def test_a_balanced_epoch_can_start_in_its_middle():
+    images = _images(len(LABELS))
+
+    def loader():
+        batches = EpochBatches(BalancedSampler(LABELS, seed=0), 8, drop_last=True)
+        return Loader(MemoryReader(images.pixels, LABELS, augment=CropFlip()), batches)
+
+    whole, again = _epoch(loader(), 2), loader()
+    again.load_state_dict({"epoch": 2, "done": 3, "num_batches": 7})
+    assert _equal(_epoch(again, 2), whole[3:])

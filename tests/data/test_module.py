@@ -404,3 +404,14 @@ def test_overfitting_sees_the_same_batches_in_every_epoch(tmp_path):
     data = load_data(augment={"crop_padding": 0})
     _trainer(tmp_path, overfit_batches=2).fit(model, datamodule=data)
     assert model.seen[:2] * 3 == model.seen
+
+
+@pytest.mark.parametrize("flip", [True, "alternate"])
+def test_a_balanced_set_has_every_class_equally_often(flip, pictures):
+    root = pictures({"a": 20, "b": 4, "c": 6})
+    options = {"root": str(root), "sampler": "balanced", "batch_size": 3, "val_fraction": 0.2}
+    data = load_data("folder", augment={"flip": flip}, test_fraction=0.2, **options)
+    labels = torch.cat([labels for _, labels in batches(data)])
+    assert set(labels.bincount().tolist()) == {len(data.splits["train"]) // 3}
+    shown = data.statistics_dataloader(6)
+    assert len(torch.cat([batch.labels for batch in shown])) == 6

@@ -111,6 +111,17 @@ def test_a_solved_width_is_hollow(write_run, tmp_path, as_matched):
     assert sum("solved" in handle.get_label() for handle in legend(table)) == 1
 
 
+def test_a_taught_network_is_half_filled(write_run, tmp_path, as_separable):
+    write_run("a")
+    write_run("b", **as_separable)
+    write_run("c", teacher={"name": "a", "kind": "kd", "weight": 0.9}, **as_separable)
+    table = table_of(tmp_path)
+    for panel in cost_panels(table):
+        fills = [mark.artist.get_fillstyle() for mark in alone(panel).marks]
+        assert fills == ["full", "full", "left"]
+    assert sum("teacher" in handle.get_label() for handle in legend(table)) == 1
+
+
 def test_without_a_reference_there_are_no_ratios_and_differences(write_run, tmp_path, as_separable):
     write_run("a", **as_separable)
     assert ratio_panel(table_of(tmp_path)) is None

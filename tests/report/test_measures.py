@@ -12,12 +12,20 @@ from dwsep_zoo.report.columns import columns, size_columns
 from dwsep_zoo.report.comparison import collect
 from dwsep_zoo.report.records import csv_text, json_text
 from dwsep_zoo.schema import measures as module
-from dwsep_zoo.schema.measures import LATENCY, MEASURES, TEST_ACC, Measure, hparams_metrics
+from dwsep_zoo.schema.measures import (
+    BALANCED_ACC,
+    LATENCY,
+    MEASURES,
+    TEST_ACC,
+    Measure,
+    hparams_metrics,
+)
 from dwsep_zoo.schema.record import Conditions, read_record
 
 MEMORY = {"inference_mb": 120.5, "training_mb": 400.25, "peak_mb": 1000.0, "batch_size": 64}
 VALUES = {
-    **{"test_acc": 0.98, "val_acc": 0.99, "params": 29_294_088, "macs": 400_000_000},
+    **{"test_acc": 0.98, "balanced_acc": 0.9, "val_acc": 0.99, "params": 29_294_088},
+    "macs": 400_000_000,
     **{"latency": 4.0, "size_bytes": 117_000_000, "size_mb": 117.0, "inference_mb": 120.5},
     **{"activations_mb": 3.5, "training_mb": 400.25, "peak_mb": 1000.0, "train_s": 100.0},
     "images_per_second": 500.0,
@@ -26,7 +34,8 @@ VALUES = {
 
 @pytest.fixture
 def folder(write_run):
-    return write_run("a", memory=MEMORY, size_bytes=117_000_000)
+    per_class = {"images": [50, 50], "accuracy": [0.8, 1.0], "balanced_acc": 0.9}
+    return write_run("a", memory=MEMORY, size_bytes=117_000_000, per_class=per_class)
 
 
 def shown_in(comparison):
@@ -60,7 +69,7 @@ def test_a_measure_is_where_it_says(measure, folder):
         if place in measure.places:
             assert float(places[place][measure.name]) == expected
             assert not measure.ratio or float(places[place][measure.ratio]) == 1
-        elif measure not in (LATENCY, TEST_ACC):  # which JSON has in more detail
+        elif measure not in (LATENCY, TEST_ACC, BALANCED_ACC):  # which JSON has in more detail
             assert measure.name not in places[place]
     for place in ("table", "page"):
         if place in measure.places:
@@ -100,7 +109,7 @@ def test_a_latency_is_measured_under_its_conditions_only(folder):
 def test_the_tags_of_hparams(folder):
     found = hparams_metrics(read_record(folder / "result.json"))
     assert list(found) == [
-        *("test/acc", "perf/latency_ms_p50", "best/val_acc", "perf/params_m", "perf/macs_m"),
-        *("perf/size_mb", "perf/train_s"),
+        *("test/acc", "perf/latency_ms_p50", "test/balanced_acc", "best/val_acc", "perf/params_m"),
+        *("perf/macs_m", "perf/size_mb", "perf/train_s"),
     ]
     assert found["perf/size_mb"] == 117

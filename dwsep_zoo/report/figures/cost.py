@@ -23,8 +23,8 @@ def cost_panels(table: Table) -> list[Panel]:
     """A panel for each measure that is plotted, and for each condition of latency.
 
     A colour is a conv type, a marker a conv type or one of several models, hollow if its width was
-    solved for; a thin line joins the variants of one network, a dashed one the Pareto front; error
-    bars are the 95 % interval of the mean over seeds.
+    solved for and half filled if it had a teacher; a thin line joins the variants of one network, a
+    dashed one the Pareto front; error bars are the 95 % interval of the mean over seeds.
     """
     panels = []
     for measure in MEASURES:

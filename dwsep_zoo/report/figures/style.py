@@ -46,6 +46,7 @@ MARKERS = {
 }
 MORE_MARKERS = ("X", "p", "*", "<", ">", "h", "d")  # for conv types not above, and options
 SOLVED = "width solved for an equal budget"  # drawn hollow
+TAUGHT = "with a teacher"  # half filled
 FRONT: dict[str, Any] = {"color": SOFT, "lw": 1.2, "ls": (0, (5, 3)), "zorder": 1}
 
 
@@ -80,8 +81,10 @@ class Styles:
             "color": colour,
             "marker": self.markers[row.first.model if self.by_model else conv],
             "markersize": 8,
-            "markeredgecolor": colour if row.match else PAGE,
+            "markeredgecolor": colour if row.match or row.first.taught else PAGE,
             "markerfacecolor": PAGE if row.match else colour,
+            "markerfacecoloralt": PAGE,
+            "fillstyle": "left" if row.first.taught else "full",
             "linestyle": "none",
         }
 
@@ -109,6 +112,9 @@ def legend(table: Table) -> list[Artist]:
         handles = [key(m, styles.colours[n], f"conv={n}") for n, m in styles.markers.items()]
     if any(row.match for row in table.rows):
         handles.append(key("o", SOFT, SOLVED, hollow=True))
+    if any(row.first.taught for row in table.rows):
+        handles.append(key("o", SOFT, TAUGHT))
+        handles[-1].set(fillstyle="left", markerfacecoloralt=PAGE, mec=SOFT)
     return [*handles, Line2D([], [], **FRONT, label="not beaten in both accuracy and cost")]
 
 
