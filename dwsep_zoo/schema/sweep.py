@@ -14,7 +14,8 @@ from pydantic import Field
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.parse import parse
-from dwsep_zoo.schema.record import SCHEMA, Json, Part, RunRecord
+from dwsep_zoo.schema.part import Json, Part
+from dwsep_zoo.schema.record import SCHEMA, RunRecord
 from dwsep_zoo.schema.upgrade import upgrade_config
 
 FILE_NAME = "sweep.json"
