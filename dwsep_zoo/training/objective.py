@@ -30,8 +30,9 @@ def cross_entropy(
     """
     if class_weights is None:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    weights = class_weights.to(logits.dtype)  # of float64 in a network of float64
     total = F.cross_entropy(
-        logits, labels, class_weights, label_smoothing=label_smoothing, reduction="sum"
+        logits, labels, weights, label_smoothing=label_smoothing, reduction="sum"
     )
     return total / len(logits)
 
