@@ -37,13 +37,16 @@ def cross_entropy(
     def towards(targets: Tensor) -> Tensor:
         if class_weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        weights = class_weights.to(logits.dtype)  # float64 in a network of float64
         total = F.cross_entropy(
-            logits, targets, class_weights, label_smoothing=label_smoothing, reduction="sum"
+            logits, targets, weights, label_smoothing=label_smoothing, reduction="sum"
         )
         return total / len(logits)
 
     own = towards(labels)
-    return own if share is None else torch.lerp(towards(partners(labels)), own, share)
+    if share is None:
+        return own
+    return torch.lerp(towards(partners(labels)), own, share.to(own.dtype))
 
 
 def main_labels(labels: Tensor, share: Tensor | None) -> Tensor:

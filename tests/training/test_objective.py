@@ -30,9 +30,9 @@ def test_balanced_weights_are_those_of_scikit_learn():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_weighted_loss_is_that_of_torch(logits, smoothing):
     """On all training images, where the weights' mean is 1; in parts, the parts have that mean."""
-    labels, weights = torch.from_numpy(LABELS), balanced_weights(LABELS, 5).double()
+    labels, weights = torch.from_numpy(LABELS), balanced_weights(LABELS, 5)
     options = {"label_smoothing": smoothing, "class_weights": weights}
-    torchs = torch.nn.CrossEntropyLoss(weights, label_smoothing=smoothing)
+    torchs = torch.nn.CrossEntropyLoss(weights.double(), label_smoothing=smoothing)
     assert torch.allclose(cross_entropy(logits, labels, **options), torchs(logits, labels))
     parts = [
         cross_entropy(logits[rows], labels[rows], **options)
