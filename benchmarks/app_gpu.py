@@ -98,11 +98,11 @@ def main() -> None:
         overrides = (*EXPERIMENT, "trainer=gpu", f"data.root={folder}", f"recipe.epochs={EPOCHS}")
         result, seconds = train(*overrides)
     app = result["images_per_second"]
-    bare = bare_images_per_second(result["network"], settings.recipe, settings.data.batch_size)
+    bare = bare_images_per_second(result["network"], settings.recipe, settings.data.images)
     figures = {"app images/s": app, "bare images/s": bare, "whole command s": seconds}
     ratio = Ratio("mobilenet_v1 at 32: app / bare", app / bare, BAR, figures)
     conditions = (
-        f"{' '.join(EXPERIMENT)}, batch {settings.data.batch_size}, {EPOCHS} epochs of random "
+        f"{' '.join(EXPERIMENT)}, batch {settings.data.images}, {EPOCHS} epochs of random "
         f"pictures; {auto_precision('cuda')}. {machine('cuda')}"
     )
     claim = "Training images/s of the whole app on a GPU, against bare steps"

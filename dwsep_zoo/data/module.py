@@ -120,7 +120,8 @@ class ImageData(L.LightningDataModule):
         self.seed = seed
         self.data_dir = data_dir
         self.mixing = mixing
-        self.batch_size = settings.batch_size
+        given = settings.batch_size
+        self.batch_size = 1 if given == "auto" else given  # auto: whoever trains sets it
         self.skipped: dict[str, str] = {}
 
     def prepare_data(self) -> None:

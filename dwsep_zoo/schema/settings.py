@@ -143,7 +143,9 @@ class DataSettings(Group):
     """The data set; ``None`` leaves a key to the set, which refuses the keys it has no use for."""
 
     name: str = Field(description="the data set")
-    batch_size: Natural = Field(description="images in a step of each process")
+    batch_size: Natural | Literal["auto"] = Field(
+        description="images in a step of each process; auto: chosen when the run begins"
+    )
     val_fraction: Fraction = Field(description="part of the training images held out to validate")
     test_fraction: Fraction | None = Field(description="part held out where no test set is given")
     split_seed: Seed = Field(description="of those choices, the same for all runs")
@@ -187,6 +189,13 @@ class DataSettings(Group):
     cache_size: Side | None = Field(description="side of its squares; null: image_size / crop_pct")
     augment: AugmentSettings = Field(description="random changes of training images")
 
+    @property
+    def images(self) -> int:
+        """The batch size, where it has to be a number; raises UserError for ``auto``."""
+        if self.batch_size == "auto":
+            raise UserError("data.batch_size=auto is chosen when a run begins; name a number here")
+        return self.batch_size
+
     @model_validator(mode="after")
     def _consistent(self) -> DataSettings:
         if (self.mean is None) != (self.std is None):
@@ -204,10 +213,7 @@ class Recipe(Group):
     epochs: Natural = Field(description="passes over the training images")
     optimizer: Text = Field(description="sgd, muon, or any optimizer of timm")
     lr: Rate = Field(description="peak learning rate, for the whole batch")
-    lr_batch: Natural | None = Field(
-        description="images of a step that the rates are for; of other steps in proportion, or "
-        "with Adam's kind as the square root; null: rates as they are"
-    )
+    lr_batch: Natural | None = Field(description="images of a step that lr is for; null: of any")
     classifier_lr: Rate | None = Field(description="peak of the classifier; null: lr")
     momentum: Share = Field(description="of sgd, Nesterov's, and of others that have one")
     betas: tuple[Share, Share] | None = Field(description="of Adam and its kind; null: its own")
@@ -218,9 +224,7 @@ class Recipe(Group):
     decay_norm_and_bias: bool = Field(description="decay norms and biases as well")
     decay_depthwise: bool = Field(description="decay depthwise filters as well")
     warmup_fraction: Share = Field(description="part of all steps with a rising rate")
-    schedule: Literal["cosine", "constant", "exponential"] = Field(
-        description="of the rate after the warm-up"
-    )
+    schedule: Literal["cosine", "constant", "exponential"] = Field(description="after warm-up")
     decay_rate: Portion | None = Field(description="exponential: factor on the rate")
     decay_epochs: Rate | None = Field(description="exponential: epochs for each such factor")
     staircase: bool = Field(description="exponential: all of the factor at once, not by and by")
@@ -238,9 +242,7 @@ class Recipe(Group):
         description="balanced: an image counts n / (k n_c); null: every image counts 1"
     )
     model_ema_decay: Share | None = Field(description="moving average of the weights; null: none")
-    model_ema_warmup: bool = Field(
-        description="a shorter average at first: (1 + step) / (10 + step) while that is below"
-    )
+    model_ema_warmup: bool = Field(description="a shorter average at first")
     initial_size: Side | None = Field(description="first side of training images, which grows")
     full_size_from: Portion = Field(description="part of the training before the full size")
     norm_statistics: Literal["precise", "running"] = Field(

@@ -38,7 +38,7 @@ def measure_together(folder: Path) -> None:
             continue  # the report names it
         if record.status != "finished":
             continue
-        same = json.dumps([record.input_size, settings.profile.plain(), settings.data.batch_size])
+        same = json.dumps([record.input_size, settings.profile.plain(), settings.data.images])
         records[file] = record
         groups.setdefault(same, {}).setdefault(json.dumps(record.network), []).append(file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,7 +57,7 @@ def measure_together(folder: Path) -> None:
             first.input_size,
             settings.profile,
             device,
-            train_batch_size=settings.data.batch_size,
+            train_batch_size=settings.data.images,
         )
         for files, cost in zip(networks.values(), costs, strict=True):
             for file in files:

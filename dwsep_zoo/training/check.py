@@ -93,6 +93,13 @@ def check(settings: Settings) -> Plan:
     check_teacher(settings)
     if settings.hparams_search:
         check_optuna()
+    if settings.data.batch_size == "auto" and is_sweep(folder.parent):
+        raise UserError(
+            "data.batch_size=auto would give the runs of a sweep steps of different sizes; name a "
+            "number with -m"
+        )
+    if settings.data.batch_size == "auto" and settings.trainer.strategy == "ddp":
+        raise UserError("data.batch_size=auto cannot run with trainer=ddp; name a number")
     if settings.trainer.strategy == "ddp" and is_sweep(folder.parent):
         raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
     choose(settings.to, CONVS, "to")

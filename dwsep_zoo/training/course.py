@@ -40,7 +40,7 @@ def course_of(settings: Settings, network: Network, *, images: int, image_size: 
     recipe, trainer = settings.recipe, settings.trainer
     devices = len(trainer.devices) if isinstance(trainer.devices, tuple) else trainer.devices
     processes = (1 if devices == "auto" else devices) * (trainer.num_nodes or 1)
-    batch = min(settings.data.batch_size, images // processes)
+    batch = min(settings.data.images, images // processes)
     limit = 1.0 if trainer.limit_train_batches is None else trainer.limit_train_batches
     accumulated = trainer.accumulate_grad_batches
     epoch_steps = batch and steps_of_epoch(images // processes // batch, limit, accumulated)

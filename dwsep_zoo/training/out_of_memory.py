@@ -39,7 +39,7 @@ def out_of_memory(
     # In small batches the gradients of the weights make the peak, in large ones the activations.
     half = max(2, batch_size // 2)
     each = (need(2 * half) - need(half)) / half
-    fits = half + int((USABLE * _memory(device) - need(half)) / each)
+    fits = half + int((USABLE * memory_of(device) - need(half)) / each)
     fits = min(max(1, fits), batch_size // 2)  # the estimate may be too large
     if not fits:
         return UserError(
@@ -64,7 +64,7 @@ def smaller_batch(batch_size: int, fits: int) -> int:
     return divisor if 2 * divisor >= fits else -(-batch_size // -(-batch_size // fits))
 
 
-def _memory(device: torch.device) -> int:
+def memory_of(device: torch.device) -> int:
     """Bytes of memory in a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -19,6 +19,7 @@ from dwsep_zoo.report.classes import per_class
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.schema.record import RecordFile, RunRecord, now
 from dwsep_zoo.schema.settings import Settings
+from dwsep_zoo.training.batch_size import choose_batch_size, rate_note
 from dwsep_zoo.training.callbacks import EpochTable, FirstStep
 from dwsep_zoo.training.check import Plan, Start, check
 from dwsep_zoo.training.checkpoints import load_checkpoint
@@ -37,7 +38,7 @@ from dwsep_zoo.training.say import latency_line, log_hparams, say_prepared, say_
 from dwsep_zoo.training.search import search_recipe
 from dwsep_zoo.training.teacher import check_same_teacher
 from dwsep_zoo.training.trackers import tracked
-from dwsep_zoo.training.trainer import check_space, create_trainer
+from dwsep_zoo.training.trainer import check_space, create_trainer, device_of
 from dwsep_zoo.weights.classes import fit_classifier
 from dwsep_zoo.zoo import create_model
 
@@ -66,7 +67,8 @@ def run_plan(plan: Plan) -> RunRecord:
     keep_memory()
     with recording(plan) as record, shared_cores():
         prepared = _prepare(plan, record)
-        settings = _search(plan, prepared, record)
+        settings = _choose_batch(plan.settings, prepared, record)
+        settings = _search(plan, settings, prepared, record)
         training = _assemble(plan, settings, prepared, record)
         log_hparams(training.trainer, settings, prepared, record.record)
         with tracked(training.trainer) as tracker:
@@ -141,9 +143,25 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     return prepared
 
 
-def _search(plan: Plan, prepared: Prepared, record: RecordFile) -> Settings:
+def _choose_batch(settings: Settings, prepared: Prepared, record: RecordFile) -> Settings:
+    """The settings, with the number that ``data.batch_size=auto`` is on this machine."""
+    if settings.data.batch_size != "auto":
+        return settings
+    found = choose_batch_size(
+        prepared.model,
+        prepared.cost.input_size,
+        images=len(prepared.data.splits["train"]),
+        device=device_of(settings.trainer.accelerator),
+    )
+    prepared.data.batch_size = found
+    log.info("data.batch_size=%d, chosen for this machine%s", found, rate_note(settings.recipe))
+    settings = settings.replace(data={**settings.data.plain(), "batch_size": found})
+    record.update(config=settings.plain())
+    return settings
+
+
+def _search(plan: Plan, settings: Settings, prepared: Prepared, record: RecordFile) -> Settings:
     """The settings, with the recipe that was found for this variant if one is searched for."""
-    settings = plan.settings
     if not settings.hparams_search:
         return settings
     if not len(prepared.data.splits["val"]):

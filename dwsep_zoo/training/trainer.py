@@ -107,7 +107,7 @@ def _loggers(settings: Settings, folder: Path, first_step: int) -> list[Logger]:
 
 def _lightning_options(settings: TrainerSettings, folder: Path) -> dict[str, Any]:
     """Arguments of Lightning's Trainer, with ``auto`` decided for this machine."""
-    device = _device_type(settings.accelerator)
+    device = device_of(settings.accelerator).type
     auto = {
         "precision": auto_precision(device),
         "sync_batchnorm": True,
@@ -211,12 +211,13 @@ def check_space(settings: Settings, folder: Path, size_bytes: int, start: Path |
         )
 
 
-def _device_type(accelerator: str) -> str:
+def device_of(accelerator: str) -> torch.device:
+    """The device that Lightning takes for ``trainer.accelerator``."""
     if accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        return "cuda"
+        return torch.device("cuda")
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return "mps"
-    return "cuda" if accelerator == "cuda" else "cpu"
+        return torch.device("mps")
+    return torch.device("cuda" if accelerator == "cuda" else "cpu")
 
 
 def _quiet() -> None:
