@@ -1,13 +1,17 @@
-"""Images/s of the input alone: worker processes that decode files against the memory map.
+"""Images/s of the input alone: torchvision, files, shards and the memory map.
 
-The script generates random JPEG pictures of ImageNet's shape (500 x 375, smooth, about 50 kB). Both
-sides make the same training batches of 224 pixels from them, in turns:
+The script generates random JPEG pictures of ImageNet's shape (500 x 375, smooth, about 70 kB). All
+sides make training batches of 224 pixels from them, in turns, with a process per core:
 
-* workers: ``data=folder``, one process per core decodes and augments each picture.
+* torchvision: ``ImageFolder``, ``RandomResizedCrop``, ``RandomHorizontalFlip``, ``ToTensor`` and
+  ``Normalize`` in a ``DataLoader``.
+* folder: ``data=folder``, whose processes decode, crop and mirror each picture likewise; its pixels
+  differ from Pillow's by at most 4 of 255 levels (``tests/data/test_crop.py``).
+* shards: ``data=webdataset``, the same pictures packed by ``dwsep data pack``.
 * map: ``data=folder data.cache=true``, one gather from the map, augmentation in batches.
 
-Both deliver normalised float32 images on the device. The map is built once and timed separately. It
-fits into the page cache, so the disk is not measured.
+All deliver normalised float32 images on the device. The files fit into the page cache, so the disk
+is not measured.
 
     python benchmarks/input_speed.py            # prints a table and writes results/input_speed.json
     python benchmarks/input_speed.py --device cuda
@@ -29,12 +33,19 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from PIL import Image
 from record import Ratio, Record, finish, machine, parse, parser
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode
 
 from dwsep_zoo.config import compose_settings
 from dwsep_zoo.data import ImageData, create_data
+from dwsep_zoo.data.pack import pack
+from dwsep_zoo.models.convnet import IMAGENET_MEAN, IMAGENET_STD
 from dwsep_zoo.training.process_memory import keep_memory
 
 SHAPE = (500, 375)
+SIDE = 224
 AHEAD = 2  # batches that each worker prepares in advance
 
 
@@ -49,14 +60,46 @@ def generate(root: Path, count: int) -> float:
     return statistics.mean(path.stat().st_size for path in root.glob("*/*.jpg"))
 
 
-def create(folder: Path, batch_size: int, *, cache: bool) -> ImageData:
-    settings = compose_settings(["data=folder"]).data.replace(
-        root=str(folder / "pictures"), image_size=224, batch_size=batch_size, cache=cache
+def create(name: str, root: Path, batch_size: int, *, cache: bool = False) -> ImageData:
+    settings = compose_settings([f"data={name}"]).data.replace(
+        root=str(root), image_size=SIDE, batch_size=batch_size, cache=cache
     )
-    data = create_data(settings, seed=0, data_dir=folder / "data")
+    data = create_data(settings, seed=0, data_dir=root.parent / "data")
     data.prepare_data()
     data.setup()
     return data
+
+
+def theirs(root: Path, batch_size: int) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    """torchvision's data set and transforms, as its references train ImageNet."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIDE, interpolation=InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    return DataLoader(
+        ImageFolder(str(root), transform),
+        batch_size,
+        shuffle=True,
+        num_workers=os.cpu_count() or 1,
+        drop_last=True,
+        persistent_workers=True,
+    )
+
+
+def their_batches(
+    loader: DataLoader[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+) -> Generator[int, None, None]:
+    """Likewise, of torchvision's."""
+    while True:
+        for images, _ in loader:
+            moved = images.to(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            yield len(moved)
 
 
 def batches(data: ImageData, device: torch.device) -> Generator[int, None, None]:
@@ -72,9 +115,13 @@ def batches(data: ImageData, device: torch.device) -> Generator[int, None, None]
             yield len(images)
 
 
-def speed(data: ImageData, device: torch.device, seconds: float) -> float:
+BARS = (("folder", "torchvision", 1.5), ("map", "torchvision", 4.5), ("shards", "folder", 0.9))
+"""Two sides, and the least ratio of their images/s."""
+
+
+def speed(source: Generator[int, None, None], seconds: float) -> float:
     """Measure images/s for at least ``seconds``. Workers exist for one turn only."""
-    with closing(batches(data, device)) as source:
+    with closing(source):
         for _ in range(AHEAD * (os.cpu_count() or 1) + 1):
             next(source)
         begin, count = time.perf_counter(), 0
@@ -91,42 +138,54 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=float, default=10.0, help="of each side in each round")
     options = parse(arguments)
-    device = torch.device(options.device)
+    device, batch_size = torch.device(options.device), options.batch_size
     keep_memory()  # as train.py does
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        num_bytes = generate(folder / "pictures", options.pictures)
+        pictures, shards = Path(name, "pictures"), Path(name, "shards")
+        num_bytes = generate(pictures, options.pictures)
         begin = time.perf_counter()
-        mapped = create(folder, options.batch_size, cache=True)
+        mapped = create("folder", pictures, batch_size, cache=True)
         build = time.perf_counter() - begin
-        sides = {
-            "workers": create(folder, options.batch_size, cache=False),
+        folder = create("folder", pictures, batch_size)
+        pack(folder, shards, 64_000_000)
+        own = {
+            "folder": folder,
+            "shards": create("webdataset", shards, batch_size),
             "map": mapped,
         }
-        rounds = [
-            {side: speed(data, device, options.seconds) for side, data in sides.items()}
-            for _ in range(options.rounds)
-        ]
+        loader = theirs(pictures, batch_size)
+        rounds = []
+        for _ in range(options.rounds):
+            row = {"torchvision": speed(their_batches(loader, device), options.seconds)}
+            for side, data in own.items():
+                row[side] = speed(batches(data, device), options.seconds)
+            rounds.append(row)
 
-    median = {side: statistics.median(row[side] for row in rounds) for side in sides}
-    ratios = [row["map"] / row["workers"] for row in rounds]
-    ratio = Ratio(
-        f"224 pixels, {device.type}: map / workers",
-        statistics.median(ratios),
-        None,
-        {f"{side} images/s": value for side, value in median.items()},
+    median = {side: statistics.median(row[side] for row in rounds) for side in rounds[0]}
+    found = [
+        Ratio(
+            f"{SIDE} pixels, {device.type}: {one} / {other}",
+            statistics.median(row[one] / row[other] for row in rounds),
+            bar,
+            {f"{side} images/s": median[side] for side in (one, other)},
+        )
+        for one, other, bar in BARS
+    ]
+    spread = ", ".join(
+        f"{one} {min(values):.2f} to {max(values):.2f}"
+        for one, other, _ in BARS
+        if (values := [row[one] / row[other] for row in rounds])
     )
     conditions = (
-        f"Median ratio of {options.rounds} rounds ({min(ratios):.1f} to {max(ratios):.1f}) of "
-        f"{options.seconds:g} s a side, in turns; batch {options.batch_size}, {os.cpu_count()} "
-        f"worker processes; {options.pictures} pictures of {SHAPE[0]} x {SHAPE[1]} pixels and "
-        f"{num_bytes / 1e3:.0f} kB. The map of 256 pixels was built in {build:.0f} s and lies in "
-        "memory. A worker's batch is what torchvision's and Pillow's functions make of the whole "
-        f"picture, the map's of its middle square. {machine(options.device)}"
+        f"Median ratios of {options.rounds} rounds ({spread}) of {options.seconds:g} s a side, in "
+        f"turns; batch {batch_size}, {os.cpu_count()} worker processes; {options.pictures} "
+        f"pictures of {SHAPE[0]} x {SHAPE[1]} pixels and {num_bytes / 1e3:.0f} kB. The map of 256 "
+        f"pixels was built in {build:.0f} s; a batch from it is of the pictures' middle squares. "
+        f"All files lie in memory. {machine(options.device)}"
     )
-    claim = "Input: images/s of a memory map against workers that decode files"
-    record = Record("input_speed", claim, conditions, [ratio], options.arguments)
+    claim = "Input: images/s against torchvision's DataLoader, and of shards against files"
+    record = Record("input_speed", claim, conditions, found, options.arguments)
     finish(record, check=options.check)
 
 

@@ -76,6 +76,7 @@ class ImageData(L.LightningDataModule):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    recorded_name: str
 
     def __init__(self, settings: DataSettings, source: Source, *, seed: int, data_dir: Path):
         super().__init__()
@@ -121,6 +122,7 @@ class ImageData(L.LightningDataModule):
                 len(splits["train"]),
             )
             self.batch_size = len(splits["train"])
+        self.recorded_name = given.packed or self.settings.name
         given = replace(given, splits=splits)
         self.pipeline = pipeline = create_pipeline(settings, given, contents, self.data_dir)
         self.splits, self.in_chans = pipeline.splits, pipeline.in_chans
@@ -176,7 +178,7 @@ class ImageData(L.LightningDataModule):
                 "images": {name: images.names for name, images in self.splits.items()},
             }
         description = {
-            "name": self.name,
+            "name": self.recorded_name,
             "num_classes": self.num_classes,
             "class_names": self.class_names,
             "in_chans": self.in_chans,
@@ -226,7 +228,10 @@ class ImageData(L.LightningDataModule):
 
     def prepare_batch(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
         """Augment and normalise a batch on its device."""
-        return self.pipeline.prepare_batch(batch), batch.labels
+        images = self.pipeline.prepare_batch(batch)
+        if self.trainer is not None and self.trainer.precision == "64-true":
+            images = images.double()  # Lightning has converted the weights, and not these
+        return images, batch.labels
 
     def on_after_batch_transfer(
         self, batch: RawBatch, dataloader_idx: int

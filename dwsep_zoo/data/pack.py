@@ -60,15 +60,21 @@ def pack(data: ImageData, to: Path, shard_bytes: int) -> Packed:
         UserError: for images that are not files, a picture that cannot be read, a folder that
             exists, or a full disk.
     """
+    part = to.with_name(to.name + PART)
+    _check_new(to, part)
     given, skipped = _given(data)
     assert given.store is not None
-    part = to.with_name(to.name + PART)
-    _check_place(to, part, given.store.root)
+    if to.resolve().is_relative_to(given.store.root.resolve()):
+        raise UserError(
+            f"to={to} is among the pictures of {given.store.root}; choose a folder outside"
+        )
     try:
         part.mkdir(parents=True)
         shards, table = _write(part, given, shard_bytes)
         mark = _fingerprint(data, given, table)
-        for name, content in index_files(given, table, shards, mark).items():
+        for name, content in index_files(
+            given.packed or data.settings.name, given, table, shards, mark
+        ).items():
             atomic_write(part / name, content)
         os.rename(part, to)
         sync_folder(to.parent)
@@ -101,7 +107,7 @@ def _given(data: ImageData) -> tuple[Labelled, dict[str, str]]:
     return given, {}
 
 
-def _check_place(to: Path, part: Path, root: Path) -> None:
+def _check_new(to: Path, part: Path) -> None:
     if to.exists() or to.is_symlink():
         raise UserError(f"to={to} exists already; choose another folder or remove it")
     if part.exists():
@@ -109,8 +115,6 @@ def _check_place(to: Path, part: Path, root: Path) -> None:
             f"{part} is left of a packing that was cut off, or another process is packing; remove "
             "it or choose another folder"
         )
-    if to.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"to={to} is among the pictures of {root}; choose a folder outside")
 
 
 def _write(folder: Path, given: Labelled, shard_bytes: int) -> tuple[list[Shard], Table]:

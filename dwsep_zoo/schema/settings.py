@@ -184,9 +184,7 @@ class DataSettings(Group):
     on_error: Literal["raise", "skip"] | None = Field(
         description="pictures that cannot be read; null: raise; skip: leave out, skipped.txt"
     )
-    background: Text | None = Field(
-        description="colour below transparent pictures; null: white; '#808080' or a name"
-    )
+    background: Text | None = Field(description="colour below transparent pictures; null: white")
     image_size: Side | None = Field(description="side of the images in pixels")
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(

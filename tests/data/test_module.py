@@ -217,6 +217,7 @@ BAD_VALUES = {
     "subset.seed": (0.5, "a whole number; got 0.5"),
     "root": (5, "text; got 5"),
     "on_error": ("keep", "choices: raise, skip"),
+    "background": (5, "text; got 5"),
     "url": (5, "text; got 5"),
     "size": (200, "160 or 320 or full; got 200"),
     "image_size": (100_000, "at most 4096; got 100000"),
@@ -311,7 +312,13 @@ def test_the_config_of_a_data_set_sets_only_its_options(name, tmp_path):
     settings = data_settings(name)
     assert settings.name == name
     (tmp_path / "table.csv").touch()
-    places = {"digits": {}, "csv": {"root": str(tmp_path), "csv": "table.csv"}}
+    places = {
+        "digits": {},
+        "csv": {"root": str(tmp_path), "csv": "table.csv"},
+        "hf": {"hf": str(tmp_path)},
+    }
+    if name == "hf":
+        pytest.importorskip("datasets")
     settings = settings.replace(**places.get(name, {"root": str(tmp_path)}))
     create_data(settings, seed=0, data_dir=tmp_path)
 
