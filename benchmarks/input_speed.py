@@ -155,16 +155,12 @@ def main() -> None:
             "map": mapped,
         }
         loader = theirs(pictures, batch_size)
-        rounds = [
-            {
-                "torchvision": speed(their_batches(loader, device), options.seconds),
-                **{
-                    side: speed(batches(data, device), options.seconds)
-                    for side, data in own.items()
-                },
-            }
-            for _ in range(options.rounds)
-        ]
+        rounds = []
+        for _ in range(options.rounds):
+            row = {"torchvision": speed(their_batches(loader, device), options.seconds)}
+            for side, data in own.items():
+                row[side] = speed(batches(data, device), options.seconds)
+            rounds.append(row)
 
     median = {side: statistics.median(row[side] for row in rounds) for side in rounds[0]}
     found = [

@@ -28,7 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dwsep_zoo.data.decode import DECODING
+from dwsep_zoo.data.decode import DECODING, WHITE
 from dwsep_zoo.data.memory import check_memory
 from dwsep_zoo.data.pictures import CHUNK, decoded
 from dwsep_zoo.data.splits import Images
@@ -176,13 +176,14 @@ def _describe(pictures: Pictures) -> Description:
     for split, positions in pictures.positions().items():
         contents[positions] = pictures.contents[split]
     digest.update(contents.tobytes())
+    background = pictures.store.background
     return {
         "decoding": DECODING,
         "pictures": len(pictures.names),
         "fingerprint": digest.hexdigest(),
         "size": pictures.size,
         "interpolation": pictures.interpolation,
-        "background": pictures.store.background,
+        "background": None if background == WHITE else background,  # as older maps have it
         "pillow": PIL.__version__,
         "libjpeg_turbo": PIL.features.version("libjpeg_turbo"),
     }

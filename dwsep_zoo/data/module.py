@@ -103,6 +103,7 @@ class ImageData(L.LightningDataModule):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    recorded_name: str
 
     def __init__(
         self,
@@ -158,6 +159,7 @@ class ImageData(L.LightningDataModule):
                 len(splits["train"]),
             )
             self.batch_size = len(splits["train"])
+        self.recorded_name = given.packed or self.settings.name
         given = replace(given, splits=splits)
         self.pipeline = pipeline = create_pipeline(settings, given, contents, self.data_dir)
         self.splits, self.in_chans = pipeline.splits, pipeline.in_chans
@@ -213,7 +215,7 @@ class ImageData(L.LightningDataModule):
                 "images": {name: images.names for name, images in self.splits.items()},
             }
         description = {
-            "name": self.name,
+            "name": self.recorded_name,
             "num_classes": self.num_classes,
             "class_names": self.class_names,
             "in_chans": self.in_chans,

@@ -72,7 +72,9 @@ def pack(data: ImageData, to: Path, shard_bytes: int) -> Packed:
         part.mkdir(parents=True)
         shards, table = _write(part, given, shard_bytes)
         mark = _fingerprint(data, given, table)
-        for name, content in index_files(given, table, shards, mark).items():
+        for name, content in index_files(
+            given.packed or data.settings.name, given, table, shards, mark
+        ).items():
             atomic_write(part / name, content)
         os.rename(part, to)
         sync_folder(to.parent)

@@ -110,12 +110,13 @@ class Shards(Store):
 
 
 def index_files(
-    given: Labelled, table: Table, shards: Sequence[Shard], fingerprint: str
+    name: str, given: Labelled, table: Table, shards: Sequence[Shard], fingerprint: str
 ) -> dict[str, bytes]:
     """The content of both files of an index.
 
     Args:
-        given: the classes and splits.
+        name: of the data set that was packed.
+        given: its classes and splits.
         table: of the pictures of all splits, one after the other.
         shards: the archives.
         fingerprint: as a run on these data would record it.
@@ -135,6 +136,7 @@ def index_files(
     about = {
         "format": FORMAT,
         "version": VERSION,
+        "data": name,
         "pictures": len(table.names),
         "fingerprint": fingerprint,
         "class_names": given.class_names,
@@ -170,7 +172,7 @@ def read_shards(root: Path) -> Labelled:
                 f"{shard.bytes:,}"
             )
     store = Shards(root, [s.name for s in shards], table, [s.sha256 for s in shards])
-    return Labelled(about["class_names"], splits, store)
+    return Labelled(about["class_names"], splits, store, packed=about["data"])
 
 
 def _about(root: Path) -> tuple[dict[str, Any], list[Shard]]:
@@ -190,7 +192,7 @@ def _about(root: Path) -> tuple[dict[str, Any], list[Shard]]:
             f"{VERSION}: pack the pictures again"
         )
     try:
-        names, _ = about["class_names"], about["table"]["sha256"]
+        names, _, _ = about["class_names"], about["data"], about["table"]["sha256"]
         shards = [Shard(**one) for one in about["shards"]]
         if not all(isinstance(name, str) for name in names):
             raise TypeError("class_names are not texts")

@@ -66,6 +66,7 @@ class Labelled:
         store: has the pictures of images without pixels.
         statistics: published mean and deviation of each channel, of values in 0-1.
         interpolation: with which the pixels were resized.
+        packed: name of the data set whose pictures were packed into these shards.
     """
 
     class_names: list[str]
@@ -73,6 +74,7 @@ class Labelled:
     store: Store | None = None
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     interpolation: str | None = None
+    packed: str | None = None
 
 
 def together(given: Labelled) -> Labelled:

@@ -50,6 +50,7 @@ def test_shards_train_as_their_folder_does(folder, tmp_path):
     one = load_data("folder", root=str(folder), **OPTIONS)
     other = load_data("webdataset", root=str(tmp_path / "packed"), **OPTIONS)
     assert other.fingerprint == one.fingerprint == done.fingerprint
+    assert other.describe() == one.describe()  # a comparison takes the runs as repeats
     assert other.class_names == ["a", "b", "c"]
     assert done.shards == len(list((tmp_path / "packed").glob("*.tar"))) > 1
     for split in ("train", "val", "test"):
