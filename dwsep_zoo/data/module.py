@@ -212,7 +212,10 @@ class ImageData(L.LightningDataModule):
 
     def prepare_batch(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
         """Augment and normalise a batch on its device."""
-        return self.pipeline.prepare_batch(batch), batch.labels
+        images = self.pipeline.prepare_batch(batch)
+        if self.trainer is not None and self.trainer.precision == "64-true":
+            images = images.double()  # Lightning has converted the weights, and not these
+        return images, batch.labels
 
     def on_after_batch_transfer(
         self, batch: RawBatch, dataloader_idx: int

@@ -269,7 +269,7 @@ def _measure(training: Training, name: str) -> dict[str, object]:
     prepared, device = training.prepared, training.device
     memory = {"peak_mb": training.peak.megabytes()}
     (cost,) = profile(
-        {name: prepared.model},
+        {name: prepared.model.float()},  # also if it was trained in float64
         prepared.cost.input_size,
         training.settings.profile,
         device,

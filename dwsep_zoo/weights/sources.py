@@ -157,7 +157,7 @@ def _from_checkpoint(path: Path) -> Source:
     try:
         return Source(
             str(path),
-            lambda: state,
+            partial(files.tensors, state, str(path)),  # in float32, also of a float64 run
             _own(dict(description["model"])),
             dict(description["preprocessing"]),
             tuple(description["class_names"]),

@@ -226,7 +226,7 @@ def test_memory_is_kept_where_there_is_a_glibc():
     assert torch.ones(20_000_000).sum() == 20_000_000
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
 def test_clipped_gradients(run, tmp_path, precision):
     """To next to nothing: without momentum and decay the weights then stay where they begin."""
     plain = ("recipe.momentum=0", "recipe.weight_decay=0", f"trainer.precision={precision}")
@@ -238,6 +238,7 @@ def test_clipped_gradients(run, tmp_path, precision):
     for name, weight in ends[0].items():
         if name.endswith(("weight", "bias")):
             torch.testing.assert_close(ends[1][name], weight, rtol=0, atol=1e-6)
+    assert dwsep_zoo.load(tmp_path / folder).stem[0].conv.weight.dtype == torch.float32
 
 
 def test_outputs_for_several_views_are_averaged(run, tmp_path, monkeypatch):
