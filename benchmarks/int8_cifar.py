@@ -23,7 +23,7 @@ from dwsep_zoo import Artefact, open_artefact
 from dwsep_zoo.artefacts import evaluate, export
 from dwsep_zoo.config import compose_settings
 from dwsep_zoo.quantise import quantise
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 from dwsep_zoo.weights.catalog import own_networks
 
 DATASET = "cifar10"

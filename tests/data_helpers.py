@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dwsep_zoo.config import compose_settings
 from dwsep_zoo.data import ImageData, create_data
+from dwsep_zoo.schema.data_settings import DataSettings
 from dwsep_zoo.schema.parse import parse
-from dwsep_zoo.schema.settings import DataSettings
 
 
 @cache

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dwsep_zoo.data import ImageData, create_data, list_options
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import DataSettings, Settings, parse_settings
+from dwsep_zoo.schema.data_settings import DataSettings
+from dwsep_zoo.schema.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     from dwsep_zoo.artefacts.artefact import Artefact

@@ -27,6 +27,7 @@ from dwsep_zoo.report.classes import per_class
 from dwsep_zoo.report.corruptions import accuracies
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.report.predictions import MOST_CLASSES, TOP, Predictions
+from dwsep_zoo.schema.data_settings import DataSettings
 from dwsep_zoo.schema.record import (
     FILE_NAME,
     SCHEMA,
@@ -35,7 +36,6 @@ from dwsep_zoo.schema.record import (
     now,
     parse_record,
 )
-from dwsep_zoo.schema.settings import DataSettings
 from dwsep_zoo.weights.classes import outputs_of
 
 if TYPE_CHECKING:

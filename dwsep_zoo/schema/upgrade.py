@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dwsep_zoo.schema.parse import Group
-from dwsep_zoo.schema.settings import (
+from dwsep_zoo.schema.data_settings import (
     AugmentSettings,
     ColumnSettings,
     DataSettings,
     FolderSettings,
-    TrainerSettings,
 )
+from dwsep_zoo.schema.parse import Group
+from dwsep_zoo.schema.settings import TrainerSettings
 
 UNTAUGHT = {"teacher": None, "kind": "kd", "temperature": 4.0, "weight": 0.9, "features": 0.0}
 """The settings of a run before there were teachers."""

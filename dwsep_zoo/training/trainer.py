@@ -62,6 +62,7 @@ def create_trainer(
     Raises:
         UserError: for options that Lightning refuses on this machine.
     """
+    _quiet()
     options = _lightning_options(settings.trainer, folder)
     plugins: list[Any] = [CheckpointStore()]
     if options.pop("sync_batchnorm"):
@@ -76,7 +77,6 @@ def create_trainer(
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=patience))
     if options["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(leave=False))
-    _quiet()
     try:
         return L.Trainer(
             **options,
@@ -235,6 +235,7 @@ def _quiet() -> None:
         ".*isn't in the list of.*weights_only.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # lightning 2.6 with torch 2.15
         ".*GPU available but not used.*",
+        ".*`srun` command is available.*",  # on a cluster's login node
         ".*AccumulateGrad node's stream does not match.*",  # CUDA graphs
     ):
         warnings.filterwarnings("ignore", message=message)

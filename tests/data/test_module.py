@@ -100,7 +100,11 @@ def test_processes_have_their_share():
     for rank in range(2):
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         data.trainer = SimpleNamespace(
-            global_rank=rank, world_size=2, overfit_batches=0, strategy=strategy, precision="32-true"
+            global_rank=rank,
+            world_size=2,
+            overfit_batches=0,
+            strategy=strategy,
+            precision="32-true",
         )
         assert len(data.train_dataloader()) == 1259 // 2 // 64
         seen += [labels for _, labels in batches(data, "test")]

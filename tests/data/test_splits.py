@@ -14,7 +14,7 @@ from dwsep_zoo.data.splits import (
     thin,
 )
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import SubsetSettings
+from dwsep_zoo.schema.data_settings import SubsetSettings
 
 NAMES = ["ant", "bee", "cat"]
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import in_process, load_data
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.config import compose_settings
@@ -25,6 +26,7 @@ from dwsep_zoo.training.norm_statistics import (
     batch_moments,
     set_statistics,
 )
+from dwsep_zoo.training.trainer import create_trainer
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -129,6 +131,22 @@ def test_which_process_writes(monkeypatch, variables, first, several):
     if several:
         with pytest.raises(UserError, match="need trainer=ddp"):
             check(compose_settings(["paths.output_dir=unused"]))
+
+
+def test_a_job_of_slurm_is_requeued_by_its_script(tmp_path, monkeypatch):
+    """Lightning's handler of SIGUSR1 would save elsewhere; where there is srun, it says nothing."""
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    settings = compose_settings(["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"])
+    create_trainer(settings, tmp_path, [], save=False)
+    for name in ("NTASKS", "NTASKS_PER_NODE", "STEP_NUM_TASKS"):
+        monkeypatch.setenv(f"SLURM_{name}", "2")
+    for name, value in {"JOB_NAME": "job", "NODEID": "0", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    trainer = create_trainer(settings, tmp_path, [], save=False)
+    environment = trainer.strategy.cluster_environment
+    assert isinstance(environment, SLURMEnvironment)
+    assert not environment.auto_requeue
 
 
 @pytest.mark.parametrize(
