@@ -34,6 +34,7 @@ usage: dwsep COMMAND [key=value ...]
   dwsep bench model=mobilenet_v2 [conv=standard]   every runtime, for one image and for 32
   dwsep data check pictures/                       unreadable, repeated and odd pictures
   dwsep data show data=imagenette                  training pictures as the network gets them
+  dwsep data pack pictures/ to=packed              large files for training; format=map
   dwsep recipe recipe=mobilenet_v2_paper           learning rates and sizes, without training
   dwsep lr-find model=mobilenet_v2 data=cifar10    which learning rate? a short test of many
   dwsep doctor                                     this machine, and what is slow on it

@@ -33,20 +33,20 @@ usage: dwsep data check ROOT | data=NAME [--json]
 
 
 class CheckArguments(Arguments):
-    """Read every picture of a folder or of data=NAME: unreadable, repeated and odd ones."""
+    """Read every picture of a folder or of data=NAME; list unreadable, repeated and odd ones."""
 
 
 class ShowArguments(Arguments):
     """Draw some training pictures as the network gets them in its first epochs.
 
-    data=NAME, data.KEY=VALUE, recipe=NAME, experiment=NAME and seed=N choose.
+    data=NAME, data.KEY=VALUE, recipe=NAME, experiment=NAME and seed=N choose as in training.
     """
 
     out: Place = Field("sheet.png", description="the picture")
 
 
 class PackArguments(Arguments):
-    """Pack the pictures of a folder or of data=NAME, for training that reads large files."""
+    """Pack the pictures of a folder or of data=NAME into large files for training."""
 
     to: Place | None = Field(None, description="new folder of the shards")
     format: Literal["shards", "map"] = Field(

@@ -20,7 +20,7 @@ class RangeArguments(Arguments):
     out: Place = Field("lr_find.png", description="the picture: loss against rate")
     lowest: Rate = Field(1e-5, description="recipe.lr of the first step")
     highest: Rate = Field(10.0, description="recipe.lr of the last step, if the loss stays finite")
-    steps: Annotated[int, Field(ge=10, le=10_000)] = Field(100, description="of the optimizer")
+    steps: Annotated[int, Field(ge=10, le=10_000)] = Field(100, description="optimizer steps")
 
 
 def run(arguments: list[str]) -> None:

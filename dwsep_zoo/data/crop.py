@@ -1,9 +1,9 @@
 """A random crop of a picture, resized: timm's, computed faster.
 
-PyTorch resizes with the processor's vector instructions and weights of 16 bits; of photographs 2 %
-of the values differ from Pillow's, by one of 255 levels, rarely more (3 was the most of 3.6
-million). A JPEG of which the crop has many times the wanted pixels is decoded at 1/2, 1/4 or 1/8 of
-its size, as Pillow's own thumbnails are; see :data:`GAP`. Evaluation uses neither.
+PyTorch resizes with the processor's vector instructions and weights of 16 bits; few values differ
+from Pillow's, by at most 4 of 255 levels (``tests/data/test_crop.py``). A JPEG whose crop has many
+times the wanted pixels is decoded at 1/2, 1/4 or 1/8 of its size, as Pillow's own thumbnails are;
+see :data:`GAP`. Evaluation uses neither.
 """
 
 from __future__ import annotations

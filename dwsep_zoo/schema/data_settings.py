@@ -45,7 +45,7 @@ class SubsetSettings(Group):
 
 
 class AugmentSettings(Group):
-    """What happens to training images; which keys apply depends on where the images live."""
+    """Random changes of training images; where the images are kept decides which keys apply."""
 
     flip: bool | Literal["alternate"] | None = Field(
         description="mirror every other image; alternate: each image in every other epoch"
@@ -56,28 +56,28 @@ class AugmentSettings(Group):
     scale: AreaRange | None = Field(description="part of the area that a random crop keeps")
     ratio: Range | None = Field(description="width / height of that crop")
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "random"] | None = Field(
-        description="of resizing that crop; random: bilinear or bicubic; null: data.interpolation"
+        description="resizing of that crop; random: bilinear or bicubic; null: data.interpolation"
     )
     auto_augment: Text | None = Field(
         description="randaugment, trivial, autoaugment, or timm's, such as rand-m9-mstd0.5"
     )
-    color_jitter: Amount | None = Field(description="of brightness, contrast and saturation")
+    color_jitter: Amount | None = Field(description="strength of random colour changes")
     erase: Chance | None = Field(description="probability that a rectangle is blanked out")
 
 
 class FolderSettings(Group):
     """Folders of the splits below ``data.root``, where their names do not tell."""
 
-    train: Text | None = Field(description="of the training images; . is the root itself")
-    val: Text | None = Field(description="of the validation images")
-    test: Text | None = Field(description="of the test images")
+    train: Text | None = Field(description="folder of the training images; . is the root itself")
+    val: Text | None = Field(description="folder of the validation images")
+    test: Text | None = Field(description="folder of the test images")
 
 
 class ColumnSettings(Group):
     """Columns of ``data.csv`` or ``data.hf``."""
 
-    path: Text | None = Field(description="paths or, of hf, pictures; null: path, or as they are")
-    label: Text | None = Field(description="their classes; null: label, or as they are")
+    path: Text | None = Field(description="paths, or hf's pictures; null: path, or found by type")
+    label: Text | None = Field(description="classes; null: label, or found by type")
     split: Text | None = Field(description="train, val or test; null: split, if there is one")
 
 
@@ -100,13 +100,13 @@ class DataSettings(Group):
     folders: FolderSettings = Field(description="folders of the splits")
     csv: Place | None = Field(description="table of pictures and labels; below root, or anywhere")
     hf: Text | None = Field(description="name on the Hugging Face hub, or local parquet")
-    columns: ColumnSettings = Field(description="columns of these tables")
+    columns: ColumnSettings = Field(description="columns of data.csv or data.hf")
     corruption: Text | None = Field(description="CIFAR-10-C: one of them; null: the usual 15")
     severity: Annotated[int, Field(ge=1, le=5)] | None = Field(
         description="CIFAR-10-C: 1 ... 5; null: all"
     )
     on_error: Literal["raise", "skip"] | None = Field(
-        description="pictures that cannot be read; null: raise; skip: leave out, skipped.txt"
+        description="unreadable pictures; null: raise; skip: leave out, list in skipped.txt"
     )
     background: Text | None = Field(description="colour below transparent pictures; null: white")
     image_size: Side | None = Field(description="side of the images in pixels")

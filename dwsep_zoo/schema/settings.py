@@ -90,7 +90,7 @@ class Recipe(Group):
     classifier_lr: Rate | None = Field(description="peak of the classifier; null: lr")
     momentum: Share = Field(description="of sgd, Nesterov's, and of others that have one")
     betas: tuple[Share, Share] | None = Field(description="of Adam and its kind; null: its own")
-    eps: Rate | None = Field(description="added to a denominator, of Adam, RMSprop; null: its own")
+    eps: Rate | None = Field(description="epsilon of Adam, RMSprop and their kind; null: its own")
     muon_lr: Rate = Field(description="muon: peak of convolutions that mix channels")
     muon_momentum: Share = Field(description="muon: their momentum")
     weight_decay: Amount = Field(description="of weights")
@@ -100,16 +100,16 @@ class Recipe(Group):
     schedule: Literal["cosine", "constant", "exponential"] = Field(description="after warm-up")
     decay_rate: Portion | None = Field(description="exponential: factor on the rate")
     decay_epochs: Rate | None = Field(description="exponential: epochs for each such factor")
-    staircase: bool = Field(description="exponential: all of the factor at once, not by and by")
+    staircase: bool = Field(description="exponential: the whole factor at once, not gradually")
     min_lr: Amount = Field(
-        description="rate at the end of the cosine; of other peaks the same part"
+        description="rate at the end of the cosine; other peaks end at the same part"
     )
     label_smoothing: Share = Field(description="probability given to all other classes")
     mixup: Alpha | None = Field(
-        description="blend each image with another: alpha of the shares; null: none"
+        description="blend each image with another; alpha of the shares; null: none"
     )
     cutmix: Alpha | None = Field(
-        description="paste a part of another image: alpha of the areas; null: none"
+        description="paste a part of another image; alpha of the areas; null: none"
     )
     class_weights: Literal["balanced"] | None = Field(
         description="balanced: an image counts n / (k n_c); null: every image counts 1"
@@ -141,16 +141,16 @@ class Recipe(Group):
 
 
 class DistillSettings(Group):
-    """A teacher, whose outputs a network learns besides the labels."""
+    """A teacher: its outputs are targets besides the labels."""
 
     teacher: Text | None = Field(
         description="a run, checkpoint, exported file, published name, or timm:NAME; null: none"
     )
     kind: Literal["kd", "js"] = Field(
-        description="divergence from its outputs: kd: Kullback-Leibler's; js: Jensen-Shannon's"
+        description="divergence from its outputs, kd: Kullback-Leibler, js: Jensen-Shannon"
     )
-    temperature: Rate = Field(description="that outputs are divided by before the softmax")
-    weight: Portion = Field(description="part of the loss; the labels have the rest")
+    temperature: Rate = Field(description="divisor of the outputs before the softmax")
+    weight: Portion = Field(description="the teacher's part of the loss; the labels have the rest")
     features: Amount = Field(description="weight of the distance of feature maps; 0: none")
 
 
@@ -217,7 +217,7 @@ class ProfileSettings(Group):
 
 
 class LoggerSettings(Group):
-    """What is written for people besides ``metrics.csv``, and who else is told."""
+    """Curves and pictures besides ``metrics.csv``, and a tracker of experiments."""
 
     tensorboard: bool = Field(description="TensorBoard events in the run's folder")
     pictures: bool = Field(description="pictures of what was learned, drawn when a run ends")
