@@ -22,7 +22,7 @@ TRAIN = Path(__file__).parents[1] / "train.py"
         ("train model=mobilnet_v1", "unknown model 'mobilnet_v1'; did you mean 'mobilenet_v1'?"),
         ("train modle=x", "unknown key 'modle'; did you mean 'model'?"),
         ("train resume=nowhere", "resume=nowhere: not the folder of a run"),
-        ("train -m resume=last", "resume= goes on with one run; it cannot be used with -m"),
+        ("train -m resume=last", "resume= goes on with one run or, with its folder alone, a sweep"),
         ("train resume=last paths.log_dir=nowhere", "resume=last: there is no run below nowhere"),
         ("compare", "compare: name the folders of the runs"),
         ("compare nowhere", "nowhere"),

@@ -22,7 +22,9 @@ import dwsep_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
-EXTRAS = ("docs", "executorch", "keras", "quantise", "runtimes", "search", "weights")
+RUNTIMES = ("executorch", "quantise", "runtimes")
+TRACKERS = ("mlflow", "trackio", "wandb")
+EXTRAS = ("docs", "hf", "keras", "search", "weights", *RUNTIMES, *TRACKERS)
 DISTRIBUTIONS = {
     "pydantic_core": "pydantic-core",
     "PIL": "pillow",

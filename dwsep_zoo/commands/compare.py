@@ -24,6 +24,7 @@ class CompareArguments(Arguments):
     width_mult: Texts | None = Field(None, description="only these widths")
     output_stride: Texts | None = Field(None, description="only these output strides")
     match: Texts | None = Field(None, description="only these budgets; match=null: only without")
+    teacher: Texts | None = Field(None, description="only students of these, or kd, js; null: none")
     format: Texts | None = Field(None, description="only these exported files; null: only runs")
     seed: Texts | None = Field(None, description="only these seeds")
     data: Texts | None = Field(None, description="only these data sets")

@@ -213,7 +213,8 @@ def test_fingerprint_is_of_the_pictures_not_of_the_place(pictures, tmp_path):
 
 BAD_VALUES = {
     "name": ("cifar", "did you mean 'cifar10'"),
-    "batch_size": (0, "at least 1; got 0"),
+    "batch_size": (0, "at least 1 or auto; got 0"),
+    "sampler": ("equal", "choices: balanced"),
     "val_fraction": (1.0, "less than 1"),
     "test_fraction": ("x", "a number; got 'x'"),
     "split_seed": (-1, "at least 0; got -1"),

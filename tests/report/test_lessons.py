@@ -8,11 +8,13 @@ import json
 
 import pytest
 
+from dwsep_zoo.errors import UserError
 from dwsep_zoo.report.columns import columns, row_label
 from dwsep_zoo.report.comparison import collect
 from dwsep_zoo.report.records import csv_text, json_text
 from dwsep_zoo.report.render import markdown
-from dwsep_zoo.report.table import Options
+from dwsep_zoo.report.results import load_results
+from dwsep_zoo.report.table import Options, select
 from dwsep_zoo.report.verdict import headline
 
 TEACHER = {
@@ -37,6 +39,20 @@ def lesson(write_run, as_separable, tmp_path):
         metrics = {"test/acc": taught}
         write_run(f"d{seed}", seed=seed, metrics=metrics, teacher=teacher, **as_separable)
     return tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "names"),
+    [("null", "tttsss"), ("kd", "ddd"), ("mobilenet_v1 standard", "ddd"), ("js", None)],
+)
+def test_students_are_filtered_by_teacher_and_method(lesson, teacher, names):
+    runs, _ = load_results([lesson])
+    if names is None:
+        with pytest.raises(UserError, match=f"{teacher}.*kd, mobilenet_v1 standard, none"):
+            select(runs, {"teacher": (teacher,)})
+    else:
+        found = select(runs, {"teacher": (teacher,)})
+        assert sorted(run.name[0] for run in found) == sorted(names)
 
 
 def test_a_taught_row_is_set_against_the_same_network_without_a_teacher(lesson):

@@ -32,7 +32,9 @@ def test_reads_what_training_writes(write_run, tmp_path):
         "data.batch_size": "64",
         "input_size": "1x32x32",
         "recipe.lr": "0.2",
+        "recipe.model_ema_warmup": "false",
         "recipe.norm_statistics": "running",
+        "recipe.staircase": "true",
         "trainer.max_epochs": "20",
     }
 
