@@ -29,7 +29,7 @@ def _plain(value: float | None) -> str:
 def _teacher(run: Run) -> tuple[str, ...]:
     """The name of the teacher, and how it taught; empty: none."""
     found = run.record.teacher
-    return (found.name, found.kind) if found else ()
+    return (found.name, found.kind or NONE) if found else ()
 
 
 # Fields that order, group and filter rows.
