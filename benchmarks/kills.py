@@ -40,6 +40,9 @@ from PIL import Image
 from record import Ratio, Record, finish, machine, parse, parser
 
 from dwsep_zoo.commands.train import run_train
+from dwsep_zoo.config import compose_settings
+from dwsep_zoo.data import create_data
+from dwsep_zoo.data.pack import pack
 from dwsep_zoo.signals import stopping
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +59,7 @@ DATA = {
     "digits": ("data=digits",),
     "files": ("data=folder", "data.root=pictures", "data.in_memory=false", "data.num_workers=1"),
     "map": ("data=folder", "data.root=pictures", "data.in_memory=false", "data.cache=true"),
+    "shards": ("data=webdataset", "data.root=shards", "data.in_memory=false", "data.num_workers=2"),
 }
 TWO = ("trainer=ddp", "trainer.devices=2")
 PRECISE = "recipe.norm_statistics=precise"
@@ -68,6 +72,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "files, sgd, average": (*DATA["files"], EMA),
     "files, adamw": (*DATA["files"], "recipe=adamw"),
     "files, muon, 2 processes": (*DATA["files"], "recipe.optimizer=muon", *TWO),
+    "shards, sgd, average": (*DATA["shards"], EMA),
+    "shards, muon, 2 processes": (*DATA["shards"], "recipe.optimizer=muon", *TWO),
     "memory map, muon": (*DATA["map"], "recipe.optimizer=muon"),
     "memory map, adamw, average": (*DATA["map"], "recipe=adamw", EMA, PRECISE),
     "memory map, adamw, average, 2 processes": (*DATA["map"], "recipe=adamw", EMA, *TWO),
@@ -107,6 +113,7 @@ def main() -> None:
     with place as folder:
         work = Path(folder).absolute()
         write_pictures(work / "pictures")
+        write_shards(work / "pictures", work / "shards")
         ratios = [
             ratio_of(name, work, len(range(number, options.kills, len(names))), number, draw)
             for number, name in enumerate(names)
@@ -349,6 +356,13 @@ def write_pictures(folder: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.exists():  # they are part of the data's fingerprint
                 Image.fromarray(pixels).save(file)
+
+
+def write_shards(pictures: Path, to: Path) -> None:
+    """The pictures in about ten archives."""
+    if not to.exists():
+        settings = compose_settings(["data=folder", f"data.root={pictures}"])
+        pack(create_data(settings.data, seed=0, data_dir=str(to.parent / "data")), to, 100_000)
 
 
 if __name__ == "__main__":
