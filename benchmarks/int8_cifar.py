@@ -1,9 +1,9 @@
 """What int8 costs the project's own CIFAR-10 networks, by conv type, on all 10,000 test images.
 
 For each network of ``pretrained=cifar10``: the float file, int8 with one scale a layer (plain, then
-with equalised channels and corrected biases), with a scale for each channel, and with training in
-simulated int8 (``recipe=qat``) before. Calibrated with 32 training images. Accuracies are those of
-OpenVINO's files, in OpenVINO.
+with equalised channels and corrected biases), with a scale for each channel, both also with learned
+rounding and with training in simulated int8 (``recipe=qat``) before. Calibrated with 32 training
+images. Accuracies are those of OpenVINO's files, in OpenVINO.
 
     python benchmarks/int8_cifar.py --root data/cifar10     # writes results/int8_cifar.json
 """
@@ -38,6 +38,7 @@ class Variant:
     scheme: str
     equalise: bool
     correct: bool
+    learn: bool = False
     qat: bool = False
     bar: float | None = None
 
@@ -45,8 +46,10 @@ class Variant:
 VARIANTS = {
     "per tensor, plain": Variant("per_tensor", False, False),
     "per tensor, equalised and corrected": Variant("per_tensor", True, True, bar=EQUALISED),
+    "per tensor, equalised, learned rounding": Variant("per_tensor", True, True, learn=True),
     "per tensor, QAT": Variant("per_tensor", False, True, qat=True),
     "per channel": Variant("per_channel", False, True, bar=PER_CHANNEL),
+    "per channel, learned rounding": Variant("per_channel", False, True, learn=True),
     "per channel, QAT": Variant("per_channel", False, True, qat=True),
 }
 
@@ -95,6 +98,7 @@ def network(name: str, data: DataSettings, root: str, steps: int, seconds: float
                 file,
                 scheme=variant.scheme,  # type: ignore[arg-type] # a word of the table above
                 equalise=variant.equalise,
+                learned_rounding=variant.learn,
                 bias_correction=variant.correct,
                 calibration=CALIBRATION,
                 pictures=pictures,

@@ -39,6 +39,9 @@ class QuantiseArguments(Arguments):
             "also of channels that reach a ReLU6's six, which is slower",
         )
     )
+    learned_rounding: bool = Field(
+        False, description="round each weight up or down so that its layer's outputs stay"
+    )
     bias_correction: bool = Field(True, description="make up for the mean error of rounded weights")
     calibration: Annotated[int, Field(ge=2, le=MOST_PICTURES)] = Field(
         32, description="number of pictures that ranges are taken from"
@@ -86,6 +89,7 @@ def run(arguments: list[str]) -> None:
         options.out,
         scheme=options.scheme,
         equalise=None if options.equalise == "auto" else options.equalise,
+        learned_rounding=options.learned_rounding,
         bias_correction=options.bias_correction,
         calibration=options.calibration,
         pictures=given,

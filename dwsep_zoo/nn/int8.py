@@ -32,13 +32,18 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
 
 
-def rounded(weight: Tensor, scheme: Scheme) -> Tensor:
-    """Weights as int8 has them: multiples of a step, symmetric around zero."""
+def step_of(weight: Tensor, scheme: Scheme) -> Tensor:
+    """The difference of two levels of int8, symmetric around zero; (M, 1, ...) or ()."""
     if scheme == "per_channel":
         largest = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
     else:
         largest = weight.abs().amax()
-    step = (largest / LARGEST).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (largest / LARGEST).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def rounded(weight: Tensor, scheme: Scheme) -> Tensor:
+    """Weights as int8 has them: multiples of a step."""
+    step = step_of(weight, scheme)
     return (weight / step).round() * step
 
 

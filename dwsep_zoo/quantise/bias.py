@@ -34,7 +34,9 @@ def channel_maxima(y: Tensor) -> Tensor:
     return y.amax([dim for dim in range(y.ndim) if dim != 1])
 
 
-def correct_biases(model: nn.Module, images: Tensor, scheme: Scheme) -> None:
+def correct_biases(
+    model: nn.Module, images: Tensor, scheme: Scheme, *, like: nn.Module | None = None
+) -> None:
     """Change biases so that, with rounded weights, each channel keeps its mean on ``images``.
 
     Layer after layer: each one sees what the corrected layers before it make.
@@ -43,9 +45,10 @@ def correct_biases(model: nn.Module, images: Tensor, scheme: Scheme) -> None:
         model: with folded norms; its biases are changed in place, its weights are not.
         images: (N, C, H, W), computed at once.
         scheme: of rounding.
+        like: the network whose means are kept; ``None``: ``model`` as it is.
     """
     wanted, layers = dict[str, Tensor](), layers_of(model)
-    observe(model, images, lambda name, _, y: wanted.update({name: channel_means(y)}))
+    observe(like or model, images, lambda name, _, y: wanted.update({name: channel_means(y)}))
 
     def correct(name: str, layer: Layer, y: Tensor) -> Tensor:
         error = channel_means(y) - wanted[name]

@@ -22,6 +22,7 @@ from dwsep_zoo.quantise.calibration import calibration_images
 from dwsep_zoo.quantise.diagnose import LayerLoss, diagnose
 from dwsep_zoo.quantise.equalise import equalise as equalise_channels
 from dwsep_zoo.quantise.equalise import fold
+from dwsep_zoo.quantise.rounding import learned_copy
 from dwsep_zoo.schema.part import Json
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def quantise(
     *,
     scheme: Scheme = "per_channel",
     equalise: Equalise | None = None,
+    learned_rounding: bool = False,
     bias_correction: bool = True,
     calibration: int = CALIBRATION,
     pictures: Sequence[Picture] | None = None,
@@ -79,6 +81,8 @@ def quantise(
         scheme: of the weights: a scale for each output channel, or one for a whole layer.
         equalise: the channels' ranges first; ``None``: for ``per_tensor`` only; ``ceilings``: every
             channel, by an operation more behind each ReLU6.
+        learned_rounding: choose for each weight the level above or below it that keeps the layer's
+            outputs, not the nearest.
         bias_correction: subtract the mean error that rounded weights make on the calibration
             pictures.
         calibration: number of pictures, at least 2.
@@ -103,13 +107,17 @@ def quantise(
     making: Json = {
         "scheme": scheme,
         "equalised": equalise,
+        "learned_rounding": learned_rounding,
         "bias_corrected": bias_correction,
         "calibration": len(images),
     }
     network = prepared(model, images, equalise=equalise)
     kept = _kept(model, network, images) if equalise else None
+    floats = network
+    if learned_rounding:
+        network = learned_copy(floats, images, scheme)
     if bias_correction:
-        correct_biases(network, images, scheme)
+        correct_biases(network, images, scheme, like=floats)
     about = artefact.about.replace(batch_size=batch_size, precision="int8", quantisation=making)
     batches = _batches(images, batch_size or 1)
     contents = backend.make(graph(network, about), about, batches, scheme)

@@ -19,9 +19,11 @@ from dwsep_zoo.artefacts import Artefact
 from dwsep_zoo.artefacts.open import describe
 from dwsep_zoo.cli import main
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.nn.int8 import step_of
 from dwsep_zoo.quantise import BACKENDS, quantise
-from dwsep_zoo.quantise.calibration import pictures_of
+from dwsep_zoo.quantise.calibration import calibration_images, pictures_of
 from dwsep_zoo.quantise.quantise import prepared
+from dwsep_zoo.quantise.rounding import learned_copy
 from dwsep_zoo.report.results import Run
 from dwsep_zoo.schema.artefact import SUFFIXES
 from dwsep_zoo.schema.record import parse_record
@@ -89,6 +91,7 @@ def test_a_file_is_int8_opens_and_computes_nearly_the_same(
     assert opened.about.quantisation == {
         "scheme": scheme,
         "equalised": equalise or scheme == "per_tensor",
+        "learned_rounding": False,
         "bias_corrected": True,
         "calibration": 8,
     }
@@ -113,6 +116,20 @@ def stored_weights(path: Path) -> dict[str, np.ndarray]:
             convert, steps = (value.get_node() for value in multiply.input_values())
             levels = convert.input_value(0).get_node().get_data().astype(np.float32)
             found[node.get_friendly_name()] = levels * steps.get_data()
+    return found
+
+
+def onnx_weights(path: Path) -> dict[str, np.ndarray]:
+    """The same of a file of ONNX Runtime."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(path).graph
+    values = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    found = {}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            levels, step, _ = (values[name] for name in makers[node.input[1]].input)
+            found[node.name] = levels * step.reshape(-1, 1, 1, 1).astype(np.float32)
     return found
 
 
@@ -142,6 +159,24 @@ def test_every_channel_has_a_step_of_its_own(artefact, pictures, tmp_path):
         assert (np.abs(got - want) <= 0.51 * step).all()
 
 
+@pytest.mark.parametrize(("to", "scheme"), [("openvino", "per_tensor"), ("onnx", "per_channel")])
+def test_learned_levels_reach_the_file(artefact, pictures, tmp_path, to, scheme):
+    pytest.importorskip("nncf" if to == "openvino" else to)
+    files = pictures_of(artefact, str(pictures))
+    file = tmp_path / f"learned{SUFFIXES[to]}"
+    options = {"scheme": scheme, "equalise": False, "calibration": 8, "pictures": files}
+    artefact.quantise(to, file, learned_rounding=True, bias_correction=False, **options)
+    assert open_artefact(file, threads=1).about.quantisation["learned_rounding"] is True
+    images, _ = calibration_images(artefact, files, 8, tmp_path)
+    network = learned_copy(prepared(artefact.model, images, equalise=False), images, scheme)
+    wanted = [m.weight.detach() for m in network.modules() if isinstance(m, nn.Conv2d)]
+    stored = stored_weights(file) if to == "openvino" else onnx_weights(file)
+    assert len(stored) == len(wanted)
+    for want, got in list(zip(wanted, stored.values(), strict=True))[1:]:
+        step = step_of(want, scheme)
+        assert ((torch.from_numpy(got).view_as(want) - want).abs() <= 0.01 * step).all()
+
+
 def test_files_of_one_run_have_names_of_their_own_in_a_report():
     def form(**making: object) -> str:
         artefact = {"format": "onnx", "precision": "int8", "quantisation": making}
@@ -153,6 +188,7 @@ def test_files_of_one_run_have_names_of_their_own_in_a_report():
         {"scheme": "per_tensor", "equalised": True, "bias_corrected": True, "calibration": 32},
         {"scheme": "per_tensor", "equalised": True, "bias_corrected": False, "calibration": 32},
         {"scheme": "per_tensor", "equalised": True, "bias_corrected": False, "calibration": 64},
+        {"scheme": "per_tensor", "equalised": True, "learned_rounding": True, "calibration": 64},
     ]
     assert len({form(**way) for way in ways}) == len(ways)
 
