@@ -22,10 +22,12 @@ import dwsep_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
-RUNTIMES = ("executorch", "quantise", "runtimes")
+RUNTIMES = ("executorch", "litert", "quantise", "runtimes")
 TRACKERS = ("mlflow", "trackio", "wandb")
 EXTRAS = ("docs", "hf", "keras", "search", "weights", *RUNTIMES, *TRACKERS)
 DISTRIBUTIONS = {
+    "ai_edge_litert": "ai-edge-litert",
+    "litert_torch": "litert-torch",
     "pydantic_core": "pydantic-core",
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",

@@ -22,7 +22,7 @@ from dwsep_zoo.analysis.runtimes import (
     openvino_call,
     openvino_core,
 )
-from dwsep_zoo.artefacts import executorch
+from dwsep_zoo.artefacts import executorch, litert
 from dwsep_zoo.errors import UserError, first_line
 from dwsep_zoo.schema.artefact import KEY, SUFFIXES, Description, read_description
 
@@ -195,6 +195,13 @@ def _open_executorch(path: Path, threads: int) -> tuple[Description, Call]:
     return about, call
 
 
+def _open_litert(path: Path, threads: int) -> tuple[Description, Call]:
+    _check_length(path)
+    about, call, sizes = litert.read(path, threads)
+    _check_sizes(path, about, *sizes)
+    return about, call
+
+
 def _check_harmless(path: Path) -> None:
     """Raises UserError for a .pt2 file whose loading could run code.
 
@@ -266,6 +273,11 @@ FORMATS: dict[str, Format] = {
     "executorch": Format(
         *(SUFFIXES["executorch"], ("executorch",), "executorch"),
         *(_open_executorch, executorch.write, executorch.INSTALL),
+        any_batch=False,
+    ),
+    "litert": Format(
+        *(SUFFIXES["litert"], ("litert_torch", "ai_edge_litert"), "litert"),
+        *(_open_litert, litert.write, litert.INSTALL),
         any_batch=False,
     ),
 }

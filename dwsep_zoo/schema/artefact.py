@@ -21,6 +21,7 @@ SUFFIXES = {
     "openvino": ".xml",
     "torch_export": ".pt2",
     "executorch": ".pte",
+    "litert": ".tflite",
 }
 """The formats of exported files, and what their main files end in."""
 
