@@ -10,12 +10,13 @@ import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dwsep_zoo.analysis.runtimes import Call
 from dwsep_zoo.errors import UserError, first_line
@@ -27,28 +28,28 @@ MARK = b"TFL3"
 
 
 def write(program: torch.export.ExportedProgram, about: Description) -> dict[str, bytes]:
+    """A ``.tflite`` file."""
+    names = set(program.graph_signature.user_inputs)
+    inputs = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    example = [torch.zeros(one.shape, dtype=one.dtype) for one in inputs]
+    return convert(program.module(check_guards=False), example, about)
+
+
+def convert(
+    model: nn.Module, example: Sequence[Tensor], about: Description, **options: object
+) -> dict[str, bytes]:
     """A ``.tflite`` file; its description is in a zip archive behind the graph.
 
     TensorFlow's metadata tools keep files that belong to a model in the same place.
     """
-    with quiet():
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         import litert_torch
 
-        shapes = [node.meta["val"].shape for node in _inputs(program)]
-        example = tuple(torch.zeros(shape) for shape in shapes)
-        converted = litert_torch.convert(program.module(check_guards=False), example)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.tflite")
-            converted.export(str(path))
-            return {".tflite": described(path.read_bytes(), about)}
-
-
-def described(graph: bytes, about: Description) -> bytes:
-    """A file of a graph with its description."""
-    file = io.BytesIO(graph)
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(f"{KEY}.json", about.to_json())
-    return file.getvalue()
+        path = Path(folder, "model.tflite")
+        litert_torch.convert(model, tuple(example), **options).export(str(path))
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{KEY}.json", about.to_json())
+        return {".tflite": path.read_bytes()}
 
 
 def read(path: Path, threads: int) -> tuple[Description, Call, list[list[int]]]:
@@ -72,9 +73,17 @@ def read(path: Path, threads: int) -> tuple[Description, Call, list[list[int]]]:
     (given,), (wanted,) = ends
 
     def call(x: Tensor) -> Tensor:
+        # An int8 network takes and gives levels.
+        if given["dtype"] == np.int8:
+            scale, zero = given["quantization"]
+            x = (x / scale + zero).round().clamp(-128, 127).to(torch.int8)
         network.set_tensor(given["index"], x.contiguous().numpy())
         network.invoke()
-        return torch.from_numpy(network.get_tensor(wanted["index"]))  # a copy
+        y = torch.from_numpy(network.get_tensor(wanted["index"]))  # a copy
+        if wanted["dtype"] == np.int8:
+            scale, zero = wanted["quantization"]
+            y = (y.float() - zero) * scale
+        return y
 
     return about, call, [[int(size) for size in one["shape"]] for one in (given, wanted)]
 
@@ -86,11 +95,6 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _inputs(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
-    names = set(program.graph_signature.user_inputs)
-    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
 
 
 def _description(content: bytes) -> str | None:

@@ -16,7 +16,7 @@ from dwsep_zoo.terminal import stdout_console, table
 if TYPE_CHECKING:
     from dwsep_zoo.quantise import LayerLoss
 
-TO = ("onnx", "openvino", "executorch")
+TO = ("onnx", "openvino", "executorch", "litert")
 MOST_PICTURES = 512  # they go through the network at once
 HEADINGS = (
     *("layer", "kind", "channels", "widest / narrowest"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.analysis.runtimes import export_onnx, export_openvino
-from dwsep_zoo.artefacts import executorch
+from dwsep_zoo.artefacts import executorch, litert
 from dwsep_zoo.artefacts.formats import onnx_file, openvino_files
 from dwsep_zoo.nn.int8 import LARGEST, Scheme
 from dwsep_zoo.schema.artefact import Description
@@ -147,14 +147,38 @@ def _executorch(
             XNNPACKQuantizer,
             get_symmetric_quantization_config,
         )
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         config = get_symmetric_quantization_config(is_per_channel=scheme == "per_channel")
-        model = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(config))
-        for batch in batches:
-            model(batch)
-        made = torch.export.export(convert_pt2e(model), (batches[0],))
+        model = _pt2e(program, XNNPACKQuantizer().set_global(config), batches)
+        made = torch.export.export(model, (batches[0],))
     return executorch.write(made, about)
+
+
+def _litert(
+    program: Program, about: Description, batches: list[Tensor], scheme: Scheme
+) -> dict[str, bytes]:
+    """int8 by the same tools, with the layout that LiteRT's converter expects."""
+    with litert.quiet(), _quiet():
+        from litert_torch.quantize.pt2e_quantizer import (
+            PT2EQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from litert_torch.quantize.quant_config import QuantConfig
+
+        config = get_symmetric_quantization_config(is_per_channel=scheme == "per_channel")
+        quantiser = PT2EQuantizer().set_global(config)
+        model = _pt2e(program, quantiser, batches, fold_quantize=False)
+        return litert.convert(model, batches[:1], about, quant_config=QuantConfig(quantiser))
+
+
+def _pt2e(program: Program, quantiser: Any, batches: list[Tensor], **options: bool) -> Any:
+    """PyTorch's own way to int8: observe, then convert."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    model = prepare_pt2e(program.module(), quantiser)
+    for batch in batches:
+        model(batch)
+    return convert_pt2e(model, **options)
 
 
 @contextmanager
@@ -173,5 +197,6 @@ BACKENDS: dict[str, Backend] = {
     "onnx": Backend(("onnx", "onnxscript", "onnxruntime"), _onnx),
     "openvino": Backend(("nncf", "openvino"), _openvino),
     "executorch": Backend(("executorch", "torchao"), _executorch, executorch.INSTALL),
+    "litert": Backend(("litert_torch", "torchao"), _litert, litert.INSTALL),
 }
 """By the format of their files."""

@@ -66,6 +66,7 @@ def artefact(pictures: Path) -> Artefact:
         ("onnx", "per_channel", None, None),
         ("openvino", "per_tensor", "ceilings", 2),
         ("executorch", "per_channel", None, 1),
+        ("litert", "per_channel", None, 1),
         pytest.param("onnx", "per_tensor", "ceilings", 2, marks=pytest.mark.slow),
         pytest.param("openvino", "per_channel", None, None, marks=pytest.mark.slow),
     ],
