@@ -233,7 +233,8 @@ def test_a_balanced_epoch_can_start_in_its_middle():
 
     def loader():
         batches = EpochBatches(BalancedSampler(LABELS, seed=0), 8, drop_last=True)
-        return Loader(MemoryReader(images.pixels, LABELS, augment=CropFlip()), batches)
+        draw = partial(draw_batch, augment=CropFlip(), num_images=len(LABELS), side=4)
+        return Loader(MemoryReader(images.pixels, LABELS, draw=draw), batches)
 
     whole, again = _epoch(loader(), 2), loader()
     again.load_state_dict({"epoch": 2, "done": 3, "num_batches": 7})

@@ -213,7 +213,7 @@ def test_fingerprint_is_of_the_pictures_not_of_the_place(pictures, tmp_path):
 
 BAD_VALUES = {
     "name": ("cifar", "did you mean 'cifar10'"),
-    "batch_size": (0, "at least 1; got 0"),
+    "batch_size": (0, "at least 1 or auto; got 0"),
     "val_fraction": (1.0, "less than 1"),
     "test_fraction": ("x", "a number; got 'x'"),
     "split_seed": (-1, "at least 0; got -1"),
@@ -227,6 +227,7 @@ BAD_VALUES = {
     "background": (5, "text; got 5"),
     "url": (5, "text; got 5"),
     "size": (200, "160 or 320 or full; got 200"),
+    "sampler": ("balance", "did you mean 'balanced'"),
     "image_size": (100_000, "at most 4096; got 100000"),
     "in_memory": ("maybe", "true or false; got 'maybe'"),
     "num_workers": (500, "at most 256; got 500"),
