@@ -49,7 +49,9 @@ class Crop:
         to_tensor: whether what follows takes tensors as well as it takes pictures of Pillow.
     """
 
-    def __init__(self, drawn: RandomResizedCropAndInterpolation, modes: Sequence[str], *, to_tensor: bool):
+    def __init__(
+        self, drawn: RandomResizedCropAndInterpolation, modes: Sequence[str], *, to_tensor: bool
+    ):
         self.drawn, self.to_tensor = drawn, to_tensor
         self.height, self.width = drawn.size
         self.modes = modes

@@ -533,7 +533,7 @@ def test_alternate_flip_of_crops(create):
         ((batch, _),) = batches(data, epoch=epoch)
         order = data.train_dataloader().batch_sampler
         order.sampler.set_epoch(epoch)
-        images[epoch] = dict(zip(order.sampler.indices().tolist(), batch, strict=False))
+        images[epoch] = dict(zip(order.sampler.order().indices.tolist(), batch, strict=False))
     for i, image in images[0].items():
         if i in images[1]:
             torch.testing.assert_close(images[1][i], image.flip(2), atol=1e-4, rtol=0)
