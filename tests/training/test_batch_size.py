@@ -30,10 +30,29 @@ def test_a_gpu_gets_the_largest_that_fits(fits, network, monkeypatch):
     assert choose_batch_size(network, SHAPE, images=10**6, device=GPU) == fits
 
 
-@pytest.mark.parametrize(("images", "most"), [(10, 16), (32 * STEPS, 32), (63 * STEPS, 32)])
+@pytest.mark.parametrize(("images", "most"), [(10, 10), (32 * STEPS, 32), (63 * STEPS, 32)])
 def test_an_epoch_keeps_its_steps(images, most, network, monkeypatch):
     monkeypatch.setattr("dwsep_zoo.training.batch_size.memory_of", lambda _: 10**12)
     assert choose_batch_size(network, SHAPE, images=images, device=GPU) == most
+
+
+def test_a_teacher_needs_room_and_time(network, monkeypatch):
+    """On a GPU it lowers the number; on a CPU it computes in each step that is timed."""
+    asked: list[int] = []
+
+    class Wide:
+        def memory(self, images: int) -> int:
+            return 10**6 * images
+
+        def __call__(self, images: torch.Tensor) -> None:
+            asked.append(len(images))
+
+    need = training_memory(network, SHAPE, batch_size=64) + 64 * 10**6
+    monkeypatch.setattr("dwsep_zoo.training.batch_size.memory_of", lambda _: 1.01 * need / USABLE)
+    assert choose_batch_size(network, SHAPE, images=10**6, device=GPU) > 64
+    assert choose_batch_size(network, SHAPE, images=10**6, device=GPU, teacher=Wide()) == 64
+    cpu = torch.device("cpu")
+    assert choose_batch_size(network, SHAPE, images=10**6, device=cpu, teacher=Wide()) in asked
 
 
 def test_nothing_fits(network, monkeypatch):

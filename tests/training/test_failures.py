@@ -84,7 +84,9 @@ def test_out_of_memory_names_a_batch_size(run, tmp_path, monkeypatch):
 def test_the_batch_size_that_fits_does(monkeypatch, fits):
     model = create_model("mobilenet_v1_shallow", width_mult=0.25, num_classes=10)
     budget = training_memory(model, SIZE, batch_size=fits)
-    monkeypatch.setattr("dwsep_zoo.training.out_of_memory._memory", lambda device: budget / USABLE)
+    monkeypatch.setattr(
+        "dwsep_zoo.training.out_of_memory.memory_of", lambda device: budget / USABLE
+    )
     error = out_of_memory(model, SIZE, 1000, torch.device("cpu"))
     (named,) = map(int, re.findall("about ([0-9]+) would fit", str(error)))
     assert named == pytest.approx(fits, abs=2)
