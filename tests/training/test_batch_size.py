@@ -10,7 +10,8 @@ from helpers import composed
 
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.analysis.memory import training_memory
-from dwsep_zoo.training import check
+from dwsep_zoo.schema.record import read_record
+from dwsep_zoo.training import check, continued, resume_settings
 from dwsep_zoo.training.batch_size import SIZES, STEPS, choose_batch_size
 from dwsep_zoo.training.out_of_memory import USABLE
 
@@ -84,6 +85,22 @@ def test_a_run_records_the_number_and_resumes_with_it(run, tmp_path):
     again = run("run", f"resume={tmp_path / 'run'}", "trainer.max_epochs=2")
     assert again["config"]["data"]["batch_size"] == number
     assert again["epochs"] == 2
+
+
+def test_the_same_command_goes_on_with_the_number_that_was_chosen(run, tmp_path, stopped_in):
+    """``resume=auto``, and ``resume=RUN`` with the word once more."""
+    folder = tmp_path / "run"
+    with stopped_in(1, 1):
+        run("run", "data.batch_size=auto")
+    number = read_record(folder / "result.json").configured("data.batch_size")
+    assert number in SIZES
+    (folder / "result.json").write_text(
+        (folder / "result.json").read_text().replace(f'"batch_size": {number}', '"batch_size": 24')
+    )
+    again = resume_settings(folder, {"data.batch_size": "auto"})
+    assert again.data.batch_size == 24
+    command = again.replace(resume=None, data={**again.data.plain(), "batch_size": "auto"})
+    assert continued(command) == again
 
 
 @pytest.mark.parametrize(
