@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dwsep_zoo.data.contents import DECODER, Kept, contents_of, without_unreadable
+from dwsep_zoo.data.decode import WHITE
 from dwsep_zoo.data.loader import (
     BalancedSampler,
     BatchKey,
@@ -229,6 +230,7 @@ class ImageData(L.LightningDataModule):
             "std": self.std,
             "interpolation": self.pipeline.interpolation,
             "crop_pct": self.pipeline.crop_pct,
+            "background": None if self.settings.background == WHITE else self.settings.background,
             "splits": counts,
             "fingerprint": self.fingerprint,
             "skipped": len(self.skipped),

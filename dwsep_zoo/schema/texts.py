@@ -51,6 +51,18 @@ def _name(text: str) -> str:
     return text
 
 
+def _colour(text: str) -> str:
+    from PIL import ImageColor
+
+    try:
+        red, green, blue = ImageColor.getrgb(_text(text))
+    except ValueError:  # also of a transparent one, which has four parts
+        raise ValueError("must be a colour, such as white, black or '#808080'") from None
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
 Text = Annotated[str, AfterValidator(_text)]
 Place = Annotated[str, AfterValidator(place)]
 FolderName = Annotated[str, AfterValidator(_name)]
+Colour = Annotated[str, AfterValidator(_colour)]
+"""``#rrggbb``, whatever it was called."""

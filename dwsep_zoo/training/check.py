@@ -37,7 +37,8 @@ MAY_CHANGE = (
 APPLIED = {
     *("epochs", "warmup_fraction", "schedule", "min_lr", "label_smoothing", "norm_statistics"),
     *("decay_rate", "decay_epochs", "staircase", "model_ema_warmup"),
-    *("mixup", "cutmix", "initial_size", "full_size_from", "eval_flip", "eval_shift"),
+    *("mixup", "cutmix", "class_weights", "initial_size", "full_size_from"),
+    *("eval_flip", "eval_shift"),
 }
 """Values of the recipe that a training which goes on with ``ckpt_path=`` may have anew."""
 

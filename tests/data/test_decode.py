@@ -209,5 +209,7 @@ def test_background_through_files_maps_and_shards(tmp_path, mode):
 
 @pytest.mark.parametrize("background", ["whitish", "#12", "#11223344"])
 def test_what_is_no_colour(background, tmp_path):
-    with pytest.raises(UserError, match=f"data.background={background} is no colour"):
+    with pytest.raises(
+        UserError, match=r"data\.background must be a colour, such as white, black or"
+    ):
         load_data("folder", root=str(tmp_path), background=background)

@@ -422,6 +422,18 @@ def test_a_balanced_set_has_every_class_equally_often(flip, pictures):
     assert len(torch.cat([batch.labels for batch in shown])) == 6
 
 
+def test_white_is_no_background_of_its_own(pictures):
+    """Runs with either are of one table."""
+    root = pictures({"a": 4, "b": 4})
+    found = {
+        background: load_data("folder", root=str(root), background=background).describe()
+        for background in (None, "white", "#FFF", "black", "#000")
+    }
+    assert found[None] == found["white"] == found["#FFF"]
+    assert found["black"] == found["#000"]
+    assert (found[None]["background"], found["black"]["background"]) == (None, "#000000")
+
+
 def _repeats(pictures, place, **augment):
     """Batches of epochs in which the one training picture of a class comes thirteen times."""
     few = {f"{split}/{name}": 1 for split in ("val", "test") for name in "ab"}
