@@ -21,7 +21,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from dwsep_zoo.errors import UserError, first_line
+from dwsep_zoo.errors import UserError, first_line, install_line
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.measures import hparams_metrics
 from dwsep_zoo.schema.record import RunRecord
@@ -47,7 +47,7 @@ def check_tracker(settings: LoggerSettings) -> None:
     """Raises UserError if the package of the tracker is not installed."""
     name = settings.tracker
     if name is not None and find_spec(name) is None:
-        raise UserError(f"logger={name} needs the package {name}: pip install 'dwsep-zoo[{name}]'")
+        raise UserError(f"logger={name} needs the package {name}: {install_line(name)}")
 
 
 class Tracker(Logger):

@@ -67,7 +67,7 @@ def values(told, key):
 def test_a_missing_package_is_one_line(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     settings = composed(f"logger={name}").logger
-    with pytest.raises(UserError, match=rf"logger={name} .*: pip install 'dwsep-zoo\[{name}\]'"):
+    with pytest.raises(UserError, match=rf'logger={name} .*: pip install "dwsep-zoo\[{name}\]"'):
         check_tracker(settings)
 
 
