@@ -55,10 +55,12 @@ def _colour(text: str) -> str:
     from PIL import ImageColor
 
     try:
-        red, green, blue = ImageColor.getrgb(_text(text))
-    except ValueError:  # also of a transparent one, which has four parts
-        raise ValueError("must be a colour, such as white, black or '#808080'") from None
-    return f"#{red:02x}{green:02x}{blue:02x}"
+        parts: tuple[int, ...] = ImageColor.getrgb(_text(text))
+    except ValueError:
+        parts = ()
+    if len(parts) != 3:  # a transparent one has four
+        raise ValueError("must be a colour, such as white, black or '#808080'")
+    return f"#{bytes(parts).hex()}"
 
 
 Text = Annotated[str, AfterValidator(_text)]
