@@ -65,6 +65,11 @@ def say(error: Exception, where: str = "") -> None:
     print(f"error: {text}", file=sys.stderr)
 
 
+def install_line(extra: str) -> str:
+    """The command that installs what an extra of this package needs."""
+    return f'pip install "dwsep-zoo[{extra}]"'
+
+
 def check_number(key: str, value: object, *, optional: bool = False) -> None:
     """Raises UserError unless ``value`` is a finite number; ``optional`` lets None pass."""
     if value is None and optional:

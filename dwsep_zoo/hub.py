@@ -132,16 +132,16 @@ def save_pretrained(
         if name not in state or name not in again or state[name].shape != again[name].shape:
             raise UserError(f"{name}: was changed after the network was built; it cannot be saved")
     architecture = PREFIX + args.pop("name")
+    cfg = filter_pretrained_cfg(model.pretrained_cfg, remove_source=True)
+    background = cfg.pop("background", None)  # timm's own description has no such key
     config = {
         "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         **({"label_names": names} if names else {}),
         "model_args": {key: value for key, value in args.items() if value is not None},
-        "pretrained_cfg": {
-            **filter_pretrained_cfg(model.pretrained_cfg, remove_source=True),
-            "architecture": architecture,
-        },
+        **({"background": background} if background else {}),
+        "pretrained_cfg": {**cfg, "architecture": architecture},
     }
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,8 +41,8 @@ FLOORS = (
 """Parts that import each other."""
 HOMES = {
     "lightning": {"data", "training"},
-    "hydra": {"config", "sweep"},
-    "omegaconf": {"config", "sweep"},
+    "hydra": {"config"},
+    "omegaconf": {"config"},
     "rich": {"terminal", "data", "report", "commands"},
     "matplotlib": {"report", "commands"},
 }

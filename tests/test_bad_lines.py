@@ -113,6 +113,8 @@ def test_a_sample_on_the_command_line(key, refused):
         (["-m", "trainer.num_nodes=2", "seed=0,1"], "need trainer=ddp"),
         (["-m", "trainer.strategy=auto,ddp", "trainer.devices=2"], "need trainer=ddp"),
         (["-m", "trainer.strategy=ddp", "seed=0,1"], "cannot run inside -m"),
+        (["-m", "data.batch_size=auto", "seed=0,1"], "runs of a sweep steps of different sizes"),
+        (["-m", "data.batch_size=64,auto"], "runs of a sweep steps of different sizes"),
         (["-m", "resume=auto", "seed=0,1"], "resume=auto is for one run"),
         (["-m", "resume=x", "seed=0,1"], "cannot be used with -m"),
         (["-m", "seed=0,1", "--jobs", "0"], "--jobs must be 1 to"),

@@ -20,7 +20,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from dwsep_zoo import UserError, create_model, hub, list_models
+from dwsep_zoo import UserError, create_model, hub, list_models, open_artefact
 from dwsep_zoo.hub import from_pretrained, push_to_hub, save_pretrained
 
 pytestmark = pytest.mark.bounds
@@ -213,6 +213,16 @@ def test_what_is_saved_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None
     fresh = timm.create_model(f"local-dir:{folder}").eval()
     assert str(fresh) == str(model)
     assert not torch.equal(fresh(x), model(x))
+
+
+def test_the_colour_below_transparent_pictures_comes_back(tmp_path: Path) -> None:
+    """Timm's description of a network has no place for it, and takes no key that it lacks."""
+    model = trained()
+    model.default_cfg = {**model.default_cfg, "background": "#204060"}
+    save_pretrained(model, tmp_path)
+    assert from_pretrained(tmp_path).default_cfg["background"] == "#204060"
+    assert open_artefact(tmp_path).about.background == "#204060"
+    assert_equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), model)
 
 
 def test_timm_adapts_what_is_saved_to_other_classes_and_channels(tmp_path: Path) -> None:

@@ -194,6 +194,23 @@ def test_what_a_sweep_that_was_cut_off_makes(cut_off, monkeypatch, states, train
     assert contents(cut_off.folder / "finished") == before
 
 
+@pytest.mark.parametrize("states", [OPEN, AGAIN], ids=["go on", "again"])
+def test_a_run_with_a_damaged_record_goes_on_by_the_plan(cut_off, monkeypatch, states):
+    """From its last checkpoint; what was in the record stays beside it."""
+    record = cut_off.folder / "interrupted" / "result.json"
+    record.write_bytes(b"{")
+    found = {}
+
+    def train(settings):
+        found[Path(settings.paths.output_dir).name] = settings.resume
+
+    monkeypatch.setattr("dwsep_zoo.sweep.runs.train", train)
+    cut_off.work(states)
+    assert found["interrupted"] == str(record.parent)
+    assert record.with_name("result.json.damaged").read_bytes() == b"{"
+    assert read_record(record).status == "interrupted"
+
+
 def test_runs_of_other_processes_are_left_to_them_and_the_last_one_reports(
     cut_off, monkeypatch, capsys
 ):

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dwsep_zoo.errors import UserError, choose
+from dwsep_zoo.errors import UserError, choose, install_line
 from dwsep_zoo.nn.fuse import fold_norms
 
 if TYPE_CHECKING:
     import openvino
 
-INSTALL = 'pip install "dwsep-zoo[runtimes]"'
+INSTALL = install_line("runtimes")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MEMORY_FORMATS = {
     "channels_last": torch.channels_last,

@@ -16,7 +16,7 @@ from dwsep_zoo.schema.settings import Settings, parse_settings
 if TYPE_CHECKING:
     from dwsep_zoo.artefacts.artefact import Artefact
 
-PREPROCESSING = ("image_size", "interpolation", "crop_pct")
+PREPROCESSING = ("image_size", "interpolation", "crop_pct", "background")
 
 
 def has_own_data(artefact: Artefact) -> bool:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dwsep_zoo.analysis.runtimes import Call
-from dwsep_zoo.errors import UserError, first_line
+from dwsep_zoo.errors import UserError, first_line, install_line
 from dwsep_zoo.schema.artefact import KEY, Description, read_description
 
-INSTALL = 'pip install "dwsep-zoo[executorch]"'
+INSTALL = install_line("executorch")
 
 
 @contextmanager

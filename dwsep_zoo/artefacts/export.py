@@ -300,7 +300,8 @@ def _network(artefact: Artefact) -> str:
         f"- Classes ({about.num_classes}): {classes}",
         f"- Images: {about.in_chans} x {about.image_size} x {about.image_size}, resized "
         f"({about.interpolation}, crop {about.crop_pct:g}); mean {list(about.mean)}, "
-        f"std {list(about.std)}",
+        f"std {list(about.std)}"
+        + (f"; transparent parts show {about.background}" if about.background else ""),
     ]
     if isinstance(accuracy, float):
         lines.append(f"- Accuracy in PyTorch: {accuracy:.2%} on the test images of data={name}")

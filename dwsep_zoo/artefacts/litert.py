@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.analysis.runtimes import Call
-from dwsep_zoo.errors import UserError, first_line
+from dwsep_zoo.errors import UserError, first_line, install_line
 from dwsep_zoo.schema.artefact import KEY, Description, read_description
 
-INSTALL = 'pip install "dwsep-zoo[litert]"'
+INSTALL = install_line("litert")
 MARK = b"TFL3"
 """Bytes 4 to 7 of a file."""
 

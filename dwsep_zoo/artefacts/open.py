@@ -68,6 +68,7 @@ def describe(model: ConvNet, record: RunRecord | None = None) -> Description:
         std=tuple(map(float, cfg["std"])),
         interpolation=cfg["interpolation"],
         crop_pct=float(cfg["crop_pct"]),
+        background=cfg.get("background"),
         record=_kept(record) if record else {},
     )
     check_description(about, "the network")

@@ -35,8 +35,7 @@ def pixel_reader(about: Description) -> Callable[[Picture], Tensor]:
         raise UserError(f"a network for {about.in_chans} channels cannot take pictures")
     mode, side = MODES[about.in_chans], (about.image_size, about.image_size)
     transform = eval_transform(about.image_size, about.interpolation, about.crop_pct)
-
-    background = _background(about)
+    background = about.background or WHITE
 
     def read(picture: Picture) -> Tensor:
         image = opened(picture, background)
@@ -48,14 +47,6 @@ def pixel_reader(about: Description) -> Callable[[Picture], Tensor]:
         return torch.as_tensor(transform(image))
 
     return read
-
-
-def _background(about: Description) -> str:
-    """The colour below transparent pictures in the training."""
-    config = about.record.get("config")
-    data = config.get("data") if isinstance(config, dict) else None
-    found = data.get("background") if isinstance(data, dict) else None
-    return found if isinstance(found, str) else WHITE
 
 
 def opened(picture: Picture, background: str = WHITE) -> Image.Image:

@@ -41,8 +41,10 @@ def run(arguments: list[str]) -> None:
     from dwsep_zoo.training.lr_find import find_lr
     from dwsep_zoo.training.optim import check_optimizer
     from dwsep_zoo.training.prepare import check_network_and_data
+    from dwsep_zoo.training.teacher import check_teacher
 
     check_optimizer(settings.recipe)
+    check_teacher(settings)
     check_network_and_data(settings)
     found = find_lr(settings, lowest=options.lowest, highest=options.highest, steps=options.steps)
     recipe, suggestion = settings.recipe, found.suggestion
@@ -58,13 +60,10 @@ def run(arguments: list[str]) -> None:
             f"{len(found.losses)} steps; look at {out}, and try more steps or another lowest"
         )
     line = [*chosen, f"recipe.lr={suggestion:g}"]
+    if settings.data.batch_size == "auto":  # another one might be chosen next time
+        line.append(f"data.batch_size={found.batch_size}")
     if recipe.optimizer == "muon":  # in proportion, as it was in the test
         line.append(f"recipe.muon_lr={suggestion * recipe.muon_lr / recipe.lr:.2g}")
     print(f"suggested for {found.images} images a step, a tenth of where the loss is least:")
-    print("dwsep train", " ".join(one for one in line if not _replaced(one, line)))
-
-
-def _replaced(text: str, line: list[str]) -> bool:
-    """Whether the line sets the same key again behind this place."""
-    key = text.partition("=")[0]
-    return any(other.partition("=")[0] == key for other in line[line.index(text) + 1 :])
+    last = {text.partition("=")[0]: place for place, text in enumerate(line)}  # it counts
+    print("dwsep train", " ".join(line[place] for place in sorted(last.values())))

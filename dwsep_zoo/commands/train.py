@@ -210,14 +210,14 @@ def _check_sweep(line: Line, folder: Path) -> None:
 def _check_values(folder: Path, jobs: Sequence[Job]) -> None:
     """Check every value of a sweep before the first run of it is made."""
     from dwsep_zoo.training import check, continued
+    from dwsep_zoo.training.check import check_in_sweep
 
     first = jobs[0].overrides
     for job in jobs:
         if sum(one != other for one, other in zip(job.overrides, first, strict=True)) > 1:
             continue  # its values are those of others
         settings = parse_settings(job.config_in(folder))
-        if settings.trainer.strategy == "ddp":
-            raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
+        check_in_sweep(settings)
         if left := continued(settings):
             check(left)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from dwsep_zoo.data.cifar import Cifar
 from dwsep_zoo.data.cifar_shifted import Cifar10c, Cifar10v1
 from dwsep_zoo.data.csv_table import Csv
-from dwsep_zoo.data.decode import check_color
 from dwsep_zoo.data.digits import Digits
 from dwsep_zoo.data.folder import Folder
 from dwsep_zoo.data.hugging_face import HuggingFace
@@ -60,8 +59,6 @@ def create_data(
     if (policy := settings.augment.auto_augment) is not None:
         never_files = settings.in_memory or settings.cache or "in_memory" not in options
         check_policy(policy, batched=bool(never_files))
-    if settings.background is not None:
-        check_color("data.background", settings.background)
     folder = Path(data_dir).expanduser()
     source = DATASETS[settings.name](settings, folder)
     return ImageData(settings, source, seed=seed, data_dir=folder, mixing=mixing)

@@ -51,7 +51,7 @@ def draw_batch(key: BatchKey, augment: Drawing, *, num_images: int, side: int) -
     g = generator(key.seed, "draws", key.epoch, key.number, key.rank)
     draws = augment.draw(len(key.indices), g, side)
     if augment.flip == ALTERNATE:
-        draws[:, FLIP] = halves(key.seed, num_images)[key.indices] + key.epoch
+        draws[:, FLIP] = halves(key.seed, num_images)[key.indices] + key.rounds
     return draws
 
 
@@ -71,7 +71,8 @@ class CropFlip(Effects):
         flip: mirror every other image left to right. ``alternate``: mirror a random half of them
             in even epochs and the other half in odd ones. Two epochs then show every image both
             ways, while independent flips show half of them the same way twice, so that a short
-            run needs fewer epochs (arXiv:2404.00498).
+            run needs fewer epochs (arXiv:2404.00498). An image that an epoch repeats alternates
+            each time.
         cutout: side of the square that is set to the mean, arXiv:1708.04552; 0: none.
     """
 

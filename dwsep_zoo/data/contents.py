@@ -38,7 +38,8 @@ class Kept:
 
     Attributes:
         checksums: of their bytes.
-        readable: checksums of those that :data:`DECODER` can decode.
+        readable: checksums of those that :data:`DECODER` can decode; of packed ones, of their
+            names, places and times.
     """
 
     checksums: Sequence[Path] = ()
@@ -94,7 +95,10 @@ def unreadable(store: Store, names: Sequence[str], kept: Kept) -> dict[str, str]
         reasons |= _failures(store.checksum, left)
         left = [name for name in left if name not in reasons]
         found = checksums(store, left, kept.checksums)
-    keys = [row.tobytes() for row in found]
+    if store.recorded(left) is None:
+        keys = [row.tobytes() for row in found]
+    else:  # checksums of the bytes that were packed, not of those that are there now
+        keys = [_state(store, name) for name in left]
     known = set(load_rows(kept.readable, BYTES))
     wanted = {name: key for name, key in zip(left, keys, strict=True) if key not in known}
     reasons.update(problems(store, list(wanted)))

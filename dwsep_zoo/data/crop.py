@@ -8,7 +8,8 @@ see :data:`GAP`. Evaluation uses neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -44,14 +45,16 @@ class Crop:
 
     Args:
         drawn: timm's step.
-        mode: of its resizing.
+        modes: of its resizing; of several, one is drawn for each picture.
         to_tensor: whether what follows takes tensors as well as it takes pictures of Pillow.
     """
 
-    def __init__(self, drawn: RandomResizedCropAndInterpolation, mode: str, *, to_tensor: bool):
+    def __init__(
+        self, drawn: RandomResizedCropAndInterpolation, modes: Sequence[str], *, to_tensor: bool
+    ):
         self.drawn, self.to_tensor = drawn, to_tensor
         self.height, self.width = drawn.size
-        self.mode = mode
+        self.modes = modes
 
     def __call__(self, read: Read) -> Cropped:
         """Decode a picture, or as much of it as is needed, and cut a random part out."""
@@ -73,16 +76,15 @@ class Crop:
         if picture.size != size:
             factors = [a / b for a, b in zip(picture.size, size, strict=True)] * 2
             box = tuple(round(a * b) for a, b in zip(box, factors, strict=True))  # type: ignore[assignment]
-        return self._resized(picture.crop(box))
+        mode = random.choice(self.modes) if len(self.modes) > 1 else self.modes[0]
+        return self._resized(picture.crop(box), mode)
 
-    def _resized(self, part: Image.Image) -> Cropped:
+    def _resized(self, part: Image.Image, mode: str) -> Cropped:
         wanted = (self.width, self.height)
-        if self.mode not in VECTORISED:
-            return part.resize(wanted, Image.Resampling[self.mode.upper()])
+        if mode not in VECTORISED:
+            return part.resize(wanted, Image.Resampling[mode.upper()])
         pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)[None]
-        found = torch.nn.functional.interpolate(
-            pixels, wanted[::-1], mode=self.mode, antialias=True
-        )
+        found = torch.nn.functional.interpolate(pixels, wanted[::-1], mode=mode, antialias=True)
         if self.to_tensor:
             return found[0]
         return Image.fromarray(found[0].permute(1, 2, 0).contiguous().numpy())
@@ -103,8 +105,10 @@ def split_off_crop(
     if not isinstance(first, RandomResizedCropAndInterpolation):
         return None, transform  # type: ignore[return-value]
     exact = all(isinstance(step, RandomHorizontalFlip | MaybePILToTensor) for step in rest)
-    mode = interp_mode_to_str(first.interpolation)
-    return Crop(first, mode, to_tensor=exact), Compose(rest)
+    given = first.interpolation
+    several = given if isinstance(given, tuple | list) else [given]
+    modes = [interp_mode_to_str(mode) for mode in several]
+    return Crop(first, modes, to_tensor=exact), Compose(rest)
 
 
 def _steps(transform: object) -> list[object]:

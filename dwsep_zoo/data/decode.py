@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
 from dwsep_zoo.errors import UserError, first_line
 
-WHITE = "white"
+WHITE = "#ffffff"
 DECODING = 2
 """Counts changes of this file after which some pictures look different."""
 ORIENTATION = 0x0112
@@ -53,16 +53,6 @@ def read_picture(
         if reduction is not None and image.format == "JPEG":
             _reduce(image, reduction)
         return as_rgb(image, background)
-
-
-def check_color(key: str, text: str) -> None:
-    """Raises UserError for a text that is no colour."""
-    try:
-        opaque = len(ImageColor.getrgb(text)) == 3
-    except ValueError:
-        opaque = False
-    if not opaque:
-        raise UserError(f"{key}={text} is no colour; for example: white, black, '#808080'")
 
 
 def as_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:

@@ -17,7 +17,7 @@ from dwsep_zoo.data.rows import Row, labelled
 from dwsep_zoo.data.source import FILES, HF
 from dwsep_zoo.data.splits import SPLITS, Images, Labelled
 from dwsep_zoo.data.store import Store
-from dwsep_zoo.errors import UserError, choose, first_line
+from dwsep_zoo.errors import UserError, choose, first_line, install_line
 from dwsep_zoo.schema.data_settings import DataSettings
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class HuggingFace:
             )
         if importlib.util.find_spec("datasets") is None:
             raise UserError(
-                f"data={settings.name} needs the package datasets: pip install 'dwsep-zoo[hf]'"
+                f"data={settings.name} needs the package datasets: {install_line('hf')}"
             )
         self.what = settings.hf
         self.path = Path(os.path.expanduser(settings.hf))

@@ -21,13 +21,32 @@ from dwsep_zoo.errors import UserError
 
 
 class BatchKey(NamedTuple):
-    """Images of a batch, and (seed, epoch, number, rank) for its random numbers."""
+    """Images of a batch, and (seed, epoch, number, rank) for its random numbers.
+
+    Attributes:
+        indices: (N,) int64, of the images.
+        rounds: (N,) int64: no image comes twice in the same round. A round is an epoch unless
+            images are repeated within one.
+    """
 
     seed: int
     epoch: int
     number: int
     rank: int
     indices: Tensor
+    rounds: Tensor
+
+
+class Order(NamedTuple):
+    """The images of an epoch.
+
+    Attributes:
+        indices: (n,) int64.
+        rounds: likewise, see :class:`BatchKey`.
+    """
+
+    indices: Tensor
+    rounds: Tensor
 
 
 Draw = Callable[[BatchKey], Tensor]
@@ -130,15 +149,24 @@ class EpochSampler:
         left = 0 if self.even else self.used % self.world_size
         return self.used // self.world_size + (self.rank < left)
 
-    def indices(self) -> Tensor:
-        """(len(self),) int64; batch k of all processes together is batch k of a single one."""
-        return self._order()[self.rank : self.used : self.world_size][: len(self)]
+    def order(self) -> Order:
+        """The len(self) images; batch k of all processes together is batch k of a single one."""
+        places = self._places()[self.rank : self.used : self.world_size][: len(self)]
+        return self._images(places)
 
-    def _order(self) -> Tensor:
-        """Positions of all images of the epoch."""
+    def _places(self) -> Tensor:
+        """The numbers below ``num_images`` in the order of the epoch."""
         if not self.shuffle:
             return torch.arange(self.num_images)
         return torch.randperm(self.num_images, generator=generator(self.seed, "order", self.epoch))
+
+    def _images(self, places: Tensor) -> Order:
+        return Order(places, torch.full_like(places, self.epoch))
+
+
+def balanced_images(images: int, classes: int) -> int:
+    """The images of a balanced epoch."""
+    return images // classes * classes
 
 
 class BalancedSampler(EpochSampler):
@@ -168,9 +196,9 @@ class BalancedSampler(EpochSampler):
     ):
         order = torch.from_numpy(np.argsort(labels, kind="stable"))
         self.classes = order.split(np.unique(labels, return_counts=True)[1].tolist())
-        self.each = len(labels) // len(self.classes)
+        self.each = len(labels) // len(self.classes)  # of a class in an epoch
         super().__init__(
-            self.each * len(self.classes),
+            balanced_images(len(labels), len(self.classes)),
             seed=seed,
             shuffle=True,
             even=True,
@@ -179,21 +207,23 @@ class BalancedSampler(EpochSampler):
             world_size=world_size,
         )
 
-    def _order(self) -> Tensor:
-        first = self.epoch * self.each
-        rounds = [self._rounds(c, first, first + self.each) for c in range(len(self.classes))]
-        return torch.cat(rounds)[super()._order()]
+    def _images(self, places: Tensor) -> Order:
+        parts = zip(*(self._class(number) for number in range(len(self.classes))), strict=True)
+        indices, rounds = (torch.cat(part)[places] for part in parts)
+        return Order(indices, rounds)
 
-    def _rounds(self, number: int, first: int, end: int) -> Tensor:
-        """Some of the images of a class that come round without end, from ``first`` to ``end``."""
+    def _class(self, number: int) -> Order:
+        """The images of a class, which come round without end, in this epoch."""
         images = self.classes[number]
-        size = len(images)
+        size, first = len(images), self.epoch * self.each
+        rounds = torch.arange(first, first + self.each) // size
         begin = first // size
         orders = [
-            torch.randperm(size, generator=generator(self.seed, "class", number, turn))
-            for turn in range(begin, -(-end // size))
+            torch.randperm(size, generator=generator(self.seed, "class", number, round_))
+            for round_ in range(begin, int(rounds[-1]) + 1)
         ]
-        return images[torch.cat(orders)[first - begin * size : end - begin * size]]
+        own = torch.cat(orders)[first - begin * size :][: self.each]
+        return Order(images[own], rounds)
 
 
 class EpochBatches:
@@ -217,9 +247,10 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[BatchKey]:
         sampler = self.sampler
-        batches = sampler.indices().split(self.batch_size)
+        indices, rounds = (part.split(self.batch_size) for part in sampler.order())
         for number in range(self.start, len(self)):
-            yield BatchKey(sampler.seed, sampler.epoch, number, sampler.rank, batches[number])
+            place = (sampler.seed, sampler.epoch, number, sampler.rank)
+            yield BatchKey(*place, indices[number], rounds[number])
 
 
 class Loader:

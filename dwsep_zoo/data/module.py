@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dwsep_zoo.data.contents import DECODER, Kept, contents_of, without_unreadable
+from dwsep_zoo.data.decode import WHITE
 from dwsep_zoo.data.loader import (
     BalancedSampler,
     BatchKey,
@@ -152,18 +153,23 @@ class ImageData(L.LightningDataModule):
             )
         self.class_names, self.num_classes = given.class_names, len(given.class_names)
         self.fingerprint = fingerprint(self.class_names, splits, contents)
-        if len(splits["train"]) < self.batch_size:
-            log.warning(
-                "data.batch_size=%d is lowered to the %d training images",
-                self.batch_size,
-                len(splits["train"]),
-            )
-            self.batch_size = len(splits["train"])
         self.recorded_name = given.packed or self.settings.name
         given = replace(given, splits=splits)
         self.pipeline = pipeline = create_pipeline(settings, given, contents, self.data_dir)
         self.splits, self.in_chans = pipeline.splits, pipeline.in_chans
         self.image_size, self.mean, self.std = pipeline.image_size, pipeline.mean, pipeline.std
+        if self.epoch_images < self.batch_size:
+            log.warning(
+                "data.batch_size=%d is lowered to the %d training images of an epoch",
+                self.batch_size,
+                self.epoch_images,
+            )
+            self.batch_size = self.epoch_images
+
+    @property
+    def epoch_images(self) -> int:
+        """Training images of an epoch, repeated ones as well, in all processes together."""
+        return self._shuffled(self.seed).used
 
     def choose(self) -> Labelled:
         """The images of all splits, also those that cannot be read; nothing else is set up."""
@@ -224,6 +230,7 @@ class ImageData(L.LightningDataModule):
             "std": self.std,
             "interpolation": self.pipeline.interpolation,
             "crop_pct": self.pipeline.crop_pct,
+            "background": None if self.settings.background == WHITE else self.settings.background,
             "splits": counts,
             "fingerprint": self.fingerprint,
             "skipped": len(self.skipped),
@@ -276,17 +283,18 @@ class ImageData(L.LightningDataModule):
 
     def first_batch(self) -> TrainingBatch:
         """The first training batch of this process, made once more and without workers."""
-        return self.training_batch(self._read("train", self._first_key(), training=True))
+        key = self._first_key(self.batch_size)
+        return self.training_batch(self._read("train", key, training=True))
 
     def first_images(self, count: int, epoch: int) -> TrainingBatch:
-        """The first images of that batch, augmented as if each epoch's first batch were of them."""
-        key = self._first_key()
-        key = key._replace(epoch=epoch, indices=key.indices[:count])
+        """The first training images, augmented as if each epoch's first batch were of them."""
+        key = self._first_key(count)
+        key = key._replace(epoch=epoch, rounds=torch.full_like(key.indices, epoch))
         return self.training_batch(self._read("train", key, training=True))
 
     def test_images(self, positions: Tensor) -> Tensor:
         """Some of the test images, as evaluation has them."""
-        key = BatchKey(self.seed, 0, 0, 0, positions)
+        key = BatchKey(self.seed, 0, 0, 0, positions, torch.zeros_like(positions))
         return self.prepare_batch(self._read("test", key, training=False))[0]
 
     def for_display(self, images: Tensor) -> Tensor:
@@ -295,9 +303,9 @@ class ImageData(L.LightningDataModule):
         mean, std = (torch.tensor(values).view(shape) for values in (self.mean, self.std))
         return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 
-    def _first_key(self) -> BatchKey:
+    def _first_key(self, batch_size: int) -> BatchKey:
         sampler = self._sampler("train", training=True)
-        batch_size = min(self.batch_size, len(sampler))
+        batch_size = min(batch_size, len(sampler))
         return next(iter(EpochBatches(sampler, batch_size, drop_last=True)))
 
     def _read(self, split: str, key: BatchKey, *, training: bool) -> RawBatch:

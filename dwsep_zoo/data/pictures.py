@@ -251,7 +251,7 @@ class _Tried(Dataset[dict[str, str]]):
 class FileReader:
     """Batches of pictures that are decoded when they are read.
 
-    The result depends on (seed, epoch, position of the picture), not on the process that reads.
+    The result depends on (seed, round, position of the picture), not on the process that reads.
 
     Args:
         store: has the pictures.
@@ -279,19 +279,22 @@ class FileReader:
 
     def __getitem__(self, key: BatchKey) -> RawBatch | UserError:
         """The batch of this key, or the error of one of its pictures."""
-        indices = key.indices.tolist()
+        indices, rounds = key.indices.tolist(), key.rounds.tolist()
         try:
             with no_warnings(), seeded(0):  # each picture seeds them anew
-                pictures = [self._read(key, i) for i in indices]
+                pictures = [
+                    self._read(i, derived_seed(key.seed, "picture", round_, i))
+                    for i, round_ in zip(indices, rounds, strict=True)
+                ]
         except UserError as error:
             return error
         labels = torch.from_numpy(self.images.labels[indices])
         draws = self.draw and self.draw(key)
         return RawBatch(torch.stack(pictures), labels, self.training, draws)
 
-    def _read(self, key: BatchKey, i: int) -> Tensor:
+    def _read(self, i: int, seed: int) -> Tensor:
         read = partial(self.store.read, self.images.names[i])
         if not self.training:
             return self.transform(read())
-        seed_generators(derived_seed(key.seed, "picture", key.epoch, i))
+        seed_generators(seed)
         return self.rest(self.crop(read) if self.crop else read())

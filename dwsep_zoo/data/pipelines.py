@@ -26,6 +26,7 @@ from dwsep_zoo.data.augment import (
     normalise,
 )
 from dwsep_zoo.data.cache import Pictures, open_cache, read_all
+from dwsep_zoo.data.decode import WHITE
 from dwsep_zoo.data.effects import erase
 from dwsep_zoo.data.loader import Draw, RawBatch, Reader
 from dwsep_zoo.data.memory import MemoryReader, mean_and_std
@@ -279,6 +280,8 @@ def create_pipeline(
 def _maps(settings: DataSettings, pictures: Pictures, data_dir: Path) -> list[Path]:
     """Places of a map."""
     kind = f"{settings.name}-{pictures.size}-{pictures.interpolation}"
+    if (background := pictures.store.background) != WHITE:
+        kind += f"-{background.removeprefix('#')}"
     subset = json.dumps(settings.subset.plain())
     return cache_places(pictures.store.root, data_dir, kind, ".npy", subset)
 

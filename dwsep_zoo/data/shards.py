@@ -158,12 +158,15 @@ def read_shards(root: Path) -> Labelled:
     table, splits = _table(root, about["table"]["sha256"], len(about["class_names"]))
     if len(shards) <= table.shard.max(initial=-1):
         raise UserError(f"{root / INDEX} names {len(shards)} shards, {TABLE} has more")
+    states = []
     for shard in shards:
         path = root / shard.name
         try:
-            found = os.stat(path).st_size
+            status = os.stat(path)
         except OSError as error:
             raise UserError(f"cannot read the shard {path}: {reason(error)}") from error
+        states.append(f"{shard.sha256}\0{status.st_mtime_ns}")
+        found = status.st_size
         if found < shard.bytes:
             raise UserError(f"{path} is cut off: it has {found:,} of {shard.bytes:,} bytes")
         if found > shard.bytes:
@@ -171,7 +174,7 @@ def read_shards(root: Path) -> Labelled:
                 f"{path} was changed after it was packed: it has {found:,} bytes, not "
                 f"{shard.bytes:,}"
             )
-    store = Shards(root, [s.name for s in shards], table, [s.sha256 for s in shards])
+    store = Shards(root, [s.name for s in shards], table, states)
     return Labelled(about["class_names"], splits, store, packed=about["data"])
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from dwsep_zoo.analysis.runtimes import export_onnx, export_openvino
 from dwsep_zoo.artefacts import executorch, litert
 from dwsep_zoo.artefacts.formats import onnx_file, openvino_files
+from dwsep_zoo.errors import install_line
 from dwsep_zoo.nn.int8 import LARGEST, Scheme
 from dwsep_zoo.schema.artefact import Description
 
-INSTALL = 'pip install "dwsep-zoo[runtimes,quantise]"'
+INSTALL = install_line("runtimes,quantise")
 
 Program = torch.export.ExportedProgram
 Make = Callable[[Program, Description, list[Tensor], Scheme], dict[str, bytes]]

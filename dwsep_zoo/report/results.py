@@ -29,7 +29,10 @@ _BINDING = (
     *("model", "recipe", "trainer", "ckpt_path", "train", "test"),
     *("callbacks.early_stopping", "data.batch_size", "data.sampler"),
 )
-_DATA = ("name", "fingerprint", "interpolation", "crop_pct", "mean", "std", "augment")
+_DATA = (
+    *("name", "fingerprint", "interpolation", "crop_pct", "background", "mean", "std"),
+    "augment",
+)
 # Keys of those parts that may differ.
 _FREE = {
     "model.name",

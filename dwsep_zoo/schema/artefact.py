@@ -38,6 +38,7 @@ class Description(Part):
         std: likewise.
         interpolation: of resizing.
         crop_pct: part of the resized shorter side that is used.
+        background: colour below transparent pictures; ``None``: white.
         precision: of weights and activations: fp32, bf16 or int8.
         pixels: whether the file takes uint8 pixels and normalises them itself.
         batch_size: images that a call takes; ``None``: any number.
@@ -55,6 +56,7 @@ class Description(Part):
     std: tuple[Number, ...]
     interpolation: str = "bicubic"
     crop_pct: Number = 0.875
+    background: str | None = None
     precision: str = "fp32"
     pixels: bool = False
     batch_size: int | None = None

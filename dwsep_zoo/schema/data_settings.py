@@ -22,7 +22,7 @@ from dwsep_zoo.schema.numbers import (
     Side,
 )
 from dwsep_zoo.schema.parse import Group
-from dwsep_zoo.schema.texts import Place, Text
+from dwsep_zoo.schema.texts import Colour, Place, Text
 
 
 class SubsetSettings(Group):
@@ -108,7 +108,9 @@ class DataSettings(Group):
     on_error: Literal["raise", "skip"] | None = Field(
         description="unreadable pictures; null: raise; skip: leave out, list in skipped.txt"
     )
-    background: Text | None = Field(description="colour below transparent pictures; null: white")
+    background: Colour | None = Field(
+        description="colour below transparent pictures; null: white, or as for the weights"
+    )
     image_size: Side | None = Field(description="side of the images in pixels")
     sampler: Literal["balanced"] | None = Field(
         description="balanced: every class equally often in an epoch; null: every image once"

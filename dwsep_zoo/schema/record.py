@@ -128,6 +128,7 @@ class DataRecord(Part):
         fingerprint: hash of the images, labels and splits.
         skipped: number of pictures that could not be read and were left out.
         subset: the part that was drawn, with the names of its images; ``None``: all of the data.
+        background: colour below transparent pictures; ``None``: white.
         read_from: memory, cache or files.
         augment: random changes of training images.
     """
@@ -141,6 +142,7 @@ class DataRecord(Part):
     std: tuple[Number, ...] = ()
     interpolation: str | None = None
     crop_pct: Measured = None
+    background: str | None = None
     splits: Mapping[str, int] = {}
     fingerprint: str | None = None
     skipped: int = 0

@@ -51,6 +51,20 @@ def _name(text: str) -> str:
     return text
 
 
+def _colour(text: str) -> str:
+    from PIL import ImageColor
+
+    try:
+        parts: tuple[int, ...] = ImageColor.getrgb(_text(text))
+    except ValueError:
+        parts = ()
+    if len(parts) != 3:  # a transparent one has four
+        raise ValueError("must be a colour, such as white, black or '#808080'")
+    return f"#{bytes(parts).hex()}"
+
+
 Text = Annotated[str, AfterValidator(_text)]
 Place = Annotated[str, AfterValidator(place)]
 FolderName = Annotated[str, AfterValidator(_name)]
+Colour = Annotated[str, AfterValidator(_colour)]
+"""``#rrggbb``, whatever it was called."""

@@ -7,6 +7,7 @@ that ended it, and several processes can work on it at once, on one machine or o
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -27,8 +28,8 @@ from dwsep_zoo.training import continued, train
 from dwsep_zoo.training.check import LOG_NAME
 
 CUT_OFF = ("interrupted", "running")  # by now the process that says so has been found to be gone
-OPEN = ("missing", *CUT_OFF)
-AGAIN = ("failed", *CUT_OFF)
+OPEN = ("missing", "damaged", *CUT_OFF)
+AGAIN = ("failed", "damaged", *CUT_OFF)
 
 
 def plan_of(command: Sequence[str], jobs: Sequence[Job]) -> SweepPlan:
@@ -148,6 +149,8 @@ class Sweep:
         """Train one run; if it fails, the sweep continues."""
         sys.argv[1:] = self.plan.command
         try:
+            if self.state(job) == "damaged":
+                self._renew_record(job)
             settings = continued(parse_settings(job.config_in(self.folder)))
             if settings:
                 keep_for_hydra(settings, job.overrides)
@@ -155,6 +158,14 @@ class Sweep:
         except Exception as error:
             if self.state(job) not in ("at work", "finished"):  # by another process, meanwhile
                 self._fail(job, error)
+
+    def _renew_record(self, job: Job) -> None:
+        """Put what the plan knows in the place of a damaged record, which is kept beside it."""
+        file = self.folder / job.folder / FILE_NAME
+        print(f"{file} is damaged; the run goes on from its last checkpoint, if it has one")
+        os.replace(file, file.with_name(f"{FILE_NAME}.damaged"))
+        found = {"status": "interrupted", "error": "its record was damaged"}
+        write_record(file, job.record(self.folder).model_copy(update=found))
 
     def _fail(self, job: Job, error: Exception) -> None:
         """Name the error and record it, unless the run has done so."""

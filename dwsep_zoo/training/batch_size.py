@@ -6,6 +6,7 @@ The record has the number, so a resumed run and a comparison see no ``auto``.
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -15,10 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from dwsep_zoo.acceleration import accelerate
-from dwsep_zoo.analysis.memory import training_memory
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.schema.settings import Recipe
-from dwsep_zoo.training.out_of_memory import USABLE, memory_of
+from dwsep_zoo.schema.settings import Recipe, Settings
+from dwsep_zoo.training.out_of_memory import USABLE, memory_of, step_memory
+from dwsep_zoo.training.prepare import Prepared
+from dwsep_zoo.training.teacher import Teacher
+from dwsep_zoo.training.trainer import device_of
+
+log = logging.getLogger("dwsep_zoo")
 
 SIZES = tuple(2**n for n in range(4, 11))
 """16 to 1,024; larger batches need recipes of their own."""
@@ -29,8 +34,34 @@ GAIN = 0.95
 REPEATS = 3
 
 
+def with_batch_size(settings: Settings, prepared: Prepared) -> Settings:
+    """The settings, with the number that ``data.batch_size=auto`` is for this run.
+
+    Args:
+        settings: those of the run.
+        prepared: what it trains; its data get the number as well.
+    """
+    if settings.data.batch_size != "auto":
+        return settings
+    found = choose_batch_size(
+        prepared.model,
+        prepared.cost.input_size,
+        images=prepared.data.epoch_images,
+        device=device_of(settings.trainer.accelerator),
+        teacher=prepared.teacher,
+    )
+    prepared.data.batch_size = found
+    log.info("data.batch_size=%d, chosen for this machine%s", found, rate_note(settings.recipe))
+    return settings.replace(data={**settings.data.plain(), "batch_size": found})
+
+
 def choose_batch_size(
-    model: nn.Module, input_size: Sequence[int], *, images: int, device: torch.device
+    model: nn.Module,
+    input_size: Sequence[int],
+    *,
+    images: int,
+    device: torch.device,
+    teacher: Teacher | None = None,
 ) -> int:
     """The batch size of a training on one device.
 
@@ -41,24 +72,25 @@ def choose_batch_size(
     Args:
         model: the network to train; it stays as it is.
         input_size: ``(C, H, W)`` of an image.
-        images: for training.
+        images: of an epoch.
         device: the one that trains.
+        teacher: of the network, which computes in every step.
 
     Raises:
         UserError: if not even the smallest size fits.
     """
-    sizes = [size for size in SIZES if size * STEPS <= images] or [SIZES[0]]
+    sizes = [size for size in SIZES if size * STEPS <= images] or [min(SIZES[0], images)]
 
     def need(size: int) -> int:
-        return training_memory(model, input_size, batch_size=size)
+        return step_memory(model, input_size, size, teacher)
 
     fitting = sizes[: bisect_right(sizes, USABLE * memory_of(device), key=need)]
     if not fitting:
         raise UserError(
-            f"data.batch_size=auto: not even {SIZES[0]} images fit on this {device.type}; smaller "
+            f"data.batch_size=auto: not even {sizes[0]} images fit on this {device.type}; smaller "
             "images (data.image_size) or a narrower network (model.width_mult) are needed"
         )
-    return fitting[-1] if device.type != "cpu" else _fastest(model, input_size, fitting)
+    return fitting[-1] if device.type != "cpu" else _fastest(model, input_size, fitting, teacher)
 
 
 def rate_note(recipe: Recipe) -> str:
@@ -71,24 +103,28 @@ def rate_note(recipe: Recipe) -> str:
     )
 
 
-def _fastest(model: nn.Module, input_size: Sequence[int], sizes: Sequence[int]) -> int:
+def _fastest(
+    model: nn.Module, input_size: Sequence[int], sizes: Sequence[int], teacher: Teacher | None
+) -> int:
     network = accelerate(copy.deepcopy(model)).train()
     chosen, best = sizes[0], float("inf")
     with torch.random.fork_rng(devices=[]):  # dropout draws from it
         for size in sizes:
-            seconds = _seconds(network, torch.randn(size, *input_size)) / size
+            seconds = _seconds(network, torch.randn(size, *input_size), teacher) / size
             if seconds > GAIN * best:
                 break
             chosen, best = size, seconds
     return chosen
 
 
-def _seconds(network: nn.Module, images: torch.Tensor) -> float:
+def _seconds(network: nn.Module, images: torch.Tensor, teacher: Teacher | None) -> float:
     """The fastest of some steps, the first of which prepares."""
     labels = torch.zeros(len(images), dtype=torch.int64)
     times = []
     for _ in range(REPEATS):
         begin = time.perf_counter()
         F.cross_entropy(network(images), labels).backward()
+        if teacher:
+            teacher(images)
         times.append(time.perf_counter() - begin)
     return min(times)

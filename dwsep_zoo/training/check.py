@@ -37,7 +37,8 @@ MAY_CHANGE = (
 APPLIED = {
     *("epochs", "warmup_fraction", "schedule", "min_lr", "label_smoothing", "norm_statistics"),
     *("decay_rate", "decay_epochs", "staircase", "model_ema_warmup"),
-    *("mixup", "cutmix", "initial_size", "full_size_from", "eval_flip", "eval_shift"),
+    *("mixup", "cutmix", "class_weights", "initial_size", "full_size_from"),
+    *("eval_flip", "eval_shift"),
 }
 """Values of the recipe that a training which goes on with ``ckpt_path=`` may have anew."""
 
@@ -93,15 +94,10 @@ def check(settings: Settings) -> Plan:
     check_teacher(settings)
     if settings.hparams_search:
         check_optuna()
-    if settings.data.batch_size == "auto" and is_sweep(folder.parent):
-        raise UserError(
-            "data.batch_size=auto would give the runs of a sweep steps of different sizes; name a "
-            "number with -m"
-        )
+    if is_sweep(folder.parent):
+        check_in_sweep(settings)
     if settings.data.batch_size == "auto" and settings.trainer.strategy == "ddp":
         raise UserError("data.batch_size=auto cannot run with trainer=ddp; name a number")
-    if settings.trainer.strategy == "ddp" and is_sweep(folder.parent):
-        raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
     choose(settings.to, CONVS, "to")
     profile = settings.profile
     for runtime, precision, batch_size in product(
@@ -117,6 +113,17 @@ def check(settings: Settings) -> Plan:
     earlier = _check_resume(settings) if settings.resume else None
     start = _read_start(settings, trainer)
     return Plan(settings, folder, earlier, start)
+
+
+def check_in_sweep(settings: Settings) -> None:
+    """Raises UserError for settings that no run of a sweep can have."""
+    if settings.data.batch_size == "auto":
+        raise UserError(
+            "data.batch_size=auto would give the runs of a sweep steps of different sizes; name a "
+            "number with -m"
+        )
+    if settings.trainer.strategy == "ddp":
+        raise UserError("trainer=ddp starts processes of its own and cannot run inside -m")
 
 
 def _check_simulated(settings: Settings) -> None:
@@ -192,7 +199,8 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
         UserError: for a folder without a record, or an unknown key; :func:`check` refuses a change
             that would make another run.
     """
-    config = _recorded_settings(run).plain()
+    recorded = _recorded_settings(run)
+    config = recorded.plain()
     for key, value in {
         **(changes or {}),
         "paths.output_dir": str(run),
@@ -200,7 +208,15 @@ def resume_settings(run: Path, changes: Mapping[str, object] | None = None) -> S
         "ckpt_path": None,
     }.items():
         config = _with(config, key, value)
-    return parse_settings(config)
+    return _with_its_batch_size(parse_settings(config), recorded)
+
+
+def _with_its_batch_size(settings: Settings, recorded: Settings) -> Settings:
+    """Settings in which ``data.batch_size=auto`` is the number that was chosen for a run."""
+    if settings.data.batch_size != "auto":
+        return settings
+    batch_size = recorded.data.batch_size
+    return settings.replace(data={**settings.data.plain(), "batch_size": batch_size})
 
 
 def continued(settings: Settings) -> Settings | None:
@@ -216,6 +232,7 @@ def continued(settings: Settings) -> Settings | None:
     if not (folder / FILE_NAME).is_file():
         return settings
     earlier, again = _recorded(folder), settings.replace(resume=str(folder))
+    again = _with_its_batch_size(again, _recorded_settings(folder))
     if earlier.search:
         again = again.replace(recipe={**again.recipe.plain(), **earlier.search.best})
     _check_same(again)

@@ -31,7 +31,7 @@ def course_of(settings: Settings, network: Network, *, images: int, image_size: 
     Args:
         settings: those of the run.
         network: arguments of ``create_model``; no memory is used for its weights.
-        images: for training, in all.
+        images: for training, of an epoch.
         image_size: side of the data's images in pixels.
 
     Raises:
@@ -41,7 +41,8 @@ def course_of(settings: Settings, network: Network, *, images: int, image_size: 
     devices = len(trainer.devices) if isinstance(trainer.devices, tuple) else trainer.devices
     processes = (1 if devices == "auto" else devices) * (trainer.num_nodes or 1)
     batch = min(settings.data.images, images // processes)
-    limit = 1.0 if trainer.limit_train_batches is None else trainer.limit_train_batches
+    given = trainer.overfit_batches or trainer.limit_train_batches
+    limit = 1.0 if given is None else given
     accumulated = trainer.accumulate_grad_batches
     epoch_steps = batch and steps_of_epoch(images // processes // batch, limit, accumulated)
     if not epoch_steps:

@@ -2,7 +2,7 @@
 
 Smith, arXiv:1506.01186, section 3.3. Lightning's own gives all groups of parameters the same rate;
 this one keeps the proportions of the recipe's groups, and runs the recipe's own step: optimizer,
-precision, augmentation, accumulation.
+precision, augmentation, loss, teacher, accumulation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import Callback
 
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.settings import Settings
-from dwsep_zoo.training.classifier import LitClassifier
+from dwsep_zoo.training.assemble import create_module
+from dwsep_zoo.training.batch_size import with_batch_size
 from dwsep_zoo.training.prepare import prepare
 from dwsep_zoo.training.trainer import create_trainer
 
@@ -37,12 +38,14 @@ class RangeTest:
         rates: of the steps, as ``recipe.lr`` has them.
         losses: of the steps.
         smoothed: their average over about ten steps.
+        batch_size: as ``data.batch_size``.
         images: of a step.
     """
 
     rates: Sequence[float]
     losses: Sequence[float]
     smoothed: Sequence[float]
+    batch_size: int
     images: int
 
     @property
@@ -78,6 +81,7 @@ def find_lr(settings: Settings, *, lowest: float, highest: float, steps: int) ->
         norm_statistics="running",
     )
     settings = settings.replace(
+        train=True,
         recipe=recipe.plain(),
         trainer={
             **settings.trainer.plain(),
@@ -88,21 +92,17 @@ def find_lr(settings: Settings, *, lowest: float, highest: float, steps: int) ->
     )
     L.seed_everything(settings.seed, workers=True, verbose=False)
     prepared = prepare(settings)
-    module = LitClassifier(
-        prepared.model,
-        num_classes=prepared.data.num_classes,
-        recipe=recipe,
-        seed=settings.seed,
-        description={},
-    )
+    settings = with_batch_size(settings, prepared)
+    module = create_module(settings, prepared, prepared.model)
     rising = Rising(recipe.lr, lowest, highest, steps)
     folder = Path(settings.paths.output_dir)
     trainer = create_trainer(settings, folder, [rising], save=False)
     trainer.fit(module, datamodule=prepared.data)
     if not rising.losses:
         raise UserError("the first step of the training made no finite loss")
-    images = prepared.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-    return RangeTest(rising.rates, rising.losses, rising.smoothed, images)
+    batch_size = prepared.data.batch_size
+    images = batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    return RangeTest(rising.rates, rising.losses, rising.smoothed, batch_size, images)
 
 
 class Rising(Callback):

@@ -10,6 +10,7 @@ from torch import nn
 
 from dwsep_zoo.analysis.memory import training_memory
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.training.teacher import Teacher
 
 USABLE = 0.8  # of a device's memory; libraries and gaps between blocks take the rest
 
@@ -21,8 +22,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+def step_memory(
+    model: nn.Module, input_size: Sequence[int], images: int, teacher: Teacher | None = None
+) -> int:
+    """Bytes of a float32 training step, counted; with a teacher's it is an upper bound.
+
+    Args:
+        model: the network in training.
+        input_size: ``(C, H, W)`` of an image.
+        images: of a batch.
+        teacher: computes on the same device.
+    """
+    own = training_memory(model, input_size, batch_size=images)
+    return own + (teacher.memory(images) if teacher else 0)
+
+
 def out_of_memory(
-    model: nn.Module, input_size: Sequence[int], batch_size: int, device: torch.device
+    model: nn.Module,
+    input_size: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    teacher: Teacher | None = None,
 ) -> UserError:
     """The error to raise, with a batch size that would fit, estimated from a step's tensors.
 
@@ -31,10 +51,11 @@ def out_of_memory(
         input_size: ``(C, H, W)`` of an image.
         batch_size: the size that did not fit.
         device: the device that ran out.
+        teacher: of the network.
     """
 
     def need(images: int) -> int:
-        return training_memory(model, input_size, batch_size=images)
+        return step_memory(model, input_size, images, teacher)
 
     # In small batches the gradients of the weights make the peak, in large ones the activations.
     half = max(2, batch_size // 2)

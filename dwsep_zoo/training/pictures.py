@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dwsep_zoo.data import ImageData
+from dwsep_zoo.data.loader import balanced_images
 from dwsep_zoo.data.mix import partners
 from dwsep_zoo.data.module import TrainingBatch
 from dwsep_zoo.errors import UserError
@@ -114,9 +115,10 @@ def training_sheet(settings: Settings) -> bytes:
     data = data_of(settings)
     data.prepare_data()
     data.setup()
-    count = min(SHEET_PICTURES, data.batch_size)
     epochs = range(min(SHEET_EPOCHS, settings.recipe.epochs))
-    columns = [_for_display(data, settings, data.first_images(count, e), e) for e in epochs]
+    columns = [
+        _for_display(data, settings, data.first_images(SHEET_PICTURES, e), e) for e in epochs
+    ]
     title = f"{data.name}, seed {settings.seed}, read from {data.pipeline.read_from}"
     return sheet_picture(title, columns).png()
 
@@ -187,10 +189,13 @@ def _parts(
     def course() -> Course:
         if not record.network or "train" not in record.data.splits:
             raise UserError("the record has no network")
+        images = record.data.splits["train"]
+        if settings.data.sampler == "balanced" and not settings.trainer.overfit_batches:
+            images = balanced_images(images, len(record.data.class_names))
         return course_of(
             settings,
             dict(record.network),
-            images=record.data.splits["train"],
+            images=images,
             image_size=record.data.image_size or 0,
         )
 

@@ -31,7 +31,7 @@ from dwsep_zoo.zoo import create_model
 log = logging.getLogger("dwsep_zoo")
 
 LARGEST_STRIDE = 32
-PREPROCESSING = ("image_size", "mean", "std", "interpolation", "crop_pct")
+PREPROCESSING = ("image_size", "mean", "std", "interpolation", "crop_pct", "background")
 
 Network = dict[str, Any]
 """Arguments of :func:`dwsep_zoo.create_model`."""

@@ -11,15 +11,14 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from dwsep_zoo.acceleration import accelerate
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.models import ConvNet
 from dwsep_zoo.ops import native
 from dwsep_zoo.report.classes import per_class
 from dwsep_zoo.report.predictions import FILE_NAME as PREDICTIONS
 from dwsep_zoo.schema.record import RecordFile, RunRecord, now
 from dwsep_zoo.schema.settings import Settings
-from dwsep_zoo.training.batch_size import choose_batch_size, rate_note
+from dwsep_zoo.training.assemble import create_module
+from dwsep_zoo.training.batch_size import with_batch_size
 from dwsep_zoo.training.callbacks import EpochTable, FirstStep
 from dwsep_zoo.training.check import Plan, Start, check
 from dwsep_zoo.training.checkpoints import load_checkpoint
@@ -27,7 +26,6 @@ from dwsep_zoo.training.classifier import LitClassifier, check_classes_of, check
 from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.neighbours import shared_cores
 from dwsep_zoo.training.norm_statistics import keep_norms, recall_norms
-from dwsep_zoo.training.objective import balanced_weights
 from dwsep_zoo.training.out_of_memory import is_out_of_memory, out_of_memory
 from dwsep_zoo.training.predictions import KeepPredictions
 from dwsep_zoo.training.prepare import Prepared, prepare
@@ -38,7 +36,7 @@ from dwsep_zoo.training.say import latency_line, log_hparams, say_prepared, say_
 from dwsep_zoo.training.search import search_recipe
 from dwsep_zoo.training.teacher import check_same_teacher
 from dwsep_zoo.training.trackers import tracked
-from dwsep_zoo.training.trainer import check_space, create_trainer, device_of
+from dwsep_zoo.training.trainer import check_space, create_trainer
 from dwsep_zoo.weights.classes import fit_classifier
 from dwsep_zoo.zoo import create_model
 
@@ -67,7 +65,8 @@ def run_plan(plan: Plan) -> RunRecord:
     keep_memory()
     with recording(plan) as record, shared_cores():
         prepared = _prepare(plan, record)
-        settings = _choose_batch(plan.settings, prepared, record)
+        settings = with_batch_size(plan.settings, prepared)
+        record.update(config=settings.plain())
         settings = _search(plan, settings, prepared, record)
         training = _assemble(plan, settings, prepared, record)
         log_hparams(training.trainer, settings, prepared, record.record)
@@ -143,23 +142,6 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     return prepared
 
 
-def _choose_batch(settings: Settings, prepared: Prepared, record: RecordFile) -> Settings:
-    """The settings, with the number that ``data.batch_size=auto`` is on this machine."""
-    if settings.data.batch_size != "auto":
-        return settings
-    found = choose_batch_size(
-        prepared.model,
-        prepared.cost.input_size,
-        images=len(prepared.data.splits["train"]),
-        device=device_of(settings.trainer.accelerator),
-    )
-    prepared.data.batch_size = found
-    log.info("data.batch_size=%d, chosen for this machine%s", found, rate_note(settings.recipe))
-    settings = settings.replace(data={**settings.data.plain(), "batch_size": found})
-    record.update(config=settings.plain())
-    return settings
-
-
 def _search(plan: Plan, settings: Settings, prepared: Prepared, record: RecordFile) -> Settings:
     """The settings, with the recipe that was found for this variant if one is searched for."""
     if not settings.hparams_search:
@@ -199,33 +181,16 @@ def _trial(
     try:
         model = create_model(**prepared.network, pretrained=settings.model.pretrained)
         trainer = create_trainer(trial, folder, [], save=False)
-        trainer.fit(_module(trial, prepared, model), datamodule=prepared.data)
+        trainer.fit(create_module(trial, prepared, model), datamodule=prepared.data)
     finally:
         prepared.data.seed = settings.seed
     return float(trainer.callback_metrics["val/acc"])
 
 
-def _module(settings: Settings, prepared: Prepared, model: ConvNet) -> LitClassifier:
-    data, weights = prepared.data, None
-    if settings.recipe.class_weights:
-        weights = balanced_weights(data.splits["train"].labels, data.num_classes)
-    if settings.trainer.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return LitClassifier(
-        accelerate(model),
-        num_classes=data.num_classes,
-        recipe=settings.recipe,
-        seed=settings.seed,
-        description=prepared.description(),
-        class_weights=weights,
-        teacher=prepared.teacher,
-    )
-
-
 def _assemble(plan: Plan, settings: Settings, prepared: Prepared, record: RecordFile) -> Training:
     """Make the Lightning module, its callbacks and its Trainer."""
     batch_size, input_size = prepared.data.batch_size, prepared.cost.input_size
-    module = _module(settings, prepared, prepared.model)
+    module = create_module(settings, prepared, prepared.model)
     table = EpochTable(plan.folder / "metrics.csv")
     predictions = KeepPredictions(plan.folder / PREDICTIONS)
     as_it_is = settings.recipe.simulated_int8 or (
@@ -266,7 +231,11 @@ def _fit(training: Training, start: Start | None) -> Path | None:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(
-            prepared.model, prepared.cost.input_size, prepared.data.batch_size, training.device
+            prepared.model,
+            prepared.cost.input_size,
+            prepared.data.batch_size,
+            training.device,
+            prepared.teacher,
         ) from error
     best = getattr(training.trainer.checkpoint_callback, "best_model_path", None)
     return Path(best) if best else None

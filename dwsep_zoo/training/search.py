@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from dwsep_zoo.errors import UserError
+from dwsep_zoo.errors import UserError, install_line
 from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.record import Search
 from dwsep_zoo.schema.settings import Recipe, SearchSettings, Settings
@@ -26,9 +26,8 @@ Trial = Callable[[dict[str, float], int], float]
 def check_optuna() -> None:
     """Raises UserError where Optuna is not installed."""
     if find_spec("optuna") is None:
-        raise UserError(
-            "hparams_search needs Optuna, which is not installed: pip install 'dwsep-zoo[search]'"
-        )
+        line = install_line("search")
+        raise UserError(f"hparams_search needs Optuna, which is not installed: {line}")
 
 
 def space(search: SearchSettings, recipe: Recipe) -> dict[str, list[float]]:

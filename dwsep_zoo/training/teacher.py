@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.analysis.count import Count, count
+from dwsep_zoo.analysis.memory import inference_memory
 from dwsep_zoo.artefacts import Artefact, open_artefact
 from dwsep_zoo.artefacts.formats import FORMATS
 from dwsep_zoo.artefacts.timm_network import PREFIX, check_timm_name, open_timm
@@ -115,6 +116,12 @@ class Teacher:
             logits = self.network(images)
         logits = logits.float()
         return Outputs(logits.index_select(1, self.order) if self.reordered else logits, maps)
+
+    def memory(self, images: int) -> int:
+        """Bytes that a batch of images takes in PyTorch; a file computes elsewhere, 0."""
+        if self.network is None:
+            return 0
+        return inference_memory(self.network, self.artefact.input_size, batch_size=images)
 
     def blend(self, loss: Tensor, student: Outputs, taught: Outputs) -> Tensor:
         """The loss of a step.

@@ -21,7 +21,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from dwsep_zoo.errors import UserError, first_line
+from dwsep_zoo.errors import UserError, first_line, install_line
 from dwsep_zoo.files import atomic_write
 from dwsep_zoo.schema.measures import hparams_metrics
 from dwsep_zoo.schema.record import RunRecord
@@ -47,7 +47,7 @@ def check_tracker(settings: LoggerSettings) -> None:
     """Raises UserError if the package of the tracker is not installed."""
     name = settings.tracker
     if name is not None and find_spec(name) is None:
-        raise UserError(f"logger={name} needs the package {name}: pip install 'dwsep-zoo[{name}]'")
+        raise UserError(f"logger={name} needs the package {name}: {install_line(name)}")
 
 
 class Tracker(Logger):
@@ -79,11 +79,11 @@ class Tracker(Logger):
 
     @rank_zero_only
     def begin(self) -> None:
-        """Open the tracker's run, a new one with the settings or that of ``tracker.json``."""
+        """Open the tracker's run: a new one or, of a run that is resumed, ``tracker.json``'s."""
         assert self.name is not None
         for key, value in PATIENCE.items():
             os.environ.setdefault(key, value)
-        known = _known(self.folder, self.name)
+        known = _known(self.folder, self.name) if self.settings.resume else None
 
         def begin() -> None:
             logger, number = OPEN[str(self.name)](self.settings, self.folder, known)
@@ -213,7 +213,8 @@ def _wandb(settings: Settings, folder: Path, known: str | None) -> tuple[Logger,
 
 def _trackio(settings: Settings, folder: Path, known: str | None) -> tuple[Logger, str]:
     name = known or f"{folder.parent.name}-{folder.name}"  # its own name of a run
-    return TrackioLogger(_project(settings), name, settings.logger.uri), name
+    resume = "allow" if known else "never"
+    return TrackioLogger(_project(settings), name, settings.logger.uri, resume), name
 
 
 OPEN: dict[str, Callable[[Settings, Path, str | None], tuple[Logger, str]]] = {
@@ -227,11 +228,11 @@ OPEN: dict[str, Callable[[Settings, Path, str | None], tuple[Logger, str]]] = {
 class TrackioLogger(Logger):
     """Trackio, which Lightning has no logger for."""
 
-    def __init__(self, project: str, name: str, server: str | None):
+    def __init__(self, project: str, name: str, server: str | None, resume: str):
         super().__init__()
         import trackio
 
-        self.run = trackio.init(project, name, server_url=server, resume="allow", embed=False)
+        self.run = trackio.init(project, name, server_url=server, resume=resume, embed=False)
 
     @property
     def name(self) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dwsep_zoo.errors import UserError
+from dwsep_zoo.errors import UserError, install_line
 
 Arrays = list[Any]
 
@@ -38,7 +38,7 @@ def read_keras(path: Path) -> dict[str, Tensor]:
     try:
         import h5py  # type: ignore[import-untyped]
     except ImportError as error:
-        raise UserError(f"{path}: reading it takes h5py; pip install 'dwsep-zoo[keras]'") from error
+        raise UserError(f"{path}: reading it takes h5py: {install_line('keras')}") from error
     try:
         file: Any = path
         if path.suffix == ".keras":

@@ -22,7 +22,7 @@ log = logging.getLogger("dwsep_zoo")
 def preprocessing(
     model: str, pretrained: str | bool | Path, conv: str = "depthwise_separable"
 ) -> dict[str, Any]:
-    """The image_size, mean, std, interpolation and crop_pct of the weights, as far as known.
+    """The image_size, mean, std and the like of the weights, as far as known.
 
     Only the weights of a run's folder are read; nothing is downloaded.
     """

@@ -32,7 +32,8 @@ class Source:
         what: their name in messages.
         read: returns the state dict, downloading it if necessary.
         published: the network they belong to; ``None``: unknown, the tensors' names will tell.
-        preprocessing: image_size, mean, std, interpolation and crop_pct, as far as known.
+        preprocessing: image_size, mean, std, interpolation, crop_pct and background, as far as
+            known.
         class_names: names of the classifier's outputs, if known.
     """
 
@@ -330,7 +331,8 @@ def _from_keras_file(path: Path, model: str) -> Source:
 
 def _preprocessing(cfg: dict[str, Any]) -> dict[str, Any]:
     """The known keys of timm's ``pretrained_cfg``."""
-    known = {key: cfg[key] for key in ("interpolation", "crop_pct") if cfg.get(key) is not None}
+    keys = ("interpolation", "crop_pct", "background")
+    known = {key: cfg[key] for key in keys if cfg.get(key) is not None}
     for key in ("mean", "std"):
         if cfg.get(key) is not None:
             known[key] = list(cfg[key])

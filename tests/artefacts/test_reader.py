@@ -37,7 +37,7 @@ def test_the_reader_is_that_of_the_data(tmp_path, kind, background):
     image.save(path, exif=exif)
     about = SimpleNamespace(
         in_chans=3, image_size=16, interpolation="bicubic", crop_pct=0.875,
-        record={"config": {"data": {"background": background}}},
+        background=background,
     )  # fmt: skip
     known = read_picture(path, background=background or "white")
     read, expected = pixel_reader(about), eval_transform(16, "bicubic", 0.875)(known)

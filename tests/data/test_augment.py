@@ -255,8 +255,9 @@ def test_middle_is_pillows(squares, interpolation, window, size):
 
 
 def _key(indices: list[int], epoch: int, **key) -> BatchKey:
-    return BatchKey(**{"seed": 0, "number": 0, "rank": 0, **key}, epoch=epoch,
-                    indices=torch.tensor(indices))  # fmt: skip
+    images = torch.tensor(indices)
+    return BatchKey(**{"seed": 0, "number": 0, "rank": 0, **key}, epoch=epoch, indices=images,
+                    rounds=torch.full_like(images, epoch))  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -509,6 +509,14 @@ def test_path_is_described(create):
     assert plain == cached
 
 
+def test_a_background_has_a_map_of_its_own(create, decodings, tmp_path):
+    """White is what no colour means."""
+    for background in (None, "white", "#fff", "black", None, "#000000"):
+        create(cache=True, background=background)
+    assert decodings == [20, 20]
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+
 def test_splits_share_a_map_and_subsets_do_not(create, decodings, tmp_path):
     create(cache=True)
     create(cache=True, split_seed=1, test_fraction=0.4, seed=3, augment={"flip": False})
@@ -533,7 +541,7 @@ def test_alternate_flip_of_crops(create):
         ((batch, _),) = batches(data, epoch=epoch)
         order = data.train_dataloader().batch_sampler
         order.sampler.set_epoch(epoch)
-        images[epoch] = dict(zip(order.sampler.indices().tolist(), batch, strict=False))
+        images[epoch] = dict(zip(order.sampler.order().indices.tolist(), batch, strict=False))
     for i, image in images[0].items():
         if i in images[1]:
             torch.testing.assert_close(images[1][i], image.flip(2), atol=1e-4, rtol=0)

@@ -29,8 +29,12 @@ def _seed(seed):
     torch.manual_seed(seed)
 
 
+GREY = (0.5, 0.5, 0.5)
+
+
 def _difference(tmp_path, name, seeds=20, side=48, interpolation="bicubic", **options):
-    transform = ResizedCrop(**options).transform(side, interpolation)
+    augment = ResizedCrop(interpolation=interpolation, **options)
+    transform = augment.transform(side, "bilinear", GREY)
     crop, rest = split_off_crop(transform)
     store, found = Files(tmp_path), []
     for seed in range(seeds):
@@ -59,6 +63,13 @@ def test_what_follows_draws_the_same_numbers(tmp_path):
     assert different.mean() <= 1  # some colour operations make a small difference larger
 
 
+@pytest.mark.parametrize("jitter", [None, 0.4])
+def test_a_random_interpolation_is_the_one_that_timm_draws(tmp_path, jitter):
+    _photo(tmp_path / "x.png", (110, 84))
+    different = _difference(tmp_path, "x.png", interpolation="random", color_jitter=jitter)
+    assert different.max() <= (4 if jitter is None else 12)
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path, orientation, monkeypatch):
     exif = Image.Exif()
@@ -71,7 +82,7 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path, orientation, mo
     monkeypatch.setattr(
         Image.Image, "crop", lambda self, box: decoded.append(self.size) or draft(self, box)
     )
-    crop, _ = split_off_crop(ResizedCrop(scale=(0.9, 1.0)).transform(48, "bicubic"))
+    crop, _ = split_off_crop(ResizedCrop(scale=(0.9, 1.0)).transform(48, "bicubic", GREY))
     crop(lambda reduction=None: Files(tmp_path).read("x.jpg", reduction))
     sides = (225, 155)  # of 48 pixels twice, not three times
     assert decoded == [sides if orientation < 5 else sides[::-1]]

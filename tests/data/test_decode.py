@@ -171,7 +171,7 @@ def test_a_thin_picture_takes_little_memory(size):
     picture = Image.new("RGB", size, (10, 20, 30))
     found = eval_transform(224, "bicubic", 0.875)(picture)
     assert [set(channel.flatten().tolist()) for channel in found] == [{10}, {20}, {30}]
-    assert ResizedCrop().transform(224, "bicubic")(picture).shape == (3, 224, 224)
+    assert ResizedCrop().transform(224, "bicubic", (0.5, 0.5, 0.5))(picture).shape == (3, 224, 224)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
@@ -209,5 +209,7 @@ def test_background_through_files_maps_and_shards(tmp_path, mode):
 
 @pytest.mark.parametrize("background", ["whitish", "#12", "#11223344"])
 def test_what_is_no_colour(background, tmp_path):
-    with pytest.raises(UserError, match=f"data.background={background} is no colour"):
+    with pytest.raises(
+        UserError, match=r"data\.background must be a colour, such as white, black or"
+    ):
         load_data("folder", root=str(tmp_path), background=background)

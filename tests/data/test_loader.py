@@ -193,8 +193,9 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(range(4), COUNTS))
 def _balanced(epoch: int = 0, seed: int = 0, **place: int) -> list[int]:
     sampler = BalancedSampler(LABELS, seed=seed, **place)
     sampler.set_epoch(epoch)
-    assert len(sampler.indices()) == len(sampler)
-    return sampler.indices().tolist()
+    indices, rounds = sampler.order()
+    assert len(indices) == len(rounds) == len(sampler)
+    return indices.tolist()
 
 
 def test_every_class_is_equally_often_in_an_epoch():
@@ -211,6 +212,19 @@ def test_the_images_of_a_class_come_equally_often():
         for label in range(4):
             assert np.ptp(shown[label == LABELS]) <= 1
             assert np.ptp(now[label == LABELS]) <= 2
+
+
+def test_no_image_comes_twice_in_a_round():
+    """And it misses none before the last one."""
+    sampler, shown = BalancedSampler(LABELS, seed=0), set()
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        shown |= (pairs := set(zip(*(part.tolist() for part in sampler.order()), strict=True)))
+        assert len(pairs) == len(sampler)
+    assert len(shown) == 4 * len(sampler)
+    for image in range(len(LABELS)):
+        rounds = {round_ for i, round_ in shown if i == image}
+        assert rounds == set(range(len(rounds)))
 
 
 def test_a_balanced_epoch_is_a_function_of_seed_and_number():
@@ -233,7 +247,8 @@ def test_a_balanced_epoch_can_start_in_its_middle():
 
     def loader():
         batches = EpochBatches(BalancedSampler(LABELS, seed=0), 8, drop_last=True)
-        return Loader(MemoryReader(images.pixels, LABELS, augment=CropFlip()), batches)
+        draw = partial(draw_batch, augment=CropFlip(), num_images=len(LABELS), side=4)
+        return Loader(MemoryReader(images.pixels, LABELS, draw=draw), batches)
 
     whole, again = _epoch(loader(), 2), loader()
     again.load_state_dict({"epoch": 2, "done": 3, "num_batches": 7})

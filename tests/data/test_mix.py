@@ -28,7 +28,7 @@ def labels() -> torch.Tensor:
 
 def _key(**changes: int) -> BatchKey:
     return BatchKey(**{"seed": 0, "epoch": 0, "number": 0, "rank": 0, **changes},
-                    indices=torch.arange(N))  # fmt: skip
+                    indices=torch.arange(N), rounds=torch.zeros(N))  # fmt: skip
 
 
 def _draws(cut: int, share: float, row: float = 0.5, column: float = 0.5) -> torch.Tensor:

@@ -214,7 +214,6 @@ def test_fingerprint_is_of_the_pictures_not_of_the_place(pictures, tmp_path):
 BAD_VALUES = {
     "name": ("cifar", "did you mean 'cifar10'"),
     "batch_size": (0, "at least 1 or auto; got 0"),
-    "sampler": ("equal", "choices: balanced"),
     "val_fraction": (1.0, "less than 1"),
     "test_fraction": ("x", "a number; got 'x'"),
     "split_seed": (-1, "at least 0; got -1"),
@@ -228,6 +227,7 @@ BAD_VALUES = {
     "background": (5, "text; got 5"),
     "url": (5, "text; got 5"),
     "size": (200, "160 or 320 or full; got 200"),
+    "sampler": ("balance", "did you mean 'balanced'"),
     "image_size": (100_000, "at most 4096; got 100000"),
     "in_memory": ("maybe", "true or false; got 'maybe'"),
     "num_workers": (500, "at most 256; got 500"),
@@ -420,3 +420,59 @@ def test_a_balanced_set_has_every_class_equally_often(flip, pictures):
     assert set(labels.bincount().tolist()) == {len(data.splits["train"]) // 3}
     shown = data.statistics_dataloader(6)
     assert len(torch.cat([batch.labels for batch in shown])) == 6
+
+
+def test_white_is_no_background_of_its_own(pictures):
+    """Runs with either are of one table."""
+    root = pictures({"a": 4, "b": 4})
+    found = {
+        background: load_data("folder", root=str(root), background=background).describe()
+        for background in (None, "white", "#FFF", "black", "#000")
+    }
+    assert found[None] == found["white"] == found["#FFF"]
+    assert found["black"] == found["#000"]
+    assert (found[None]["background"], found["black"]["background"]) == (None, "#000000")
+
+
+def _repeats(pictures, place, **augment):
+    """Batches of epochs in which the one training picture of a class comes thirteen times."""
+    few = {f"{split}/{name}": 1 for split in ("val", "test") for name in "ab"}
+    root = pictures({"train/a": 25, "train/b": 1, **few}, size=(20, 16))
+    options = {"root": str(root), "sampler": "balanced", "batch_size": 13, "image_size": 12}
+    data = load_data("folder", augment=augment, data_dir=root / "data", **options, **place)
+
+    def shown(epoch: int) -> torch.Tensor:
+        found = batches(data, epoch=epoch)
+        return torch.cat([images[labels == 1] for images, labels in found])
+
+    return shown
+
+
+PLACES = [{"num_workers": 0, "in_memory": False}, {"in_memory": True}, {"cache": True}]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=["files", "memory", "cache"])
+def test_a_picture_that_an_epoch_repeats_looks_different_each_time(pictures, place):
+    shown = _repeats(pictures, place, auto_augment="rand-m9-n2")
+    first, second = shown(3), shown(4)
+    assert len(first) == len(second) == 13
+    assert len(torch.cat([first, second]).flatten(1).unique(dim=0)) > 23
+    assert torch.equal(first, shown(3))
+
+
+def test_a_picture_that_an_epoch_repeats_is_mirrored_every_other_time(pictures):
+    flip = {"flip": "alternate", "crop_padding": 0}
+    shown = _repeats(pictures, {"in_memory": True}, **flip)
+    once, twice = shown(0), torch.cat([shown(0), shown(1)])
+    assert sorted(once.flatten(1).unique(dim=0, return_counts=True)[1].tolist()) == [6, 7]
+    assert twice.flatten(1).unique(dim=0, return_counts=True)[1].tolist() == [13, 13]
+
+
+def test_a_batch_is_no_larger_than_a_balanced_epoch(pictures, caplog):
+    """Ten training images of three classes are nine in an epoch."""
+    root = pictures({"train/a": 7, "train/b": 2, "train/c": 1, **{f"val/{n}": 1 for n in "abc"},
+                     **{f"test/{n}": 1 for n in "abc"}})  # fmt: skip
+    data = load_data("folder", root=str(root), sampler="balanced", batch_size=10)
+    assert data.epoch_images == data.batch_size == 9
+    assert "data.batch_size=10 is lowered to the 9 training images of an epoch" in caplog.text
+    assert [len(labels) for _, labels in batches(data)] == [9]

@@ -28,7 +28,8 @@ def _listed(names: list[str]) -> Images:
 
 
 def _key(indices: list[int], epoch: int = 0, number: int = 0, seed: int = 0) -> BatchKey:
-    return BatchKey(seed, epoch, number, 0, torch.tensor(indices))
+    images = torch.tensor(indices)
+    return BatchKey(seed, epoch, number, 0, images, torch.full_like(images, epoch))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])

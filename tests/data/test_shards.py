@@ -15,7 +15,7 @@ import torch
 from data_helpers import batches, data_settings, load_data
 from PIL import Image
 
-from dwsep_zoo.data import create_data
+from dwsep_zoo.data import contents, create_data
 from dwsep_zoo.data.pack import pack
 from dwsep_zoo.errors import UserError
 
@@ -104,6 +104,23 @@ def test_an_epoch_goes_on_in_its_middle(packed):
     for batch, expected in zip(again, rest, strict=True):
         assert torch.equal(batch.images, expected.images)
         assert torch.equal(batch.labels, expected.labels)
+
+
+def test_a_shard_that_is_damaged_after_it_was_found_readable(packed, tmp_path, monkeypatch):
+    """``on_error=skip`` remembers which pictures it could read, as long as the shard stays."""
+    monkeypatch.setattr(contents, "KEPT_FROM", 10)
+    options = {**OPTIONS, "root": str(packed), "on_error": "skip", "data_dir": tmp_path / "data"}
+    assert load_data("webdataset", **options).skipped == {}
+    tried = []
+    own = contents.problems
+    monkeypatch.setattr(contents, "problems", lambda s, names: tried.append(names) or own(s, names))
+    assert load_data("webdataset", **options).skipped == {}
+    assert tried == [[]]
+    _edit(packed)
+    data = load_data("webdataset", **options)
+    assert len(data.skipped) == len(list(packed.glob("*.tar")))
+    assert all("was changed after it was packed" in reason for reason in data.skipped.values())
+    batches(data)
 
 
 def _cut(root: Path) -> None:

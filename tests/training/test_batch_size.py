@@ -10,7 +10,8 @@ from helpers import composed
 
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.analysis.memory import training_memory
-from dwsep_zoo.training import check
+from dwsep_zoo.schema.record import read_record
+from dwsep_zoo.training import check, continued, resume_settings
 from dwsep_zoo.training.batch_size import SIZES, STEPS, choose_batch_size
 from dwsep_zoo.training.out_of_memory import USABLE
 
@@ -30,10 +31,29 @@ def test_a_gpu_gets_the_largest_that_fits(fits, network, monkeypatch):
     assert choose_batch_size(network, SHAPE, images=10**6, device=GPU) == fits
 
 
-@pytest.mark.parametrize(("images", "most"), [(10, 16), (32 * STEPS, 32), (63 * STEPS, 32)])
+@pytest.mark.parametrize(("images", "most"), [(10, 10), (32 * STEPS, 32), (63 * STEPS, 32)])
 def test_an_epoch_keeps_its_steps(images, most, network, monkeypatch):
     monkeypatch.setattr("dwsep_zoo.training.batch_size.memory_of", lambda _: 10**12)
     assert choose_batch_size(network, SHAPE, images=images, device=GPU) == most
+
+
+def test_a_teacher_needs_room_and_time(network, monkeypatch):
+    """On a GPU it lowers the number; on a CPU it computes in each step that is timed."""
+    asked: list[int] = []
+
+    class Wide:
+        def memory(self, images: int) -> int:
+            return 10**6 * images
+
+        def __call__(self, images: torch.Tensor) -> None:
+            asked.append(len(images))
+
+    need = training_memory(network, SHAPE, batch_size=64) + 64 * 10**6
+    monkeypatch.setattr("dwsep_zoo.training.batch_size.memory_of", lambda _: 1.01 * need / USABLE)
+    assert choose_batch_size(network, SHAPE, images=10**6, device=GPU) > 64
+    assert choose_batch_size(network, SHAPE, images=10**6, device=GPU, teacher=Wide()) == 64
+    cpu = torch.device("cpu")
+    assert choose_batch_size(network, SHAPE, images=10**6, device=cpu, teacher=Wide()) in asked
 
 
 def test_nothing_fits(network, monkeypatch):
@@ -65,6 +85,22 @@ def test_a_run_records_the_number_and_resumes_with_it(run, tmp_path):
     again = run("run", f"resume={tmp_path / 'run'}", "trainer.max_epochs=2")
     assert again["config"]["data"]["batch_size"] == number
     assert again["epochs"] == 2
+
+
+def test_the_same_command_goes_on_with_the_number_that_was_chosen(run, tmp_path, stopped_in):
+    """``resume=auto``, and ``resume=RUN`` with the word once more."""
+    folder = tmp_path / "run"
+    with stopped_in(1, 1):
+        run("run", "data.batch_size=auto")
+    number = read_record(folder / "result.json").configured("data.batch_size")
+    assert number in SIZES
+    (folder / "result.json").write_text(
+        (folder / "result.json").read_text().replace(f'"batch_size": {number}', '"batch_size": 24')
+    )
+    again = resume_settings(folder, {"data.batch_size": "auto"})
+    assert again.data.batch_size == 24
+    command = again.replace(resume=None, data={**again.data.plain(), "batch_size": "auto"})
+    assert continued(command) == again
 
 
 @pytest.mark.parametrize(

@@ -452,7 +452,7 @@ def test_no_step_asks_the_device():
     mean = Mean()
     augment = CropFlip(cutout=4, auto_augment="rand-m9-mstd0.5", color_jitter=0.4, erase=0.25)
     drawn = augment.draw(4, torch.Generator().manual_seed(0), 16).tolist()
-    mixed = Mixing(0.2, 1.0).draw(BatchKey(0, 0, 0, 0, torch.arange(4))).tolist()
+    mixed = Mixing(0.2, 1.0).draw(BatchKey(0, 0, 0, 0, torch.arange(4), torch.zeros(4))).tolist()
     with FakeTensorMode(), torch.device("cuda"):
         network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 10, 1))
         matrices = [network[0].weight, network[2].weight]

@@ -14,6 +14,7 @@ from helpers import calibrate, composed
 from scipy.spatial.distance import jensenshannon
 
 from dwsep_zoo import UserError, create_model, open_artefact
+from dwsep_zoo.analysis.memory import inference_memory
 from dwsep_zoo.artefacts import export
 from dwsep_zoo.artefacts.formats import FORMATS
 from dwsep_zoo.hub import save_pretrained
@@ -196,6 +197,12 @@ def test_the_loss_of_a_step(network, saved, data):
     assert torch.equal(teacher.blend(labels, taught, taught), 0.75 * labels)
     _, maps = network.forward_intermediates(images)
     assert [m.shape for m in taught.maps] == [m.shape for m in maps]
+
+
+def test_the_memory_of_a_teacher(network, saved, data):
+    teacher = teacher_of(saved(network), data)
+    assert teacher.memory(8) == inference_memory(network, (1, 32, 32), batch_size=8)
+    assert teacher.memory(16) > teacher.memory(8) > 4 * teacher.cost.params
 
 
 def test_a_step_reads_nothing_from_the_device(network, saved, data):

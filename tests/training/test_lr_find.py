@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from helpers import SMALL, composed, recipe
 from torch import nn
 
 from dwsep_zoo.cli import main
-from dwsep_zoo.training.lr_find import RangeTest, Rising
+from dwsep_zoo.training.batch_size import SIZES
+from dwsep_zoo.training.lr_find import RangeTest, Rising, find_lr
 from dwsep_zoo.training.optim import create_optimizer
 
 
@@ -32,7 +34,7 @@ def descent(lowest: float, highest: float, curvature: float) -> RangeTest:
         trainer.global_step += 1
         module = SimpleNamespace(loss=loss.detach())
         rising.on_train_batch_end(trainer, module, None, None, 0)
-    return RangeTest(rising.rates, rising.losses, rising.smoothed, 1)
+    return RangeTest(rising.rates, rising.losses, rising.smoothed, 1, 1)
 
 
 @pytest.mark.parametrize("curvature", [0.1, 1.0, 30.0])
@@ -87,6 +89,30 @@ def test_the_command_ends_with_a_line_to_copy_and_leaves_no_run(tmp_path, monkey
     assert 1e-4 < suggested.lr < 1
     assert suggested.muon_lr == pytest.approx(suggested.lr * 0.2 / 0.5, rel=0.06)
     assert suggested.replace(lr=0.1, muon_lr=0.2) == composed(*chosen).recipe
+
+
+def test_the_loss_is_that_of_the_training(run, tmp_path):
+    """Class weights, mixing and a teacher are part of it."""
+    run("teacher", "conv=standard", "trainer.max_epochs=1")
+    parts = ("recipe.class_weights=balanced", "recipe.mixup=0.5", "recipe.cutmix=0.5",
+             f"distill.teacher={tmp_path / 'teacher'}")  # fmt: skip
+    first = run("run", *parts, "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+
+    def tested(*overrides: str) -> float:
+        return find_lr(composed(*SMALL, *overrides), lowest=0.01, highest=0.1, steps=2).losses[0]
+
+    assert tested(*parts) == pytest.approx(first["metrics"]["train/loss"], rel=1e-5)
+    assert tested(*parts[:-1]) != pytest.approx(first["metrics"]["train/loss"], rel=1e-3)
+
+
+def test_a_batch_size_is_chosen_as_for_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    chosen = [o for o in SMALL if not o.startswith(("trainer.limit", "logger", "profile"))]
+    main(["lr-find", *chosen, "recipe.lr=0.5", "data.batch_size=auto", "steps=40", "lowest=1e-3"])
+    *_, said, line = capsys.readouterr().out.splitlines()
+    (number,) = re.findall(r"data\.batch_size=(\S+)", line)
+    assert int(number) in SIZES
+    assert f"for {number} images a step" in said
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 
 import pytest
+import torch
 from helpers import composed
 
 from dwsep_zoo.cli import main
+from dwsep_zoo.data.loader import balanced_images
 from dwsep_zoo.schema.settings import parse_settings
 from dwsep_zoo.training.course import course_of
 from dwsep_zoo.training.prepare import network_without_data
@@ -92,6 +94,24 @@ def test_the_rate_of_a_run_is_for_its_batch(run, tmp_path):
     assert (course.steps, course.images) == (8, 32)
     assert course.rates == {"all": pytest.approx([first] * 8)}
     assert course.average == pytest.approx([min(0.9999, (1 + n) / (10 + n)) for n in range(8)])
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "steps"),
+    [
+        ("data.sampler=balanced", balanced_images(1259, 10), 1),
+        ("trainer.overfit_batches=4", 1259, 2),
+    ],
+)
+def test_the_course_has_the_steps_of_the_training(change, images, steps, run, tmp_path):
+    """Three or four batches an epoch, three of which make a step."""
+    of_epoch = ("data.batch_size=314", "trainer.accumulate_grad_batches=3")
+    result = run("run", *of_epoch, change, "trainer.limit_train_batches=null", "test=false")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2 * steps
+    settings = parse_settings(result["config"])
+    course = course_of(settings, result["network"], images=images, image_size=32)
+    assert course.steps == 2 * steps
 
 
 def test_the_course_of_a_recipe_has_every_part():

@@ -9,6 +9,7 @@ import pytest
 from helpers import composed
 
 from dwsep_zoo import UserError
+from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.trackers import ID_FILE, check_tracker
 
 TRACKIO = """
@@ -67,7 +68,7 @@ def values(told, key):
 def test_a_missing_package_is_one_line(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     settings = composed(f"logger={name}").logger
-    with pytest.raises(UserError, match=rf"logger={name} .*: pip install 'dwsep-zoo\[{name}\]'"):
+    with pytest.raises(UserError, match=rf'logger={name} .*: pip install "dwsep-zoo\[{name}\]"'):
         check_tracker(settings)
 
 
@@ -88,8 +89,19 @@ def test_a_run_and_its_continuation_are_one_run_there(trackio, run, tmp_path):
     run("run", f"resume={tmp_path / 'run'}", "trainer.max_epochs=2", "logger.pictures=false")
     second = trackio()[len(first) :]
     assert second[0][:3] == first[0][:3]
-    assert second[0][3]["resume"] == "allow"
+    assert (first[0][3]["resume"], second[0][3]["resume"]) == ("never", "allow")
     assert [step for _, step in values(trackio, "val/acc")] == [3, 7]
+
+
+def test_a_run_that_begins_anew_is_another_one_there(trackio, run, tmp_path, monkeypatch):
+    """In the folder of one that failed before its first checkpoint."""
+    with monkeypatch.context() as patch:
+        patch.setattr(LitClassifier, "on_train_epoch_end", lambda self: 1 / 0, raising=False)
+        with pytest.raises(ZeroDivisionError):
+            run("run", "logger=trackio")
+    assert (tmp_path / "run" / ID_FILE).exists()
+    run("run", "logger=trackio")
+    assert [line[3]["resume"] for line in trackio() if line[0] == "init"] == ["never", "never"]
 
 
 @pytest.mark.parametrize("broken", [("init",), ("log", "finish")])
