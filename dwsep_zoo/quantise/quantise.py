@@ -16,7 +16,7 @@ from dwsep_zoo.artefacts.formats import FORMATS
 from dwsep_zoo.artefacts.preprocess import Picture
 from dwsep_zoo.errors import UserError, choose
 from dwsep_zoo.nn.int8 import SCHEMES, Scheme
-from dwsep_zoo.quantise.backends import BACKENDS
+from dwsep_zoo.quantise.backends import BACKENDS, Backend
 from dwsep_zoo.quantise.bias import correct_biases
 from dwsep_zoo.quantise.calibration import calibration_images
 from dwsep_zoo.quantise.diagnose import LayerLoss, diagnose
@@ -95,11 +95,8 @@ def quantise(
         UserError: for an artefact that is an exported file, missing packages, or pictures that do
             not do.
     """
-    backend = BACKENDS[choose(to, BACKENDS, "format")]
+    backend = _backend(to, batch_size)
     choose(scheme, SCHEMES, "scheme")
-    FORMATS[to].check_batch(f"to={to}", batch_size)
-    if line := backend.missing():
-        raise UserError(f"to={to} needs {', '.join(backend.packages)}; install: {line}")
     model = network_of(artefact)
     path = output(artefact, out, FORMATS[to], "model-int8")
     equalise = scheme == "per_tensor" if equalise is None else equalise
@@ -113,11 +110,7 @@ def quantise(
     }
     network = prepared(model, images, equalise=equalise)
     kept = _kept(model, network, images) if equalise else None
-    floats = network
-    if learned_rounding:
-        network = learned_copy(floats, images, scheme)
-    if bias_correction:
-        correct_biases(network, images, scheme, like=floats)
+    network = _repaired(network, images, scheme, learned_rounding, bias_correction)
     about = artefact.about.replace(batch_size=batch_size, precision="int8", quantisation=making)
     batches = _batches(images, batch_size or 1)
     contents = backend.make(graph(network, about), about, batches, scheme)
@@ -154,6 +147,24 @@ def prepared(model: ConvNet, images: Tensor, *, equalise: Equalise) -> nn.Module
     statistics = fold(network, images.shape[1:])
     if equalise:
         equalise_channels(network, images, statistics, ceilings=equalise == "ceilings")
+    return network
+
+
+def _backend(to: str, batch_size: int | None) -> Backend:
+    backend = BACKENDS[choose(to, BACKENDS, "format")]
+    FORMATS[to].check_batch(f"to={to}", batch_size)
+    if line := backend.missing():
+        raise UserError(f"to={to} needs {', '.join(backend.packages)}; install: {line}")
+    return backend
+
+
+def _repaired(
+    floats: nn.Module, images: Tensor, scheme: Scheme, learn: bool, correct: bool
+) -> nn.Module:
+    """The network with its weights' errors made small, and made up for."""
+    network = learned_copy(floats, images, scheme) if learn else floats
+    if correct:
+        correct_biases(network, images, scheme, like=floats)
     return network
 
 

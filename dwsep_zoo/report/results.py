@@ -116,6 +116,12 @@ class Run:
         return f"{name} ({', '.join(how)})"
 
     @property
+    def teacher(self) -> tuple[str, ...]:
+        """The name of the teacher, and the kind of lesson; empty: none."""
+        found = self.record.teacher
+        return tuple(word for word in (found.name, found.kind) if word) if found else ()
+
+    @property
     def accuracy(self) -> float | None:
         """On the test set, 0-1."""
         return TEST_ACC.value(self.record)

@@ -26,12 +26,6 @@ def _plain(value: float | None) -> str:
     return NONE if value is None else f"{value:g}"
 
 
-def _teacher(run: Run) -> tuple[str, ...]:
-    """The name of the teacher, and how it taught; empty: none."""
-    found = run.record.teacher
-    return (found.name, found.kind or NONE) if found else ()
-
-
 # Fields that order, group and filter rows.
 FIELDS: dict[str, Callable[[Run], tuple[str, ...]]] = {
     "model": lambda run: (run.model,),
@@ -39,7 +33,7 @@ FIELDS: dict[str, Callable[[Run], tuple[str, ...]]] = {
     "width_mult": lambda run: (_plain(run.record.width_mult),),
     "output_stride": lambda run: (_plain(run.record.output_stride),),
     "match": lambda run: (run.record.match.quantity if run.record.match else NONE,),
-    "teacher": lambda run: _teacher(run) or (NONE,),
+    "teacher": lambda run: run.teacher or (NONE,),
     "seed": lambda run: (_plain(run.record.seed),),
     "format": lambda run: (run.form or NONE,),
     "data": lambda run: (dict(run.setting).get("data.name", NONE),),
