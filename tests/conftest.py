@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from types import SimpleNamespace
 from weakref import WeakValueDictionary
@@ -11,6 +12,16 @@ import torch
 from helpers import load_kernels_again
 
 torch.set_num_threads(1)  # the tests' tensors are too small to share among cores
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: to search it for garbage takes half of a small run."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

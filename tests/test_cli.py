@@ -3,16 +3,15 @@
 import csv
 import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
+from dwsep_zoo.analysis.cost import measure_cost
 from dwsep_zoo.cli import main
+from dwsep_zoo.commands.train import run_train
 from dwsep_zoo.signals import END
-
-TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 @pytest.mark.parametrize(
@@ -55,19 +54,26 @@ def test_list_and_explain(capsys):
     assert "186,400,768" in capsys.readouterr().out  # the paper's 186 M at 128 pixels
 
 
-def test_a_sweep_goes_on_after_a_failure_and_ends_with_the_comparison(tmp_path):
-    command = [
-        *(sys.executable, str(TRAIN), "-m", "conv=standard,depthwise_separable"),
+def test_a_sweep_goes_on_after_a_failure_and_ends_with_the_comparison(
+    own_logging, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    quick = partial(measure_cost, min_run_time=0.02)
+    monkeypatch.setattr("dwsep_zoo.training.profile.measure_cost", quick)
+    words = [
+        *("-m", "conv=standard,depthwise_separable"),
         *("model.width_mult=0.125", "trainer.max_epochs=1", "+trainer.limit_train_batches=4"),
         *("profile.patience=0", "profile.roofline=false", "recipe.norm_statistics=running"),
         *("model=mobilenet_v1_shallow", "logger.pictures=false"),
         *("recipe.lr=0.1,1e30", "recipe.schedule=constant", "recipe.warmup_fraction=0"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert done.stderr.count("a smaller recipe.lr usually helps") == 2
+    with pytest.raises(SystemExit) as stop:
+        run_train(words)
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert said.err.count("a smaller recipe.lr usually helps") == 2
     (sweep,) = tmp_path.glob("logs/train/multiruns/*")
     with (sweep / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SMALL
+from helpers import SMALL, composed
 
 from dwsep_zoo.analysis.cost import Cost, measure_cost
-from dwsep_zoo.config import compose_settings, read_line
+from dwsep_zoo.config import read_line
 from dwsep_zoo.training import resume_settings, train
 from dwsep_zoo.training.classifier import LitClassifier
 
@@ -41,9 +41,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
         if resumed := line.value("resume"):
             changes = {key: line.value(key) for key in line.keys if key != "resume"}
             return train(resume_settings(Path(str(resumed)), changes)).plain()
-        paths = [f"paths.output_dir={tmp_path / folder}", f"paths.data_dir={tmp_path / 'data'}"]
         small = [o for o in SMALL if o.split("=", 1)[0] not in line.keys]
-        return train(compose_settings([*small, *paths, *overrides])).plain()
+        settings = composed(*small, *overrides)
+        places = {"output_dir": str(tmp_path / folder), "data_dir": str(tmp_path / "data")}
+        return train(settings.replace(paths={**settings.paths.plain(), **places})).plain()
 
     return run
 

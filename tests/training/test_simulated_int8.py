@@ -14,18 +14,14 @@ WIDTH = "model.width_mult=0.25"
 PRECISE = "recipe.norm_statistics=precise"
 
 
-@pytest.fixture
-def float_run(run, tmp_path):
-    run("float", WIDTH, PRECISE, "trainer.limit_train_batches=1.0")
-    return tmp_path / "float"
-
-
 def state(folder, name):
     return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
 
 
-def test_a_run_trains_and_is_tested_in_int8(run, float_run, tmp_path):
+def test_a_run_trains_and_is_tested_in_int8(run, tmp_path):
     """Its accuracy is that of the file made from it; its norms keep their statistics."""
+    float_run = tmp_path / "float"
+    run("float", WIDTH, PRECISE, "trainer.limit_train_batches=1.0")
     per_tensor = "recipe.simulated_int8=per_tensor"
     record = run("qat", WIDTH, "recipe=qat", per_tensor, f"model.pretrained={float_run}")
     before, after = state(float_run, "best"), state(tmp_path / "qat", "best")
@@ -41,8 +37,9 @@ def test_a_run_trains_and_is_tested_in_int8(run, float_run, tmp_path):
     assert abs(found["test/acc"] - record["metrics"]["test/acc"]) < 0.03
 
 
-def test_a_stopped_run_ends_where_the_whole_one_does(run, float_run, tmp_path, stopped_in):
-    qat = ("recipe=qat", WIDTH, f"model.pretrained={float_run}")
+def test_a_stopped_run_ends_where_the_whole_one_does(run, tmp_path, stopped_in):
+    run("float", "trainer.max_epochs=1")
+    qat = ("recipe=qat", f"model.pretrained={tmp_path / 'float'}")
     run("whole", *qat)
     with stopped_in(1, 2):
         run("stopped", *qat)
