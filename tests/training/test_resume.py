@@ -17,6 +17,7 @@ from helpers import SMALL, different, last_weights
 
 from dwsep_zoo import UserError
 from dwsep_zoo.commands.train import run_train
+from dwsep_zoo.schema.data_settings import AugmentSettings
 from dwsep_zoo.schema.record import read_record, update_record
 from dwsep_zoo.training import check, continued, resume_settings
 from dwsep_zoo.training.classifier import LitClassifier
@@ -27,6 +28,7 @@ VARIED = (
     *("recipe.mixup=0.3", "recipe.cutmix=1.0", "data.augment.auto_augment=trivial"),
     *("data.augment.color_jitter=0.3", "data.augment.erase=0.5"),
 )
+AUGMENT = AugmentSettings.model_fields
 TRAIN = Path(__file__).parents[2] / "train.py"
 INTERRUPTED = Path(__file__).parents[1] / "runs" / "interrupted"
 
@@ -71,6 +73,21 @@ def test_changes_that_would_make_another_run_are_refused(run, old, change):
     assert change.partition("=")[0].split(".")[-1] in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(old) == before
+
+
+def test_a_cache_may_be_verified_but_neither_begun_nor_left(old, tmp_path):
+    """Pictures from files and from a cache are augmented otherwise."""
+    data = {"name": "folder", "root": str(tmp_path)}
+    config = resume_settings(old).plain()
+    for before, now, fine in ((True, "verify", True), (False, True, False), (True, False, False)):
+        cached = {**config["data"], **data, "cache": before, "augment": dict.fromkeys(AUGMENT)}
+        update_record(old / "result.json", config={**config, "data": cached})
+        settings = resume_settings(old, {"data.cache": now})
+        if fine:
+            assert check(settings).start
+        else:
+            with pytest.raises(UserError, match="cannot change data.cache from"):
+                check(settings)
 
 
 @pytest.mark.parametrize(
