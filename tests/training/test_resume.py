@@ -86,7 +86,7 @@ def test_a_cache_may_be_verified_but_neither_begun_nor_left(old, tmp_path):
         if fine:
             assert check(settings).start
         else:
-            with pytest.raises(UserError, match="cannot change data.cache from"):
+            with pytest.raises(UserError, match=r"cannot change data\.cache from"):
                 check(settings)
 
 
