@@ -218,6 +218,7 @@ def test_a_recipe_that_was_searched_for_is_no_change(tmp_path):
         (1, 3, ("recipe.optimizer=muon",)),  # the last batch of an epoch
         (1, 0, ("trainer.accumulate_grad_batches=3",)),  # inside a step
         (1, 0, ("trainer.accumulate_grad_batches=2", "recipe.initial_size=24", *VARIED)),
+        (1, 2, ("data.sampler=balanced", "data.subset.classes=[1,2,3]")),
         pytest.param(2, 0, ("recipe=adamw", "trainer.limit_val_batches=0"), marks=pytest.mark.slow),
         # the classifier alone is trained in the first epoch
         pytest.param(
