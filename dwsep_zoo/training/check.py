@@ -292,6 +292,11 @@ def _check_same(settings: Settings) -> None:
     run = Path(str(settings.resume))
     before = _recorded_settings(run).plain()
     for key, old, new in _differences(before, settings.plain()):
+        if key == "data.cache" and bool(old) != bool(new):
+            raise UserError(
+                f"resume={run} cannot change data.cache from {old!r} to {new!r}: pictures from "
+                "files and from a cache are augmented otherwise"
+            )
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE):
             raise UserError(
                 f"resume={run} cannot change {key} from {old!r} to {new!r}; it may change: "

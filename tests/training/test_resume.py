@@ -17,6 +17,7 @@ from helpers import SMALL, different, last_weights
 
 from dwsep_zoo import UserError
 from dwsep_zoo.commands.train import run_train
+from dwsep_zoo.schema.data_settings import AugmentSettings
 from dwsep_zoo.schema.record import read_record, update_record
 from dwsep_zoo.training import check, continued, resume_settings
 from dwsep_zoo.training.classifier import LitClassifier
@@ -27,6 +28,7 @@ VARIED = (
     *("recipe.mixup=0.3", "recipe.cutmix=1.0", "data.augment.auto_augment=trivial"),
     *("data.augment.color_jitter=0.3", "data.augment.erase=0.5"),
 )
+AUGMENT = AugmentSettings.model_fields
 TRAIN = Path(__file__).parents[2] / "train.py"
 INTERRUPTED = Path(__file__).parents[1] / "runs" / "interrupted"
 
@@ -71,6 +73,21 @@ def test_changes_that_would_make_another_run_are_refused(run, old, change):
     assert change.partition("=")[0].split(".")[-1] in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(old) == before
+
+
+def test_a_cache_may_be_verified_but_neither_begun_nor_left(old, tmp_path):
+    """Pictures from files and from a cache are augmented otherwise."""
+    data = {"name": "folder", "root": str(tmp_path)}
+    config = resume_settings(old).plain()
+    for before, now, fine in ((True, "verify", True), (False, True, False), (True, False, False)):
+        cached = {**config["data"], **data, "cache": before, "augment": dict.fromkeys(AUGMENT)}
+        update_record(old / "result.json", config={**config, "data": cached})
+        settings = resume_settings(old, {"data.cache": now})
+        if fine:
+            assert check(settings).start
+        else:
+            with pytest.raises(UserError, match=r"cannot change data\.cache from"):
+                check(settings)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +218,7 @@ def test_a_recipe_that_was_searched_for_is_no_change(tmp_path):
         (1, 3, ("recipe.optimizer=muon",)),  # the last batch of an epoch
         (1, 0, ("trainer.accumulate_grad_batches=3",)),  # inside a step
         (1, 0, ("trainer.accumulate_grad_batches=2", "recipe.initial_size=24", *VARIED)),
+        (1, 2, ("data.sampler=balanced", "data.subset.classes=[1,2,3]")),
         pytest.param(2, 0, ("recipe=adamw", "trainer.limit_val_batches=0"), marks=pytest.mark.slow),
         # the classifier alone is trained in the first epoch
         pytest.param(
