@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import SMALL, different, last_weights
+from helpers import SMALL, composed, different, last_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dwsep_zoo import UserError
 from dwsep_zoo.analysis.cost import measure_cost
 from dwsep_zoo.commands.train import run_train
-from dwsep_zoo.config import compose_jobs, compose_settings, read_line
+from dwsep_zoo.config import compose_jobs, read_line
 from dwsep_zoo.files import locked
 from dwsep_zoo.report import compare, load_results
 from dwsep_zoo.schema.process import cores
@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def job(name, *overrides):
-    config = compose_settings([*SMALL, *overrides, "paths.output_dir=unused"]).plain()
+    config = composed(*SMALL, *overrides).plain()
     return Job(folder=name, overrides=overrides, config=config)
 
 
