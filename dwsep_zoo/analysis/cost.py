@@ -84,7 +84,7 @@ def measure_cost(
     layers = None
     if roofline is not None:
         say("each layer")
-        layers = measure_roofline(models, input_size, roofline)
+        layers = measure_roofline(models, input_size, roofline, min_run_time=min_run_time)
     return [
         Cost(
             timings=tuple(timing[name] for timing in timings),

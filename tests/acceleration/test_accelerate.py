@@ -85,7 +85,7 @@ def check_drawn(name):
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(12), *(pytest.param(n, marks=pytest.mark.slow) for n in range(12, 100))]
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.slow) for n in range(6, 100))]
 )
 def test_networks_of_timm(seed):
     check_drawn(drawn(seed))

@@ -39,7 +39,7 @@ def test_the_match_is_what_a_count_says(name, quantity):
 
 @pytest.mark.parametrize("conv", list_convs())
 def test_every_conv_type_is_matched_and_no_neighbour_is_nearer(conv):
-    network = {"name": "mobilenet_v2", "conv": conv}
+    network = {"name": "mobilenet_v1_shallow", "conv": conv}
     match = match_width("macs", "standard", SIZE, **network)
     assert nearest(match, "macs", **network)
 
