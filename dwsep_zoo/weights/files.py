@@ -51,7 +51,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
         return read_keras(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return tensors(_read_safetensors(path), str(path))
     return tensors(read_checkpoint(path), str(path))
 
 

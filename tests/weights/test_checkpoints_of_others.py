@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dwsep_zoo import UserError, create_model
@@ -56,12 +57,15 @@ def test_they_load(name, theirs, tmp_path):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize(
+    ("name", "save"), [("half.pth", torch.save), ("half.safetensors", save_file)]
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype, theirs, tmp_path):
-    torch.save({k: v.to(dtype) for k, v in theirs.state_dict().items()}, tmp_path / "half.pth")
-    ours = create_model(
-        "mobilenet_v2", width_mult=0.5, num_classes=7, pretrained=tmp_path / "half.pth"
-    )
+def test_half_precision(dtype, name, save, prefix, theirs, tmp_path):
+    state = {k: v.to(dtype) for k, v in theirs.state_dict().items()}
+    save(prefixed(prefix, state), tmp_path / name)
+    ours = create_model("mobilenet_v2", width_mult=0.5, num_classes=7, pretrained=tmp_path / name)
     want = theirs.classifier.weight.to(dtype).float()
     torch.testing.assert_close(ours.classifier.weight, want, rtol=0, atol=0)
     assert {t.dtype for t in ours.state_dict().values()} == {torch.float32, torch.int64}
