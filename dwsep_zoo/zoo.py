@@ -75,6 +75,25 @@ def create_model(
     return model
 
 
+def check_pretrained(
+    name: str,
+    pretrained: str | bool | Path,
+    *,
+    conv: str | Mapping[str, Any] | ConvOp,
+    width_mult: float | None,
+) -> None:
+    """Compare weights with the network that is to take them; nothing is downloaded.
+
+    Raises:
+        UserError: if they are of another network, conv type or width.
+    """
+    op = create_conv(conv)
+    source = weights.resolve(name, pretrained, op.name)
+    if source.published:
+        _width_of(source.published, source.what, width_mult)
+        _conv_of(source.published, source.what, op)
+
+
 def _width_of(published: Published, what: str, width_mult: float | None) -> float | None:
     theirs = published.width_mult
     if None not in (theirs, width_mult) and theirs != width_mult:

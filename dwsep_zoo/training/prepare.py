@@ -24,9 +24,9 @@ from dwsep_zoo.training.finetune import check_freeze
 from dwsep_zoo.training.progressive import check_progressive
 from dwsep_zoo.training.teacher import Teacher, open_teacher
 from dwsep_zoo.training.variant import shared
-from dwsep_zoo.weights import preprocessing
+from dwsep_zoo.weights import output_stride_of, preprocessing
 from dwsep_zoo.weights.classes import fit_classifier
-from dwsep_zoo.zoo import create_model
+from dwsep_zoo.zoo import check_pretrained, create_model
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -72,6 +72,13 @@ def check_network_and_data(settings: Settings) -> None:
         UserError: naming the value.
     """
     network = network_without_data(settings)
+    if settings.model.pretrained and not settings.match:
+        check_pretrained(
+            settings.model.name,
+            settings.model.pretrained,
+            conv=network["conv"],
+            width_mult=settings.model.width_mult,
+        )
     with torch.device("meta"):
         check_freeze(create_model(**network), settings.recipe)
         if settings.match:
@@ -235,6 +242,15 @@ def auto_output_stride(image_size: int) -> int:
     return stride
 
 
+def _auto_stride(settings: Settings, image_size: int) -> int:
+    """By the size of the images, but at most the weights' own, whose features need it."""
+    by_size, pretrained = auto_output_stride(image_size), settings.model.pretrained
+    if not pretrained:
+        return by_size
+    theirs = output_stride_of(settings.model.name, pretrained, settings.conv.name)
+    return min(by_size, theirs or by_size)
+
+
 def _output_stride(settings: Settings, image_size: int) -> int:
     """The network's output stride for images of this size.
 
@@ -242,7 +258,7 @@ def _output_stride(settings: Settings, image_size: int) -> int:
         UserError: if they are too small for it.
     """
     given = settings.model.output_stride
-    stride = auto_output_stride(image_size) if given == "auto" else given
+    stride = _auto_stride(settings, image_size) if given == "auto" else given
     if image_size < stride:
         raise UserError(
             f"images of {image_size} pixels are smaller than the network's output stride "

@@ -3,7 +3,7 @@
 from dwsep_zoo.weights.catalog import available
 from dwsep_zoo.weights.convert import export_state, from_layout
 from dwsep_zoo.weights.export import export_weights
-from dwsep_zoo.weights.loading import load, load_into, preprocessing
+from dwsep_zoo.weights.loading import load, load_into, output_stride_of, preprocessing
 from dwsep_zoo.weights.sources import Source, resolve
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "from_layout",
     "load",
     "load_into",
+    "output_stride_of",
     "preprocessing",
     "resolve",
 ]

@@ -29,6 +29,15 @@ def preprocessing(
     return resolve(model, pretrained, conv).preprocessing
 
 
+def output_stride_of(
+    model: str, pretrained: str | bool | Path, conv: str = "depthwise_separable"
+) -> int | None:
+    """The output stride that weights were trained with, if they say so; nothing is downloaded."""
+    published = resolve(model, pretrained, conv).published
+    stride = published.options.get("output_stride") if published else None
+    return stride if isinstance(stride, int) else None
+
+
 def load_into(model: ConvNet, source: Source) -> None:
     """Fill a network; a classifier or first convolution of another size is adapted and logged.
 

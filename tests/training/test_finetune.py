@@ -17,7 +17,7 @@ from dwsep_zoo import UserError, create_model
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.finetune import check_freeze, frozen_names
 from dwsep_zoo.training.optim import create_optimizer, parameter_groups
-from dwsep_zoo.training.prepare import prepare
+from dwsep_zoo.training.prepare import auto_output_stride, check_network_and_data, prepare
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 FINETUNE = ("recipe=finetune", "recipe.lr=0.01")
@@ -250,7 +250,7 @@ def pictures(tmp_path):
         path = tmp_path / "pictures" / str(number % 2) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
-    network = {"name": "mobilenet_v1", "width_mult": 0.125, "num_classes": 3}
+    network = {"name": "mobilenet_v1", "width_mult": 0.125, "num_classes": 3, "output_stride": 8}
     model = create_model(**network)
     about = {"model": network, "class_names": ["a", "b", "c"], "preprocessing": PREPROCESSING}
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -269,11 +269,29 @@ def test_images_are_prepared_as_the_weights_know_them(pictures, given, pretraine
     small = ("model.width_mult=0.125", f"model.pretrained={weights}")
     folder = ["data=folder", f"data.root={pictures / 'pictures'}", "data.in_memory=false"]
     own = [f"data.{key}={value}" for key, value in given.items()]
-    data = prepare(composed(*small, *folder, *own)).data.describe()
+    prepared = prepare(composed(*small, *folder, *own))
+    data = prepared.data.describe()
+    stride = auto_output_stride(data["image_size"])
+    assert prepared.network["output_stride"] == (8 if pretrained else stride) <= stride
     expected = {**(PREPROCESSING if pretrained else {}), **given}
     assert {key: data[key] for key in expected} == expected
     digits = prepare(composed(*small, "model=mobilenet_v1")).data.describe()
     assert (digits["image_size"], len(digits["mean"])) == (32, 1)
+
+
+def test_weights_of_another_network_are_refused_before_the_data_are_read(pictures):
+    weights = f"model.pretrained={pictures / 'weights.ckpt'}"
+    others = {
+        "has width 0.125, the network 0.5": ("model.width_mult=0.5",),
+        "conv=depthwise_separable, the network has standard": (
+            *("model.width_mult=0.125", "conv=standard"),
+        ),
+        "weights of mobilenet_v1, not mobilenet_v2": ("model=mobilenet_v2",),
+    }
+    for message, words in others.items():
+        settings = composed(weights, *words, "data=folder", f"data.root={pictures / 'none'}")
+        with pytest.raises(UserError, match=message):
+            check_network_and_data(settings)
 
 
 @pytest.mark.slow
