@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import composed
 
 from dwsep_zoo import UserError, list_convs, list_models
 from dwsep_zoo.commands.train import run_train
@@ -35,7 +36,7 @@ def test_a_yaml_file_for_every_model_and_conv_type_and_nothing_else():
 
 @pytest.mark.parametrize("name", NAMED)
 def test_every_yaml_composes_and_survives_the_record(name):
-    settings = compose_settings([name])
+    settings = composed(name)
     assert parse_settings(settings.plain()) == settings
 
 
@@ -63,10 +64,8 @@ def test_the_keys_users_type():
 
 
 def test_the_recipe_is_outside_the_model():
-    recipes = {
-        compose_settings([f"model={name}", "conv=standard"]).recipe.model_dump_json()
-        for name in list_models()
-    }
+    named = [f"model={name}" for name in list_models()]
+    recipes = {composed(one).recipe.model_dump_json() for one in [*named, "conv=standard"]}
     assert len(recipes) == 1
 
 

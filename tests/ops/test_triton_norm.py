@@ -5,6 +5,7 @@ where there is one (``-m gpu``).
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import pairwise
 from torch import nn
 
 from dwsep_zoo.ops import (
@@ -83,9 +84,9 @@ def test_norm_and_activation(kernels, device, shape, act):
         assert_near(got, exact)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [3, 5])
-@pytest.mark.parametrize("act", ["identity", "relu6", "silu"])
+@pytest.mark.parametrize(
+    ("act", "size", "stride"), pairwise(["identity", "relu6", "silu"], [3, 5], [1, 2])
+)
 def test_a_depthwise_convolution_behind_them(kernels, device, size, stride, act):
     x, weight, bias = draw((2, 19, 5, 7), device)
     taps = torch.randn(19, 1, size, size, device=device)
