@@ -102,7 +102,8 @@ def test_the_wheel_has_the_package_and_every_configuration(site: Path) -> None:
     shipped = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     configs = {f"dwsep_zoo/{path}" for path in files_below("configs", "*.yaml")}
     kinds = ("*.py", "*.cpp", "*.typed", "*.jinja", "*.css", "*.js")
-    package = set().union(*(files_below("dwsep_zoo", kind) for kind in kinds))
+    weights = ("*.safetensors", "*.json", "*.md")
+    package = set().union(*(files_below("dwsep_zoo", kind) for kind in (*kinds, *weights)))
     assert {path for path in shipped if ".dist-info/" not in path} == configs | package
 
 

@@ -1,11 +1,13 @@
 """Tuning a variant's recipe before its run."""
 
 import json
+import re
 
 import pytest
 
 from dwsep_zoo import UserError, create_model
 from dwsep_zoo.config import compose_settings, config_dir
+from dwsep_zoo.errors import install_line
 from dwsep_zoo.schema.parse import parse
 from dwsep_zoo.schema.record import Search
 from dwsep_zoo.training.search import search_recipe, space
@@ -111,7 +113,7 @@ def test_options_that_cannot_work(run, tmp_path, override, message):
 
 def test_without_optuna_the_line_that_installs_it(run, monkeypatch):
     monkeypatch.setattr("dwsep_zoo.training.search.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'dwsep-zoo\[search\]'"):
+    with pytest.raises(UserError, match=re.escape(install_line("search"))):
         run("run", "hparams_search=optuna")
 
 
