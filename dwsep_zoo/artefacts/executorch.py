@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dwsep_zoo.analysis.runtimes import Call
+from dwsep_zoo.artefacts.quiet import quiet
 from dwsep_zoo.errors import UserError, first_line, install_line
 from dwsep_zoo.schema.artefact import KEY, Description, read_description
 
 INSTALL = install_line("executorch")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """The library warns of what it uses itself that is deprecated."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def write(program: torch.export.ExportedProgram, about: Description) -> dict[str, bytes]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dwsep_zoo.analysis.runtimes import Call
+from dwsep_zoo.artefacts.quiet import quiet
 from dwsep_zoo.errors import UserError, first_line, install_line
 from dwsep_zoo.schema.artefact import KEY, Description, read_description
 
@@ -42,6 +41,7 @@ def convert(
 
     TensorFlow's metadata tools keep files that belong to a model in the same place.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when the converter is loaded
     with quiet(), tempfile.TemporaryDirectory() as folder:
         import litert_torch
 
@@ -86,15 +86,6 @@ def read(path: Path, threads: int) -> tuple[Description, Call, list[list[int]]]:
         return y
 
     return about, call, [[int(size) for size in one["shape"]] for one in (given, wanted)]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """The libraries warn of each other, and their C++ logs what it does."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _description(content: bytes) -> str | None:

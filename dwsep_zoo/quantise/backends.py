@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import io
-import logging
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from torch import Tensor
 from dwsep_zoo.analysis.runtimes import export_onnx, export_openvino
 from dwsep_zoo.artefacts import executorch, litert
 from dwsep_zoo.artefacts.formats import onnx_file, openvino_files
+from dwsep_zoo.artefacts.quiet import quiet
 from dwsep_zoo.errors import install_line
 from dwsep_zoo.nn.int8 import LARGEST, Scheme
 from dwsep_zoo.schema.artefact import Description
@@ -57,7 +55,7 @@ def _openvino(
     from nncf.quantization.advanced_parameters import QuantizationParameters
 
     weights = QuantizationParameters(per_channel=scheme == "per_channel")
-    with _quiet():
+    with quiet():
         network = export_openvino(program)
         model = nncf.quantize(
             network,
@@ -126,7 +124,7 @@ def _onnx(
             return next(self.items, None)
 
     model = onnx.load_model_from_string(export_onnx(program))
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder, "model.onnx")
         quantize_static(
             model,
@@ -143,7 +141,7 @@ def _executorch(
     program: Program, about: Description, batches: list[Tensor], scheme: Scheme
 ) -> dict[str, bytes]:
     """int8 by PyTorch's own tools (PT2E), for XNNPACK."""
-    with executorch.quiet(), _quiet():
+    with quiet():
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
             XNNPACKQuantizer,
             get_symmetric_quantization_config,
@@ -159,7 +157,7 @@ def _litert(
     program: Program, about: Description, batches: list[Tensor], scheme: Scheme
 ) -> dict[str, bytes]:
     """int8 by the same tools, with the layout that LiteRT's converter expects."""
-    with litert.quiet(), _quiet():
+    with quiet():
         from litert_torch.quantize.pt2e_quantizer import (
             PT2EQuantizer,
             get_symmetric_quantization_config,
@@ -180,18 +178,6 @@ def _pt2e(program: Program, quantiser: Any, batches: list[Tensor], **options: bo
     for batch in batches:
         model(batch)
     return convert_pt2e(model, **options)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries narrate every step on the log and on the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 BACKENDS: dict[str, Backend] = {
