@@ -24,7 +24,7 @@ usage: dwsep COMMAND [key=value ...]
   dwsep eval ARTEFACT data=cifar10                 test a run or an exported file
   dwsep demo ARTEFACT [ARTEFACT ...]               a local page: drop, paste or draw a picture
   dwsep export RUN format=onnx                     write onnx, openvino, executorch ...; all
-  dwsep quantise RUN to=openvino                   write int8 for openvino or onnx; --diagnose
+  dwsep quantise RUN to=openvino                   write int8 for openvino, onnx ...; --diagnose
   dwsep add-latency RUN p50_ms=3.2 device=phone    a time that was measured elsewhere
   dwsep export-weights RUN to=timm out=FILE        a run's weights for timm or torchvision
   dwsep list ['efficientnet*'] [conv=standard]     models: parameters, MACs, published weights
@@ -39,7 +39,8 @@ usage: dwsep COMMAND [key=value ...]
   dwsep lr-find model=mobilenet_v2 data=cifar10    which learning rate? a short test of many
   dwsep doctor                                     this machine, and what is slow on it
 
-ARTEFACT: a run's folder, a checkpoint, the name of published weights, .onnx, .xml, .pt2, .pte
+ARTEFACT: a run's folder, a checkpoint, the name of published weights, .onnx, .xml, .pt2, .pte,
+.tflite
 
 dwsep COMMAND --help prints the options of a command.
 """

@@ -66,7 +66,8 @@ def _rows(options: ListArguments) -> dict[str, Any]:
 
     Counting all models takes as long as importing PyTorch, and a kept table needs neither.
     """
-    sources = sorted(Path(dwsep_zoo.__file__).parent.glob("**/*.py"))
+    package = Path(dwsep_zoo.__file__).parent
+    sources = sorted(path for kind in ("*.py", "config.json") for path in package.rglob(kind))
     hashed = hashlib.sha256(repr(options).encode())
     for path in sources:
         hashed.update(path.read_bytes())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TO = ("onnx", "openvino", "executorch", "litert")
 MOST_PICTURES = 512  # they go through the network at once
+FOR_DIAGNOSIS = {"diagnose", "calibration", "pictures", "data_dir"}
 HEADINGS = (
     *("layer", "kind", "channels", "widest / narrowest"),
     *("dB per channel", "dB per tensor", "dB equalised"),
@@ -70,6 +71,8 @@ def run(arguments: list[str]) -> None:
         )
     if options.to:
         choose(options.to, TO, "to")
+    if options.diagnose and (idle := options.model_fields_set - FOR_DIAGNOSIS):
+        raise UserError(f"{min(idle)}= has no effect on --diagnose, which writes nothing")
     if options.out:
         check_writable("out", Path(options.out).parent)
     from dwsep_zoo.artefacts import open_artefact

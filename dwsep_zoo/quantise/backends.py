@@ -21,8 +21,6 @@ from dwsep_zoo.errors import install_line
 from dwsep_zoo.nn.int8 import LARGEST, Scheme
 from dwsep_zoo.schema.artefact import Description
 
-INSTALL = install_line("runtimes,quantise")
-
 Program = torch.export.ExportedProgram
 Make = Callable[[Program, Description, list[Tensor], Scheme], dict[str, bytes]]
 
@@ -40,7 +38,7 @@ class Backend:
 
     packages: tuple[str, ...]
     make: Make
-    install: str = INSTALL
+    install: str
 
     def missing(self) -> str | None:
         """The line that installs what is missing."""
@@ -181,8 +179,8 @@ def _pt2e(program: Program, quantiser: Any, batches: list[Tensor], **options: bo
 
 
 BACKENDS: dict[str, Backend] = {
-    "onnx": Backend(("onnx", "onnxscript", "onnxruntime"), _onnx),
-    "openvino": Backend(("nncf", "openvino"), _openvino),
+    "onnx": Backend(("onnx", "onnxscript", "onnxruntime"), _onnx, install_line("runtimes")),
+    "openvino": Backend(("nncf", "openvino"), _openvino, install_line("runtimes,quantise")),
     "executorch": Backend(("executorch", "torchao"), _executorch, executorch.INSTALL),
     "litert": Backend(("litert_torch", "torchao"), _litert, litert.INSTALL),
 }

@@ -38,18 +38,22 @@ class Quantised:
     """An int8 file.
 
     Attributes:
-        file: what was written, and how it agrees with the float network on other pictures.
+        file: what was written, and how it agrees with the float network.
         making: how it was made, as its description says.
         float_agreement: share of the calibration pictures for which equalisation kept the top-1
             class of the float network; ``None``: not equalised.
+        others: whether it was compared on other pictures than it was calibrated with.
     """
 
     file: Exported
     making: Json
     float_agreement: float | None
+    others: bool = True
 
     def line(self) -> str:
         text = self.file.line()
+        if not self.others:
+            text += "; these are the calibration pictures, as there are no others"
         if self.float_agreement is not None:
             text += (
                 f"; in float, equalisation kept the top-1 class of {self.float_agreement:.1%} of "
@@ -115,7 +119,7 @@ def quantise(
     batches = _batches(images, batch_size or 1)
     contents = backend.make(graph(network, about), about, batches, scheme)
     file = check_and_write(artefact, to, path, contents, others, real=True, exact=False)
-    return Quantised(file, making, kept)
+    return Quantised(file, making, kept, others is not images)
 
 
 def diagnose_artefact(

@@ -258,3 +258,19 @@ def test_wrong_lines_end_in_one_line(words, capsys, tmp_path, monkeypatch):
     assert error.strip()
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("word", ["to=onnx", "scheme=per_tensor", "out=x.onnx"])
+def test_a_diagnosis_takes_no_options_of_writing(word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["quantise", "net", word, "--diagnose"])
+    assert stop.value.code == 2
+    assert f"{word.partition('=')[0]}= has no effect on --diagnose" in capsys.readouterr().err
+
+
+def test_a_comparison_on_the_calibration_pictures_says_so(artefact, pictures, tmp_path):
+    files = pictures_of(artefact, str(pictures))[:4]
+    for number, said in ((4, True), (3, False)):
+        file = tmp_path / f"{number}.onnx"
+        made = artefact.quantise("onnx", file, calibration=number, pictures=files)
+        assert ("no others" in made.line()) is said
