@@ -74,8 +74,8 @@ def equalise(
     """Equalise the channels of all pairs of layers, then absorb high biases.
 
     The paper puts a ReLU in the place of a ReLU6, which costs a network whose channels do reach
-    six a third of its accuracy. Here a ReLU6 stays, and only those channels are rescaled that stay well below six on
-    ``images``, before and after; or it gets a ceiling for each channel.
+    six a third of its accuracy. Here a ReLU6 stays, and only those channels are rescaled that stay
+    well below six on ``images``, before and after; or it gets a ceiling for each channel.
 
     Args:
         model: with folded norms; changed in place.
