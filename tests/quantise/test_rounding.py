@@ -17,14 +17,20 @@ from dwsep_zoo.quantise.bias import rounded_copy
 from dwsep_zoo.quantise.quantise import prepared
 from dwsep_zoo.quantise.rounding import learned, learned_copy, products
 
-LAYERS = {
-    "dense": nn.Conv2d(4, 6, 3, stride=2, padding=1),
-    "pointwise": nn.Conv2d(5, 3, 1, bias=False),
-    "depthwise": nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=4),
-    "grouped": nn.Conv2d(6, 4, (1, 3), padding=(0, 1), groups=2),
-    "same": Conv2dSame(3, 4, 3, stride=2),
-    "linear": nn.Linear(7, 5),
+MAKERS = {
+    "dense": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
+    "pointwise": lambda: nn.Conv2d(12, 16, 1, bias=False),
+    "depthwise": lambda: nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=4),
+    "grouped": lambda: nn.Conv2d(6, 4, (1, 3), padding=(0, 1), groups=2),
+    "same": lambda: Conv2dSame(3, 4, 3, stride=2),
+    "linear": lambda: nn.Linear(7, 5),
 }
+
+
+@pytest.fixture(params=MAKERS)
+def layer(request):
+    torch.manual_seed(0)
+    return MAKERS[request.param]()
 
 
 def _inputs(layer, images=5):
@@ -40,9 +46,7 @@ def _error(weight, other, form):
     return float((difference @ form * difference).sum())
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_form_is_the_error_of_the_outputs(name):
-    layer = LAYERS[name]
+def test_the_form_is_the_error_of_the_outputs(layer):
     x, other = _inputs(layer), torch.randn_like(layer.weight)
     with torch.no_grad():
         changed = torch.func.functional_call(layer, {"weight": other}, (x,))
@@ -53,9 +57,7 @@ def test_the_form_is_the_error_of_the_outputs(name):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", LAYERS)
-def test_weights_are_beside_the_exact_ones_and_outputs_nearer(name, scheme):
-    layer = LAYERS[name]
+def test_weights_are_beside_the_exact_ones_and_outputs_nearer(layer, scheme):
     weight, form = layer.weight.detach(), products(layer, _inputs(layer))
     step, found = step_of(weight, scheme), learned(weight, form, scheme)
     levels = found / step
