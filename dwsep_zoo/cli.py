@@ -39,8 +39,7 @@ usage: dwsep COMMAND [key=value ...]
   dwsep lr-find model=mobilenet_v2 data=cifar10    which learning rate? a short test of many
   dwsep doctor                                     this machine, and what is slow on it
 
-ARTEFACT: a run's folder, a checkpoint, the name of published weights, .onnx, .xml, .pt2, .pte,
-.tflite
+ARTEFACT: a run's folder, a checkpoint, a name of published weights, .onnx .xml .pt2 .pte .tflite
 
 dwsep COMMAND --help prints the options of a command.
 """
