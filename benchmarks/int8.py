@@ -100,7 +100,7 @@ def main() -> None:
     )
     conditions = (
         "Ratios of recognised pictures, int8 over float; with --seconds above 0 also of the median "
-        f"time of one image. Its ratio to bf16 is not measured. {machine()}"
+        f"time of one image. {machine()}"
     )
     record = Record("int8", claim, conditions, ratios, arguments.arguments)
     finish(record, check=arguments.check)

@@ -36,8 +36,9 @@ class QuantiseArguments(Arguments):
     equalise: Annotated[bool | Literal["auto", "ceilings"], Field(union_mode="left_to_right")] = (
         Field(
             "auto",
-            description="make the channels' ranges equal before; auto: with per_tensor; ceilings: "
-            "also of channels that reach a ReLU6's six, which is slower",
+            description="make the channels' ranges equal before; auto: with per_tensor, if the "
+            "run was not trained so; ceilings: also of channels that reach a ReLU6's six, which is "
+            "slower",
         )
     )
     learned_rounding: bool = Field(

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,9 @@ def quantise(
         to: one of ``BACKENDS``: openvino, onnx.
         out: the file; ``None``: ``export/model-int8`` in the folder of the run.
         scheme: of the weights: a scale for each output channel, or one for a whole layer.
-        equalise: the channels' ranges first; ``None``: for ``per_tensor`` only; ``ceilings``: every
-            channel, by an operation more behind each ReLU6.
+        equalise: the channels' ranges first; ``None``: for ``per_tensor`` only, unless the network
+            was trained with such scales; ``ceilings``: every channel, by an operation more behind
+            each ReLU6.
         learned_rounding: choose for each weight the level above or below it that keeps the layer's
             outputs, not the nearest.
         bias_correction: subtract the mean error that rounded weights make on the calibration
@@ -103,7 +104,8 @@ def quantise(
     choose(scheme, SCHEMES, "scheme")
     model = network_of(artefact)
     path = output(artefact, out, FORMATS[to], "model-int8")
-    equalise = scheme == "per_tensor" if equalise is None else equalise
+    if equalise is None:
+        equalise = scheme == "per_tensor" != _trained_scheme(artefact)
     images, others = calibration_images(artefact, pictures, calibration, data_dir)
     making: Json = {
         "scheme": scheme,
@@ -134,6 +136,13 @@ def diagnose_artefact(
     images, _ = calibration_images(artefact, pictures, calibration, data_dir)
     plain, equal = (prepared(model, images, equalise=value) for value in (False, True))
     return diagnose(plain, images), diagnose(equal, images)
+
+
+def _trained_scheme(artefact: Artefact) -> str | None:
+    """The scheme of the simulated int8 in which the network's run trained it."""
+    record: dict[str, Any] = dict(artefact.about.record)
+    scheme: str | None = record.get("config", {}).get("recipe", {}).get("simulated_int8")
+    return scheme
 
 
 def network_of(artefact: Artefact) -> ConvNet:

@@ -107,6 +107,21 @@ def test_a_file_is_int8_opens_and_computes_nearly_the_same(
     assert "int8: scheme" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize("trained", ["per_tensor", "per_channel"])
+def test_channels_stay_as_they_were_trained_per_tensor(artefact, pictures, tmp_path, trained):
+    pytest.importorskip("nncf")
+    record = {"config": {"recipe": {"simulated_int8": trained}}}
+    own = replace(artefact, about=artefact.about.replace(record=record))
+    files = pictures_of(artefact, str(pictures))
+    made = quantise(
+        *(own, "openvino", tmp_path / "small.xml"),
+        scheme="per_tensor",
+        calibration=8,
+        pictures=files,
+    )
+    assert made.making["equalised"] == (trained != "per_tensor")
+
+
 def stored_weights(path: Path) -> dict[str, np.ndarray]:
     """The weights of an int8 file in float, by the names of their layers."""
     openvino = pytest.importorskip("openvino")
@@ -158,6 +173,35 @@ def test_every_channel_has_a_step_of_its_own(artefact, pictures, tmp_path):
         largest = np.abs(want).max((1, 2, 3), keepdims=True)
         step = largest / (63 if want is weights[0] else 127)  # NNCF spares a bit of a first layer
         assert (np.abs(got - want) <= 0.51 * step).all()
+
+
+@pytest.mark.parametrize("act", [nn.ReLU6, nn.Hardswish])
+def test_zero_is_the_middle_or_the_lowest_level_of_activations(artefact, pictures, tmp_path, act):
+    """Others, zero points, make OpenVINO slow."""
+    pytest.importorskip("nncf")
+    model = copy.deepcopy(artefact.model)
+    for module in [*model.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, act())
+    other = replace(artefact, model=model, call=model)
+    file = tmp_path / "small.xml"
+    quantise(other, "openvino", file, calibration=8, pictures=pictures_of(artefact, str(pictures)))
+    lowest, highest = activation_ranges(file)
+    assert len(lowest) > 100
+    assert (np.isclose(lowest, 0) | np.isclose(lowest, -highest * 128 / 127)).all()
+
+
+def activation_ranges(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest level of all activations, or of their channels."""
+    openvino = pytest.importorskip("openvino")
+    nodes = openvino.Core().read_model(path).get_ordered_ops()
+    found = [node for node in nodes if node.get_type_name() == "FakeQuantize"]
+    low, high = (
+        np.concatenate([node.input_value(i).get_node().get_data().ravel() for node in found])
+        for i in (1, 2)
+    )
+    return low, high
 
 
 @pytest.mark.parametrize(("to", "scheme"), [("openvino", "per_tensor"), ("onnx", "per_channel")])
