@@ -81,9 +81,9 @@ CASES: dict[str, tuple[str, ...]] = {
 MOMENTS = ("any", "write", "epochs", "end")
 MEASURED = (
     *("name", "config", "started", "process", "command", "latency", "memory", "finished", "time"),
-    *("images_per_second",),
+    *("images_per_second", "git_commit"),
 )
-"""Keys of a record that differ between two runs of the same command in two folders."""
+"""Keys of a record that may differ between two runs of the same command in two folders."""
 
 
 @dataclass(frozen=True)
