@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import torch
 from record import Ratio, Record, finish, machine, parse, parser
 from torch import Tensor, nn
+from turns import milliseconds
 
 from dwsep_zoo import open_artefact
-from dwsep_zoo.analysis.device import torch_threads
-from dwsep_zoo.analysis.latency import time_runs
 from dwsep_zoo.artefacts import Artefact, export
-from dwsep_zoo.artefacts.evaluate import conditions as conditions_of
 from dwsep_zoo.artefacts.export import logits
 from dwsep_zoo.data.listing import find_pictures
 from dwsep_zoo.quantise import quantise
@@ -138,15 +135,7 @@ def _ratio(case: str, got: Tensor, found: Tensor, right: Tensor, lost: int | Non
 def _times(to: str, files: dict[str, Path], seconds: float) -> list[Ratio]:
     names = ["fp32", *TIMED]
     opened = [open_artefact(files[name]) for name in names]
-    x = torch.zeros(1, *opened[0].input_size)
-    with torch_threads(opened[0].threads), torch.inference_mode():
-        timings = time_runs(
-            [partial(one.call, x) for one in opened],
-            conditions_of(opened[0], 1),
-            seconds,
-            patience=60,
-        )
-    slow, *fast = (timing.latency.p50_ms for timing in timings)
+    slow, *fast = milliseconds([one.call for one in opened], opened[0], seconds)
     return [
         Ratio(
             f"{to}, time of {name}", ms / slow, None, {"fp32 ms": slow, "int8 ms": ms}, at_most=True

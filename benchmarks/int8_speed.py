@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from record import Ratio, Record, finish, machine, parse, parser
+from turns import milliseconds
 
 from dwsep_zoo import create_model, open_artefact
-from dwsep_zoo.analysis.device import torch_threads
-from dwsep_zoo.analysis.latency import time_runs
 from dwsep_zoo.analysis.runtimes import openvino_call, openvino_core
 from dwsep_zoo.artefacts import export
-from dwsep_zoo.artefacts.evaluate import conditions as conditions_of
 from dwsep_zoo.hub import save_pretrained
 from dwsep_zoo.quantise import quantise
 
@@ -46,15 +43,7 @@ def ratio(name: str, seconds: float) -> Ratio:
         int8 = open_artefact(small)
         network = openvino_core().read_model(exported)
         calls = [openvino_call(network, precision, int8.threads) for precision in FLOATS]
-        x = torch.zeros(1, 3, SIDE, SIDE)
-        with torch_threads(int8.threads), torch.inference_mode():
-            timings = time_runs(
-                [partial(call, x) for call in (*calls, int8.call)],
-                conditions_of(int8, 1),
-                seconds,
-                patience=60,
-            )
-    bf16, fp32, own = (timing.latency.p50_ms or 0.0 for timing in timings)
+        bf16, fp32, own = milliseconds([*calls, int8.call], int8, seconds)
     figures = {"bf16 ms": bf16, "fp32 ms": fp32, "int8 ms": own, "int8 / fp32": own / fp32}
     return Ratio(name, own / bf16, BARS[name], figures, at_most=True)
 

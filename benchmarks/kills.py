@@ -96,12 +96,12 @@ class Timing:
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--kills", type=int, default=40, help="over all cases")
-    made.add_argument("--only", default="*", help="pattern of the cases' names")
-    made.add_argument("--seed", type=int, default=0, help="of the moments")
-    made.add_argument("--keep", type=Path, help="folder of the runs")
-    options = parse(made)
+    arguments = parser(__doc__)
+    arguments.add_argument("--kills", type=int, default=40, help="over all cases")
+    arguments.add_argument("--only", default="*", help="pattern of the cases' names")
+    arguments.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments.add_argument("--keep", type=Path, help="folder of the runs")
+    options = parse(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     FORKS.set_forkserver_preload(["dwsep_zoo.training", "dwsep_zoo.config", "matplotlib"])
@@ -118,13 +118,10 @@ def main() -> None:
             ratio_of(name, work, len(range(number, options.kills, len(names))), number, draw)
             for number, name in enumerate(names)
         ]
-    record = Record(
-        name="kills",
-        claim="Killed trainings that go on end as uninterrupted ones, bit for bit",
-        conditions=f"Tiny networks, {EPOCHS} epochs, one thread a process. {machine()}",
-        ratios=[ratio for ratio in ratios if ratio],
-        arguments=options.arguments,
-    )
+    claim = "Killed trainings that go on end as uninterrupted ones, bit for bit"
+    conditions = f"Tiny networks, {EPOCHS} epochs, one thread a process. {machine()}"
+    made = [ratio for ratio in ratios if ratio]
+    record = Record("kills", claim, conditions, made, options.arguments)
     finish(record, check=options.check)
 
 

@@ -123,7 +123,7 @@ def run(tmp_path, monkeypatch):
     return script
 
 
-OTHERS = {"check", "record", "depthwise_gpu", "gpu_session", "own_weights"}
+OTHERS = {"check", "record", "turns", "depthwise_gpu", "gpu_session", "own_weights"}
 SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - OTHERS)
 
 
