@@ -28,9 +28,6 @@ ALTERNATE = "alternate"
 RESIZED_IN_BATCHES = ("bilinear", "bicubic")
 """Interpolations for :func:`middle`."""
 
-IN_CACHE = 2**21
-"""Numbers of the images that a CPU crops, resizes and normalises together."""
-
 
 class Drawing(Protocol):
     """An augmentation that draws whole numbers for a batch."""
@@ -191,15 +188,6 @@ class CachedCrop(Effects):
         self, images: Tensor, draws: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> Tensor:
         """``(N, C, S, S)`` uint8 -> ``(N, C, s, s)`` normalised float32 in channels_last."""
-        together = len(images)
-        if images.device.type == "cpu":
-            together = max(1, IN_CACHE // images[0].numel())
-        parts = zip(images.split(together), draws.split(together), strict=True)
-        return torch.cat([self._some(*part, mean, std) for part in parts])
-
-    def _some(
-        self, images: Tensor, draws: Tensor, mean: Sequence[float], std: Sequence[float]
-    ) -> Tensor:
         images = self.change(self.crop(images.float(), draws), draws, mean)
         return self.blank(normalise(images, mean, std), draws)
 

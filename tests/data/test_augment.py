@@ -10,7 +10,6 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from dwsep_zoo.data.augment import (
-    IN_CACHE,
     CachedCrop,
     CropFlip,
     draw_batch,
@@ -168,19 +167,6 @@ def test_crop_of_a_square_is_interpolates(squares, flip):
         if flip and mirrored % 2:
             expected = expected.flip(2)
         torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
-
-
-def test_a_batch_is_made_of_its_images():
-    """More of them than are computed together."""
-    crop = CachedCrop(256, 32, color_jitter=0.4, auto_augment="rand-m9-mstd0.5", erase=0.5)
-    count = 2 * IN_CACHE // (3 * 256**2) + 1
-    images = torch.randint(0, 256, (count, 3, 256, 256), dtype=torch.uint8)
-    draws = _drawn(crop, count)
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    together = crop(images, draws, mean, std)
-    assert together.is_contiguous(memory_format=torch.channels_last)
-    one_by_one = [crop(images[i : i + 1], draws[i : i + 1], mean, std) for i in range(count)]
-    torch.testing.assert_close(together, torch.cat(one_by_one))
 
 
 def test_crops_are_those_of_torchvision(squares):
