@@ -61,7 +61,8 @@ def _matrix(axes: Axes, found: Predictions, names: Sequence[str]) -> None:
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right = np.eye(len(names), dtype=bool)
     for map_name, cells in (("Blues", right), ("Oranges", ~right)):
-        axes.imshow(np.where(cells, share, np.nan), cmap=colormaps[map_name], vmin=0, vmax=1)
+        some = np.where(cells & (counts > 0), share, np.nan)
+        axes.imshow(some, cmap=colormaps[map_name], vmin=0, vmax=1)
     axes.grid(visible=False)
     axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 4 else 0)
     axes.set_yticks(range(len(names)), names)
@@ -69,7 +70,7 @@ def _matrix(axes: Axes, found: Predictions, names: Sequence[str]) -> None:
     for row, column in np.argwhere(counts).tolist():
         part = share[row, column]
         text = f"{100 * part:.0f}" if part >= 0.01 else "<1"
-        colour = PAGE if part > 0.5 else INK
+        colour = PAGE if part > 0.5 else INK if row == column or part > 0.2 else VERMILION
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5)
 
 
