@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from input_speed import create, generate
+from input_speed import SHAPE, create, generate
 from record import Ratio, Record, finish, machine, parse, parser
 
 from dwsep_zoo.data.pack import pack
@@ -93,8 +93,8 @@ def main() -> None:
     ratio = Ratio(case, memory[1] / memory[0], BAR, figures, at_most=True)
     conditions = (
         f"The most memory of a training and its two workers at once, pages of files aside; one "
-        f"epoch of {options.pictures} and {options.pictures * options.copies} JPEG pictures at "
-        f"{SIZE} pixels. {machine()}"
+        f"epoch of {options.pictures} and of {options.pictures * options.copies} JPEG pictures of "
+        f"{SHAPE[0]} x {SHAPE[1]} pixels, resized to {SIZE}. {machine()}"
     )
     claim = "Training from shards: memory against the size of the set"
     record = Record("shard_memory", claim, conditions, [ratio], options.arguments)

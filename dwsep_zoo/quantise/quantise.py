@@ -105,7 +105,7 @@ def quantise(
     model = network_of(artefact)
     path = output(artefact, out, FORMATS[to], "model-int8")
     if equalise is None:
-        equalise = scheme == "per_tensor" != _trained_scheme(artefact)
+        equalise = scheme == "per_tensor" and _trained_scheme(artefact) != scheme
     images, others = calibration_images(artefact, pictures, calibration, data_dir)
     making: Json = {
         "scheme": scheme,
