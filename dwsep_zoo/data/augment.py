@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dwsep_zoo.data.effects import COLOUR_DRAWS, CROP_DRAWS, DRAWS_BELOW, Effects, draw_parts
 from dwsep_zoo.data.loader import BatchKey, generator
+from dwsep_zoo.data.parts import resized_parts
 from dwsep_zoo.errors import UserError
 
 FLIP = 2
@@ -188,26 +189,15 @@ class CachedCrop(Effects):
         self, images: Tensor, draws: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> Tensor:
         """``(N, C, S, S)`` uint8 -> ``(N, C, s, s)`` normalised float32 in channels_last."""
-        images = self.change(self.crop(images.float(), draws), draws, mean)
+        images = self.change(self.crop(images, draws), draws, mean)
         return self.blank(normalise(images, mean, std), draws)
 
     def crop(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Cut out the parts and resize them: ``(N, C, S, S)`` float -> ``(N, C, s, s)``."""
+        """Cut out the parts and resize them: ``(N, C, S, S)`` uint8 -> ``(N, C, s, s)``."""
         top, left, flip, height, width = draws[:, :5].T
-        rows, cols = self._sources(top, height), self._sources(left, width)
-        if self.flip:
-            cols = torch.where(flip[:, None] % 2 == 1, cols.flip(1), cols)
-        n, size = rows.shape
-        x, y = cols[:, None, :].expand(n, size, size), rows[:, :, None].expand(n, size, size)
-        return F.grid_sample(images, torch.stack([x, y], -1), align_corners=False)
-
-    def _sources(self, first: Tensor, length: Tensor) -> Tensor:
-        """(N, image_size): the source of each pixel of a side, -1 ... 1 over the square."""
-        position = torch.arange(self.image_size, dtype=torch.float32, device=first.device) + 0.5
-        first, length = first[:, None].float(), length[:, None].float()
-        # Not beyond the centres of the outer pixels, which would mix in pixels outside the part.
-        inside = (position * (length / self.image_size)).clamp(min=0.5).minimum(length - 0.5)
-        return (first + inside) * (2 / self.cache_size) - 1
+        mirrored = flip % 2 if self.flip else torch.zeros_like(flip)
+        parts = torch.stack([top, left, mirrored, height, width], 1)
+        return resized_parts(images, parts, self.image_size)
 
 
 def middle(images: Tensor, window: int, size: int, interpolation: str) -> Tensor:

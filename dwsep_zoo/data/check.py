@@ -171,13 +171,14 @@ class _Looked(Dataset[list[Seen | str]]):
 
     def __getitem__(self, number: int) -> list[Seen | str]:
         names = self.names[number * CHUNK : (number + 1) * CHUNK]
+        store = self.store.ahead(names)
         with no_warnings():
-            return [self._look(name) for name in names]
+            return [self._look(store, name) for name in names]
 
-    def _look(self, name: str) -> Seen | str:
+    def _look(self, store: Store, name: str) -> Seen | str:
         try:
-            with self.store.opened(name) as image:
-                return _seen(image, self.store.checksum(name), self.store.background)
+            with store.opened(name) as image:
+                return _seen(image, store.checksum(name), store.background)
         except UserError as error:
             return str(error)
 

@@ -136,8 +136,10 @@ def eval_transform(image_size: int, interpolation: str, crop_pct: float) -> Tran
 def longest_side(store: Store, images: Images) -> int:
     """The longest side in pixels, from the headers of at most 64 files."""
     longest = 0
-    for i in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
-        with no_warnings(), store.opened(images.names[i]) as image:
+    names = [images.names[i] for i in np.unique(np.linspace(0, len(images) - 1, 64).astype(int))]
+    store = store.ahead(names)
+    for name in names:
+        with no_warnings(), store.opened(name) as image:
             longest = max(longest, *image.size)
     return longest
 
@@ -203,16 +205,17 @@ class _Chunks(Dataset["Tensor | UserError"]):
     def __getitem__(self, number: int) -> Tensor | UserError:
         names = self.names[number * CHUNK : (number + 1) * CHUNK]
         pixels = torch.empty((len(names), self.size, self.size, 3), dtype=torch.uint8)
+        store = self.store.ahead(names)
         try:
             with no_warnings():
                 for i, name in enumerate(names):
-                    pixels[i] = self._read(name)
+                    pixels[i] = self._read(store, name)
         except UserError as error:
             return error
         return pixels
 
-    def _read(self, name: str) -> Tensor:
-        picture = self.store.read(name)
+    def _read(self, store: Store, name: str) -> Tensor:
+        picture = store.read(name)
         if picture.size == (self.size, self.size):
             return torch.from_numpy(np.array(picture))
         return self.transform(picture).permute(1, 2, 0)
@@ -239,10 +242,11 @@ class _Tried(Dataset[dict[str, str]]):
 
     def __getitem__(self, number: int) -> dict[str, str]:
         found = {}
+        store = self.store.ahead(self.parts[number])
         with no_warnings():
             for name in self.parts[number]:
                 try:
-                    self.store.read(name)
+                    store.read(name)
                 except UserError as error:
                     found[name] = str(error)
         return found
@@ -281,9 +285,10 @@ class FileReader:
         """The batch of this key, or the error of one of its pictures."""
         indices, rounds = key.indices.tolist(), key.rounds.tolist()
         try:
+            store = self.store.ahead([self.images.names[i] for i in indices])
             with no_warnings(), seeded(0):  # each picture seeds them anew
                 pictures = [
-                    self._read(i, derived_seed(key.seed, "picture", round_, i))
+                    self._read(store, i, derived_seed(key.seed, "picture", round_, i))
                     for i, round_ in zip(indices, rounds, strict=True)
                 ]
         except UserError as error:
@@ -292,8 +297,8 @@ class FileReader:
         draws = self.draw and self.draw(key)
         return RawBatch(torch.stack(pictures), labels, self.training, draws)
 
-    def _read(self, i: int, seed: int) -> Tensor:
-        read = partial(self.store.read, self.images.names[i])
+    def _read(self, store: Store, i: int, seed: int) -> Tensor:
+        read = partial(store.read, self.images.names[i])
         if not self.training:
             return self.transform(read())
         seed_generators(seed)

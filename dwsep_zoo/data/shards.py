@@ -12,16 +12,19 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dwsep_zoo.data.remote import Part, Remote
 from dwsep_zoo.data.splits import SPLITS, Images, Labelled
 from dwsep_zoo.data.store import BYTES, Store, new_checksum, reason
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.files import atomic_write
 
 FORMAT, VERSION = "dwsep_zoo shards", 1
 INDEX, TABLE = "index.json", "index.npz"
@@ -74,18 +77,12 @@ class Shards(Store):
         self.row = {name: i for i, name in enumerate(table.names)}
 
     def where(self, name: str) -> str:
-        return f"{self._shard(name)}: {name}"
+        return f"{self.shard(name)}: {name}"
 
     def content(self, name: str) -> io.BytesIO:
-        row, path = self.row[name], self._shard(name)
-        length = int(self.table.length[row])
-        try:
-            with path.open("rb", buffering=0) as file:
-                file.seek(int(self.table.offset[row]))
-                found = file.read(length)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {reason(error)}") from error
-        if len(found) < length:
+        row, path, part = self.row[name], self.shard(name), self.part(name)
+        found = self.bytes_of(part)
+        if len(found) < part.length:
             raise UserError(f"cannot read {path}: it is cut off")
         known = self.table.checksum
         if known is not None and new_checksum(found).digest() != known[row].tobytes():
@@ -105,8 +102,58 @@ class Shards(Store):
         known = self.table.checksum
         return None if known is None else known[[self.row[name] for name in names]]
 
-    def _shard(self, name: str) -> Path:
-        return self.root / self.files[self.table.shard[self.row[name]]]
+    def shard(self, name: str) -> str:
+        """The place of a picture's archive."""
+        return f"{self.root}/{self.part(name).name}"
+
+    def part(self, name: str) -> Part:
+        """The bytes of a picture in its archive."""
+        row, table = self.row[name], self.table
+        return Part(self.files[table.shard[row]], int(table.offset[row]), int(table.length[row]))
+
+    def bytes_of(self, part: Part) -> bytes:
+        """Read a part of an archive, or as much as there is of it; raises UserError."""
+        path = self.root / part.name
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(part.first)
+                return file.read(part.length)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {reason(error)}") from error
+
+
+class RemoteShards(Shards):
+    """The pictures in archives on another server.
+
+    Args:
+        root: folder of the index on this machine.
+        files: names of the archives.
+        table: of the pictures.
+        states: see :class:`Shards`.
+        remote: has the archives.
+    """
+
+    def __init__(
+        self, root: Path, files: Sequence[str], table: Table, states: Sequence[str], remote: Remote
+    ):
+        super().__init__(root, files, table, states)
+        self.remote = remote
+        self.at_hand: Mapping[Part, bytes | UserError] = {}
+
+    def shard(self, name: str) -> str:
+        return self.remote.place(self.part(name).name)
+
+    def ahead(self, names: Sequence[str]) -> RemoteShards:
+        found = copy(self)
+        parts = [self.part(name) for name in names]
+        found.at_hand = dict(zip(parts, self.remote.parts(parts), strict=True))
+        return found
+
+    def bytes_of(self, part: Part) -> bytes:
+        found = self.at_hand.get(part) or self.remote.parts([part])[0]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
 
 def index_files(
@@ -148,8 +195,33 @@ def index_files(
     return {TABLE: file.getvalue(), INDEX: text.encode("utf-8", "surrogateescape")}
 
 
-def read_shards(root: Path) -> Labelled:
+def fetch_index(remote: Remote, root: Path) -> None:
+    """Copy the index of archives on another server to a folder, or what is new of it.
+
+    Raises:
+        UserError: for an index or a folder that cannot be read or written, or a server that does
+            not send parts of files.
+    """
+    remote.check_parts(INDEX)
+    about = remote.whole(INDEX)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / INDEX).exists() or (root / INDEX).read_bytes() != about:
+            (root / INDEX).unlink(missing_ok=True)
+            atomic_write(root / TABLE, remote.whole(TABLE))
+            atomic_write(root / INDEX, about)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {root}: {reason(error)}; set paths.data_dir= to another place"
+        ) from error
+
+
+def read_shards(root: Path, remote: Remote | None = None) -> Labelled:
     """Read the index of a folder, and compare the archives' lengths with it.
+
+    Args:
+        root: the folder.
+        remote: has the archives; ``None``: they are in the folder.
 
     Raises:
         UserError: naming the file: it is missing, damaged, cut off, or of another version.
@@ -158,15 +230,17 @@ def read_shards(root: Path) -> Labelled:
     table, splits = _table(root, about["table"]["sha256"], len(about["class_names"]))
     if len(shards) <= table.shard.max(initial=-1):
         raise UserError(f"{root / INDEX} names {len(shards)} shards, {TABLE} has more")
-    states = []
-    for shard in shards:
-        path = root / shard.name
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise UserError(f"cannot read the shard {path}: {reason(error)}") from error
-        states.append(f"{shard.sha256}\0{status.st_mtime_ns}")
-        found = status.st_size
+    names = [shard.name for shard in shards]
+    store: Shards
+    if remote is None:
+        sizes, times = _stat(root, names)
+        states = [f"{shard.sha256}\0{time}" for shard, time in zip(shards, times, strict=True)]
+        store = Shards(root, names, table, states)
+    else:
+        sizes = remote.sizes(names)
+        store = RemoteShards(root, names, table, [shard.sha256 for shard in shards], remote)
+    for shard, found in zip(shards, sizes, strict=True):
+        path = remote.place(shard.name) if remote else root / shard.name
         if found < shard.bytes:
             raise UserError(f"{path} is cut off: it has {found:,} of {shard.bytes:,} bytes")
         if found > shard.bytes:
@@ -174,8 +248,20 @@ def read_shards(root: Path) -> Labelled:
                 f"{path} was changed after it was packed: it has {found:,} bytes, not "
                 f"{shard.bytes:,}"
             )
-    store = Shards(root, [s.name for s in shards], table, states)
     return Labelled(about["class_names"], splits, store, packed=about["data"])
+
+
+def _stat(root: Path, names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Lengths of files, in bytes, and the times of their last writing."""
+    sizes, times = [], []
+    for name in names:
+        try:
+            status = os.stat(root / name)
+        except OSError as error:
+            raise UserError(f"cannot read the shard {root / name}: {reason(error)}") from error
+        sizes.append(status.st_size)
+        times.append(status.st_mtime_ns)
+    return sizes, times
 
 
 def _about(root: Path) -> tuple[dict[str, Any], list[Shard]]:

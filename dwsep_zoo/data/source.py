@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
+from dwsep_zoo.data.remote import is_remote
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.data_settings import AugmentSettings, DataSettings, SubsetSettings
@@ -90,6 +91,11 @@ def existing_root(settings: DataSettings) -> Path | None:
     """
     if settings.root is None:
         return None
+    if is_remote(settings.root):
+        raise UserError(
+            f"data.root={settings.root}: data={settings.name} reads folders of this machine only; "
+            "data=webdataset reads packed pictures from other servers"
+        )
     root = Path(os.path.expanduser(settings.root))
     if not os.path.isdir(root):
         raise UserError(f"data.root={settings.root}: there is no such folder")

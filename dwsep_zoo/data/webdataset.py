@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tarfile
@@ -11,8 +12,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dwsep_zoo.data.listing import is_hidden, split_in, suffixes
+from dwsep_zoo.data.remote import Remote, is_remote
 from dwsep_zoo.data.rows import Row, labelled
-from dwsep_zoo.data.shards import INDEX, PART, Shards, Table, read_shards
+from dwsep_zoo.data.shards import INDEX, PART, Shards, Table, fetch_index, read_shards
 from dwsep_zoo.data.source import FILES, existing_root
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.data.store import reason
@@ -25,16 +27,23 @@ KEYS = ("cls", "label", "class", "class_id")
 
 
 class WebDataset:
-    """The shards in the folder ``data.root``.
+    """The shards in the folder ``data.root``, or at its URL.
 
     Those of ``dwsep data pack`` have an index. Others are read once for one: pictures beside files
     ``.cls`` or ``.json`` of the same name with their class. The name of an archive or of its folder
-    tells the split, such as ``imagenet-val-0012.tar``; others are of ``train``.
+    tells the split, such as ``imagenet-val-0012.tar``; others are of ``train``. At a URL there has
+    to be an index, which is copied to a folder below ``paths.data_dir``.
     """
 
     options = FILES
 
     def __init__(self, settings: DataSettings, data_dir: Path):
+        self.remote = None
+        if settings.root is not None and is_remote(settings.root):
+            self.remote = Remote(settings.root)
+            key = hashlib.sha256(self.remote.url.encode()).hexdigest()[:8]
+            self.root = data_dir / f"{settings.name}-{key}"
+            return
         root = existing_root(settings)
         if root is None:
             raise UserError(f"data={settings.name} needs data.root=, the folder of the shards")
@@ -43,10 +52,14 @@ class WebDataset:
         self.root = root
 
     def prepare(self) -> None:
-        """There is nothing to do."""
+        """Copy the index, if it is at a URL."""
+        if self.remote:
+            fetch_index(self.remote, self.root)
 
     def load(self) -> Labelled:
         """Read the index, or make one."""
+        if self.remote:
+            return read_shards(self.root, self.remote)
         return read_shards(self.root) if (self.root / INDEX).exists() else _scan(self.root)
 
 

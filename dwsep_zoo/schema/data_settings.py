@@ -92,7 +92,7 @@ class DataSettings(Group):
     test_fraction: Fraction | None = Field(description="part held out where no test set is given")
     split_seed: Seed = Field(description="of those choices, the same for all runs")
     subset: SubsetSettings = Field(description="train on a part")
-    root: Place | None = Field(description="folder of the images or of the archive")
+    root: Place | None = Field(description="folder of the images or of the archive; shards: or URL")
     url: Text | None = Field(description="another place to download from")
     size: Annotated[Literal[160, 320, "full"], NotBool] | None = Field(
         description="Imagenette and Imagewoof: stored shorter side"

@@ -41,6 +41,7 @@ class Server:
     Attributes:
         files: path -> content.
         ranges: whether it serves parts of a file.
+        failures: how many of the requests for parts to come get an error.
         cut_after: bytes after which it closes the connection, of the requests to come.
         requests: (path, Range header) of every request.
     """
@@ -48,6 +49,7 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.ranges = True
+        self.failures = 0
         self.cut_after: list[int] = []
         self.requests: list[tuple[str, str | None]] = []
         self.url = ""
@@ -56,20 +58,26 @@ class Server:
         wanted = handler.headers.get("Range")
         self.requests.append((handler.path, wanted))
         content = self.files.get(handler.path)
+        if self.failures and wanted:
+            self.failures -= 1
+            handler.send_error(503)
+            return
         if content is None:
             handler.send_error(404)
             return
         if wanted and self.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(content):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            if int(first) >= len(content):
                 handler.send_error(416)
                 return
-            content = content[start:]
+            content = content[int(first) : int(last) + 1 if last else None]
             handler.send_response(206)
         else:
             handler.send_response(200)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
+        if handler.command == "HEAD":
+            return
         if self.cut_after:
             content = content[: self.cut_after.pop(0)]
         handler.wfile.write(content)
@@ -84,10 +92,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def do_GET(self) -> None:
             state.respond(self)
 
+        def do_HEAD(self) -> None:
+            state.respond(self)
+
         def log_message(self, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+    class Listening(http.server.ThreadingHTTPServer):
+        request_queue_size = 64  # connections that wait; 5 by default, more would be dropped
+
+    with Listening(("127.0.0.1", 0), Handler) as httpd:
         state.url = f"http://127.0.0.1:{httpd.server_port}"
         thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
         thread.start()

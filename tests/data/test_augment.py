@@ -10,6 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from dwsep_zoo.data.augment import (
+    FLIP,
     CachedCrop,
     CropFlip,
     draw_batch,
@@ -19,6 +20,7 @@ from dwsep_zoo.data.augment import (
 )
 from dwsep_zoo.data.effects import CROP_DRAWS, jitter
 from dwsep_zoo.data.loader import BatchKey
+from dwsep_zoo.data.parts import resized_at_once, resized_one_by_one, resized_parts
 from dwsep_zoo.errors import UserError
 
 N, C, H, W = 64, 3, 12, 10
@@ -121,6 +123,9 @@ AUGMENTS = [
 ]
 
 
+COPYING = {"tensor", "as_tensor", "asarray", "from_numpy", "to", "cuda"}
+
+
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_nothing_is_copied_to_the_device(augment):
     """A copy of numbers from the host makes it wait for all that the device has still to do."""
@@ -129,7 +134,16 @@ def test_nothing_is_copied_to_the_device(augment):
     with Called() as called:
         augment(images, draws, (0.5,) * C, (0.25,) * C)
     assert called.names
-    assert not called.names & {"tensor", "as_tensor", "asarray", "from_numpy", "to", "cuda"}
+    assert not called.names & COPYING
+
+
+def test_crops_on_a_device_copy_nothing_to_it_and_do_not_wait():
+    squares = torch.randint(0, 256, (N, C, 24, 24), dtype=torch.uint8)
+    parts = _drawn(CachedCrop(24, 16), N)[:, :5]
+    with Called() as called:
+        resized_at_once(squares, parts, 16)
+    assert called.names
+    assert not called.names & {*COPYING, "tolist", "item", "cpu", "numpy"}
 
 
 @pytest.mark.gpu
@@ -153,20 +167,36 @@ def squares() -> torch.Tensor:
     return torch.randint(0, 256, (N, C, 24, 24), dtype=torch.uint8)
 
 
+@pytest.mark.parametrize("resize", [resized_one_by_one, resized_at_once])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [16, 24, 40])
+def test_parts_are_interpolates(resize, layout, channels, size):
+    """Cut out and resized one by one in floating point; a whole number may be the next one."""
+    squares = torch.randint(0, 256, (N, channels, 24, 24), dtype=torch.uint8)
+    parts = _drawn(CachedCrop(24, size), N)[:, :5]
+    parts[:, 2] %= 2
+    result = resize(squares.to(memory_format=layout), parts, size)
+    for square, part, got in zip(squares, parts.tolist(), result, strict=True):
+        top, left, mirrored, height, width = part
+        pixels = square[:, top : top + height, left : left + width].float()
+        assert pixels.shape == (channels, height, width)
+        expected = F.interpolate(pixels[None], (size, size), mode="bilinear")[0]
+        difference = (got - (expected.flip(2) if mirrored else expected)).abs()
+        assert difference.max() < 1.1
+    assert torch.equal(
+        resized_parts(squares, parts, size), resized_one_by_one(squares, parts, size)
+    )
+
+
 @pytest.mark.parametrize("flip", [False, True])
-def test_crop_of_a_square_is_interpolates(squares, flip):
-    """Cut out and resized one by one."""
+def test_crop_mirrors_by_its_draws(squares, flip):
     crop = CachedCrop(24, 16, flip=flip)
     draws = _drawn(crop, N)
-    result = crop.crop(squares.float(), draws)
-    for square, drawn, got in zip(squares, draws.tolist(), result, strict=True):
-        top, left, mirrored, height, width = drawn[:5]
-        part = square[:, top : top + height, left : left + width].float()
-        assert part.shape == (C, height, width)
-        expected = F.interpolate(part[None], (16, 16), mode="bilinear")[0]
-        if flip and mirrored % 2:
-            expected = expected.flip(2)
-        torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
+    other = draws.clone()
+    other[:, FLIP] += 1
+    straight, mirrored = crop.crop(squares, draws), crop.crop(squares, other)
+    assert torch.equal(straight, mirrored.flip(3) if flip else mirrored)
 
 
 def test_crops_are_those_of_torchvision(squares):
