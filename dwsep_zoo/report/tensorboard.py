@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dwsep_zoo.files import atomic_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -95,52 +98,51 @@ def write_comparison(folder: Path, text: str, pictures: Mapping[str, bytes]) -> 
         text: markdown.
         pictures: PNG files by name.
     """
-    earlier = list(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
-    with _writing(folder, SUFFIX) as add:
-        add(_text("comparison/table/text_summary", "text", text.encode(), one=True))
-        for name, picture in pictures.items():
-            add(_image(f"comparison/{name}", picture))
-        add(_text("custom_scalars__config__", "custom_scalars", _layout()))
-    for file in earlier:
-        file.unlink()
+    values = [_text("comparison/table/text_summary", "text", text.encode(), one=True)]
+    values += [_image(f"comparison/{name}", picture) for name, picture in pictures.items()]
+    values.append(_text("custom_scalars__config__", "custom_scalars", _layout()))
+    _replace(folder, SUFFIX, values)
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
     """Write PNG files by name, in place of the earlier ones, into a run's folder."""
-    earlier = list(folder.glob(f"events.out.tfevents.*{PICTURES}"))
-    with _writing(folder, PICTURES) as add:
-        for name, picture in pictures.items():
-            add(_image(f"run/{name}", picture))
-    for file in earlier:
-        file.unlink()
+    _replace(folder, PICTURES, [_image(f"run/{name}", png) for name, png in pictures.items()])
 
 
 def write_scalars(folder: Path, values: Mapping[str, float]) -> None:
     """Write values that take the places of earlier ones in HPARAMS, in a file of their own."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    earlier = list(folder.glob(f"events.out.tfevents.*{IN_TURNS}"))
-    with _writing(folder, IN_TURNS) as add:
-        for tag, value in values.items():
-            add(Summary.Value(tag=tag, simple_value=value))
-    for file in earlier:
-        file.unlink()
+    summaries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    _replace(folder, IN_TURNS, summaries)
 
 
-@contextmanager
-def _writing(folder: Path, suffix: str) -> Iterator[Callable[[Any], None]]:
-    """A new events file, by TensorBoard's own writer: PyTorch's would load PyTorch."""
+def _replace(folder: Path, suffix: str, values: Iterable[Any]) -> None:
+    """Write an events file as a whole, then remove the earlier ones of its kind.
+
+    TensorBoard's own writer has a thread, from which the error of a full disk would not come back.
+
+    Raises:
+        OSError: which names the file.
+    """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    writer = EventFileWriter(str(folder), filename_suffix=suffix)
-    try:
-        yield lambda value: writer.add_event(
-            Event(wall_time=time.time(), summary=Summary(value=[value]))
-        )
-    finally:
-        writer.close()
+    now = time.time()
+    content = io.BytesIO()
+    records = RecordWriter(content)
+    records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for value in values:
+        event = Event(wall_time=now, summary=Summary(value=[value]))
+        records.write(event.SerializeToString())
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = list(folder.glob(f"events.out.tfevents.*{suffix}"))
+    # Nanoseconds keep two files of one second apart.
+    name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{time.time_ns()}{suffix}"
+    atomic_write(folder / name, content.getvalue())
+    for file in earlier:
+        file.unlink()
 
 
 def _image(tag: str, png: bytes) -> Any:

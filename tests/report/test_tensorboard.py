@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from io import BytesIO
 
@@ -16,6 +17,7 @@ from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_gr
 from tensorboard.plugins.hparams.backend_context import Context
 from torch.utils.tensorboard import SummaryWriter
 
+from dwsep_zoo import files
 from dwsep_zoo.report.tensorboard import write_comparison, write_hparams, write_scalars
 
 pytestmark = pytest.mark.bounds
@@ -136,6 +138,19 @@ def test_comparison_is_text_and_picture_in_one_file(tmp_path):
     assert events.Tags()["images"] == ["comparison/comparison", "comparison/roofline"]
     (image,) = events.Images("comparison/roofline")
     assert (image.height, image.width) == (4, 6)
+
+
+def test_a_full_disk_leaves_the_earlier_file(tmp_path, monkeypatch):
+    write_scalars(tmp_path, {"a": 1.0})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        write_scalars(tmp_path, {"a": 2.0})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")
