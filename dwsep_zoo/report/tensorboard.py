@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -138,8 +139,9 @@ def _replace(folder: Path, suffix: str, values: Iterable[Any]) -> None:
         records.write(event.SerializeToString())
     folder.mkdir(parents=True, exist_ok=True)
     earlier = list(folder.glob(f"events.out.tfevents.*{suffix}"))
-    # Nanoseconds keep two files of one second apart.
-    name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{time.time_ns()}{suffix}"
+    # TensorBoard reads files in the order of their names; of one second, this comes last.
+    origin = f"{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+    name = f"events.out.tfevents.{int(now)}.{origin}{suffix}"
     atomic_write(folder / name, content.getvalue())
     for file in earlier:
         file.unlink()
