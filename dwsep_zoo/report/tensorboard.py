@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -139,8 +138,9 @@ def _replace(folder: Path, suffix: str, values: Iterable[Any]) -> None:
         records.write(event.SerializeToString())
     folder.mkdir(parents=True, exist_ok=True)
     earlier = list(folder.glob(f"events.out.tfevents.*{suffix}"))
-    # TensorBoard reads files in the order of their names; of one second, this comes last.
-    origin = f"{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+    # TensorBoard reads files in the order of their names. Its own have the process here, a number,
+    # so the z puts this one behind those of the same second.
+    origin = f"{socket.gethostname()}.z{time.time_ns()}"
     name = f"events.out.tfevents.{int(now)}.{origin}{suffix}"
     atomic_write(folder / name, content.getvalue())
     for file in earlier:
