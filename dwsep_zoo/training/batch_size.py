@@ -9,7 +9,8 @@ import copy
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +110,7 @@ def _fastest(
     own = copy.deepcopy(model).to(memory_format=torch.channels_last)
     network = accelerate(own).train()
     chosen, best = sizes[0], float("inf")
-    with torch.random.fork_rng(devices=[]):  # dropout draws from it
+    with torch.random.fork_rng(devices=[]), _silent():  # dropout draws from it
         for size in sizes:
             images = torch.randn(size, *input_size)
             images = images.contiguous(memory_format=torch.channels_last)  # as those of the data
@@ -118,6 +119,20 @@ def _fastest(
                 break
             chosen, best = size, seconds
     return chosen
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Leave out what the training itself will say once more."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    log.addFilter(nothing)
+    try:
+        yield
+    finally:
+        log.removeFilter(nothing)
 
 
 def _seconds(network: nn.Module, images: torch.Tensor, teacher: Teacher | None) -> float:

@@ -82,6 +82,7 @@ def test_a_run_records_the_number_and_resumes_with_it(run, tmp_path):
     assert number in SIZES
     log = (tmp_path / "run" / "train.log").read_text()
     assert f"data.batch_size={number}, chosen for this machine; recipe.lr=0.1 is used" in log
+    assert log.count("kernels compute") == 1
     again = run("run", f"resume={tmp_path / 'run'}", "trainer.max_epochs=2")
     assert again["config"]["data"]["batch_size"] == number
     assert again["epochs"] == 2
