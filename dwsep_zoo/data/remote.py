@@ -87,8 +87,7 @@ class Remote:
         """Lengths of files in bytes; raises UserError if one is not there."""
         with self._failure(self.url):
             system = self._system()
-            limit = {"batch_size": CONNECTIONS} if system.async_impl else {}
-            return list(system.sizes([self.place(name) for name in names], **limit))
+            return list(system.sizes([self.place(name) for name in names], **_at_once(system)))
 
     def parts(self, wanted: Sequence[Part]) -> list[bytes | UserError]:
         """Many parts at once, or why one cannot be read. What fails is tried again for a while."""
@@ -120,8 +119,8 @@ class Remote:
         firsts = [part.first for part in wanted]
         ends = [part.first + part.length for part in wanted]
         system = self._system()
-        limit = {"batch_size": CONNECTIONS} if system.async_impl else {}
-        return list(system.cat_ranges(names, firsts, ends, on_error="return", **limit))
+        found = system.cat_ranges(names, firsts, ends, on_error="return", **_at_once(system))
+        return list(found)
 
     def _system(self) -> AbstractFileSystem:
         """fsspec's own, which it makes anew in each process."""
@@ -148,6 +147,11 @@ class Remote:
 
     def _error(self, place: str, error: Exception) -> UserError:
         return UserError(f"cannot read {place}: {_reason(error)}")
+
+
+def _at_once(system: AbstractFileSystem) -> dict[str, int]:
+    """The limit of requests, for systems that send several."""
+    return {"batch_size": CONNECTIONS} if system.async_impl else {}
 
 
 def _reason(error: object) -> str:
