@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import PIL
 from dwsep_zoo.data.decode import DECODING
 from dwsep_zoo.data.pictures import problems
 from dwsep_zoo.data.progress import progress
+from dwsep_zoo.data.remote import Unreachable
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.data.store import BYTES, Store, new_checksum
 from dwsep_zoo.errors import UserError
@@ -29,6 +32,7 @@ log = logging.getLogger("dwsep_zoo")
 
 DECODER = f"{PIL.__version__}-{DECODING}"
 """Names the decoder of which it is known what it can read."""
+AT_ONCE = 64  # files
 KEPT_FROM = 1000  # files; fewer are read again as fast
 
 
@@ -39,7 +43,7 @@ class Kept:
     Attributes:
         checksums: of their bytes.
         readable: checksums of those that :data:`DECODER` can decode; of packed ones, of their
-            names, places and times.
+            states.
     """
 
     checksums: Sequence[Path] = ()
@@ -91,6 +95,8 @@ def unreadable(store: Store, names: Sequence[str], kept: Kept) -> dict[str, str]
     left = [name for name in names if name not in reasons]
     try:
         found = checksums(store, left, kept.checksums)
+    except Unreachable:
+        raise
     except UserError:
         reasons |= _failures(store.checksum, left)
         left = [name for name in left if name not in reasons]
@@ -114,6 +120,8 @@ def _failures(read: Callable[[str], object], names: Sequence[str]) -> dict[str, 
     for name in names:
         try:
             read(name)
+        except Unreachable:
+            raise
         except UserError as error:
             reasons[name] = str(error)
     return reasons
@@ -139,20 +147,28 @@ def checksums(
     known = {} if verify else {row[:BYTES]: row[BYTES:] for row in load_rows(kept, 2 * BYTES)}
     wanted = [i for i, state in enumerate(states) if state not in known]
     with ThreadPoolExecutor(min(8, len(cores()))) as pool:
-        left = [names[i] for i in wanted]
+        groups = [
+            [names[i] for i in wanted[n : n + AT_ONCE]] for n in range(0, len(wanted), AT_ONCE)
+        ]
+        found_in = pool.map(partial(_checksums, store), groups)
         if len(wanted) < KEPT_FROM:
-            new = list(pool.map(store.checksum, left))
+            new = list(chain.from_iterable(found_in))
         else:
             new = []
             with progress(f"reading {len(wanted):,} files for their checksum", len(wanted)) as done:
-                for checksum in pool.map(store.checksum, left, chunksize=64):
-                    new.append(checksum)
-                    done(1)
+                for group in found_in:
+                    new += group
+                    done(len(group))
     known.update((states[i], checksum) for i, checksum in zip(wanted, new, strict=True))
     found = [known[state] for state in states]
     if wanted and len(names) >= KEPT_FROM:
         save_rows(kept, [key + value for key, value in known.items()])
     return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, BYTES)
+
+
+def _checksums(store: Store, names: Sequence[str]) -> list[bytes]:
+    store = store.ahead(names)
+    return [store.checksum(name) for name in names]
 
 
 def load_rows(places: Sequence[Path], width: int) -> list[bytes]:

@@ -158,7 +158,8 @@ def _pictures(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(order), AHEAD):
             part = order[start : start + AHEAD]
-            found = pool.map(store.all_of, [images.names[i] for i in part])
+            names = [images.names[i] for i in part]
+            found = pool.map(store.ahead(names).all_of, names)
             for i, content in zip(part, found, strict=True):
                 suffix = Path(images.names[i]).suffix.lower() or _suffix(content)
                 yield _Picture(first + i, suffix, int(images.labels[i]), content)

@@ -21,6 +21,7 @@ from dwsep_zoo.data.effects import draw_boxes
 from dwsep_zoo.data.loader import BatchKey, Draw, RawBatch, derived_seed, seed_generators, seeded
 from dwsep_zoo.data.policies import picture_policy
 from dwsep_zoo.data.progress import progress
+from dwsep_zoo.data.remote import Unreachable
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.data.store import Store
@@ -205,8 +206,8 @@ class _Chunks(Dataset["Tensor | UserError"]):
     def __getitem__(self, number: int) -> Tensor | UserError:
         names = self.names[number * CHUNK : (number + 1) * CHUNK]
         pixels = torch.empty((len(names), self.size, self.size, 3), dtype=torch.uint8)
-        store = self.store.ahead(names)
         try:
+            store = self.store.ahead(names)
             with no_warnings():
                 for i, name in enumerate(names):
                     pixels[i] = self._read(store, name)
@@ -222,17 +223,23 @@ class _Chunks(Dataset["Tensor | UserError"]):
 
 
 def problems(store: Store, names: Sequence[str]) -> dict[str, str]:
-    """The pictures that cannot be decoded, and why."""
+    """The pictures that cannot be decoded, and why.
+
+    Raises:
+        Unreachable: if their server does not answer, which says nothing about them.
+    """
     parts = [list(names[first : first + CHUNK]) for first in range(0, len(names), CHUNK)]
     found: dict[str, str] = {}
     title = f"trying to decode {len(names):,} pictures"
     for part in in_processes(_Tried(store, parts), len(names), title, CHUNK * 100):
+        if isinstance(part, Unreachable):
+            raise part
         found.update(part)
     return found
 
 
-class _Tried(Dataset[dict[str, str]]):
-    """The pictures of each part that cannot be decoded, and why."""
+class _Tried(Dataset["dict[str, str] | Unreachable"]):
+    """The pictures of each part that cannot be decoded, and why; or an error of their server."""
 
     def __init__(self, store: Store, parts: Sequence[list[str]]):
         self.store, self.parts = store, parts
@@ -240,9 +247,12 @@ class _Tried(Dataset[dict[str, str]]):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, number: int) -> dict[str, str]:
+    def __getitem__(self, number: int) -> dict[str, str] | Unreachable:
         found = {}
-        store = self.store.ahead(self.parts[number])
+        try:
+            store = self.store.ahead(self.parts[number])
+        except Unreachable as error:
+            return error
         with no_warnings():
             for name in self.parts[number]:
                 try:

@@ -1,19 +1,18 @@
-"""Parts of files on other servers, by any protocol of fsspec: http(s), hf, s3, gs and others."""
+"""Files on other servers, by fsspec: http(s), hf, s3, gs and further protocols of that library."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from dwsep_zoo.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fsspec import AbstractFileSystem
 
 log = logging.getLogger("dwsep_zoo")
@@ -21,13 +20,18 @@ log = logging.getLogger("dwsep_zoo")
 TRIES = 5
 CONNECTIONS = 16
 """Requests at once of each worker process."""
-SILENCE_S = 60
+SILENCE_S = 20
 """A server that sends nothing for so long counts as failed."""
+LATER = (408, 429)
+"""HTTP's errors of a request that may be answered later; others of 400 to 499 are final."""
+
+_systems: dict[tuple[int, str], AbstractFileSystem] = {}
+"""By process and URL. A forked process keeps its parent's, as their end would close sockets that
+the parent still uses."""
 
 
-def is_remote(root: str) -> bool:
-    """Whether a place is a URL."""
-    return "://" in root
+class Unreachable(UserError):
+    """A file may be whole, but its server does not send it."""
 
 
 class Part(NamedTuple):
@@ -44,25 +48,27 @@ class Part(NamedTuple):
     length: int
 
 
+def is_remote(root: str) -> bool:
+    """Whether a place is a URL."""
+    return "://" in root
+
+
 class Remote:
     """Files below a URL. Worker processes have copies of it.
+
+    What fails is tried again for a while.
 
     Attributes:
         url: of the folder.
         wait_s: seconds before the second try, doubled for each further one.
 
     Raises:
-        UserError: for a protocol that does not exist or needs a package, or a password in the URL,
-            which records of runs would show.
+        UserError: for a URL that is none, of a protocol that does not exist or needs a package, or
+            with a secret, which the records of runs would show.
     """
 
     def __init__(self, url: str):
-        if "@" in urlsplit(url).netloc:
-            raise UserError(
-                f"data.root= has a user's name or password for {urlsplit(url).hostname}; put it "
-                "into ~/.netrc, where it stays out of records"
-            )
-        self.url = url.rstrip("/")
+        self.url = _checked(url)
         self.wait_s = 1.0
         self._system()
 
@@ -71,90 +77,128 @@ class Remote:
         return f"{self.url}/{name}"
 
     def whole(self, name: str) -> bytes:
-        """A file; raises UserError if it cannot be read."""
-        with self._failure(self.place(name)):
-            content: bytes = self._system().cat_file(self.place(name))
-            return content
+        """A file.
 
-    def check_parts(self, name: str) -> None:
-        """Raises UserError if the server answers with the whole file when a part is asked for."""
-        with self._failure(self.place(name)):
-            found = self._system().cat_file(self.place(name), start=0, end=1)
-        if len(found) != 1:
-            raise UserError(f"{self.url}: the server cannot send parts of files (HTTP ranges)")
-
-    def sizes(self, names: Sequence[str]) -> list[int]:
-        """Lengths of files in bytes; raises UserError if one is not there."""
-        with self._failure(self.url):
-            system = self._system()
-            return list(system.sizes([self.place(name) for name in names], **_at_once(system)))
+        Raises:
+            UserError: if there is none.
+            Unreachable: if it cannot be read.
+        """
+        return self._patiently(self.place(name), lambda: self._bytes(name), set())
 
     def parts(self, wanted: Sequence[Part]) -> list[bytes | UserError]:
-        """Many parts at once, or why one cannot be read. What fails is tried again for a while."""
-        found: dict[int, bytes | Exception] = {}
-        left, wait = list(range(len(wanted))), self.wait_s
-        for tried in range(1, TRIES + 1):
-            found.update(zip(left, self._once([wanted[i] for i in left]), strict=True))
-            left = [i for i in left if isinstance(found[i], Exception)]
-            left = [i for i in left if not isinstance(found[i], FileNotFoundError)]
-            if not left or tried == TRIES:
-                break
-            log.warning(
-                "%d of %d pictures could not be read from %s (%s): trying again in %g s",
-                len(left),
-                len(wanted),
-                self.url,
-                _reason(found[left[0]]),
-                wait,
-            )
-            time.sleep(wait)
-            wait *= 2
-        return [
-            content if isinstance(content, bytes) else self._error(self.place(part.name), content)
-            for part, content in zip(wanted, (found[i] for i in range(len(wanted))), strict=True)
-        ]
+        """Many parts at once, or the error of one whose file does not exist.
 
-    def _once(self, wanted: Sequence[Part]) -> list[bytes | Exception]:
-        names = [self.place(part.name) for part in wanted]
-        firsts = [part.first for part in wanted]
-        ends = [part.first + part.length for part in wanted]
+        Raises:
+            Unreachable: if one of them cannot be read.
+        """
+        said: set[int] = set()
+        with ThreadPoolExecutor(min(CONNECTIONS, len(wanted) or 1)) as pool:
+            read = [pool.submit(self._part, part, said) for part in wanted]
+            try:
+                return [one.result() for one in read]
+            except Unreachable:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _part(self, part: Part, said: set[int]) -> bytes | UserError:
+        try:
+            return self._patiently(
+                self.place(part.name), lambda: self._bytes(part.name, part), said
+            )
+        except Unreachable:
+            raise
+        except UserError as error:
+            return error
+
+    def _patiently(self, place: str, read: Callable[[], bytes], said: set[int]) -> bytes:
+        """Read, and try again.
+
+        Args:
+            place: of the file, as messages name it.
+            read: does it.
+            said: tries whose failure was logged already, for another part.
+        """
+        for tried in range(1, TRIES + 1):
+            try:
+                return read()
+            except FileNotFoundError as error:
+                raise UserError(f"cannot read {place}: there is no such file") from error
+            except Exception as error:  # each protocol's library raises its own
+                reason = " ".join(str(error).split()) or type(error).__name__
+                if tried == TRIES or _is_final(error):
+                    raise Unreachable(f"cannot read {place}: {reason}") from error
+            wait = self.wait_s * 2 ** (tried - 1)
+            if tried not in said:
+                said.add(tried)
+                log.warning("%s: %s; trying again in %g s", place, reason, wait)
+            time.sleep(wait)
+        raise AssertionError  # the last try returns or raises
+
+    def _bytes(self, name: str, part: Part | None = None) -> bytes:
         system = self._system()
-        found = system.cat_ranges(names, firsts, ends, on_error="return", **_at_once(system))
-        return list(found)
+        # No read-ahead of megabytes where a file system opens the file for a part.
+        options = {} if system.async_impl else {"cache_type": "none"}
+        if part is None:
+            whole: bytes = system.cat_file(self.place(name))
+            return whole
+        end = part.first + part.length
+        found: bytes = system.cat_file(self.place(name), start=part.first, end=end, **options)
+        if len(found) > part.length:
+            raise WholeFile("the server sends whole files instead of parts (HTTP ranges)")
+        if len(found) < part.length:
+            raise OSError(f"the server sent {len(found):,} bytes of {part.length:,}")
+        return found
 
     def _system(self) -> AbstractFileSystem:
-        """fsspec's own, which it makes anew in each process."""
-        from fsspec.core import url_to_fs
-
-        options: dict[str, object] = {}
-        if self.url.startswith(("http://", "https://")):
-            from aiohttp import ClientTimeout
-
-            silence = ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
-            # trust_env: proxies and ~/.netrc
-            options["client_kwargs"] = {"timeout": silence, "trust_env": True}
-        with self._failure(self.url):
-            return url_to_fs(self.url, **options)[0]
-
-    @contextmanager
-    def _failure(self, place: str) -> Iterator[None]:
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:  # each protocol's library raises its own
-            raise self._error(place, error) from error
-
-    def _error(self, place: str, error: Exception) -> UserError:
-        return UserError(f"cannot read {place}: {_reason(error)}")
+        key = os.getpid(), self.url
+        if key not in _systems:
+            _systems[key] = _opened(self.url)
+        return _systems[key]
 
 
-def _at_once(system: AbstractFileSystem) -> dict[str, int]:
-    """The limit of requests, for systems that send several."""
-    return {"batch_size": CONNECTIONS} if system.async_impl else {}
+class WholeFile(Exception):
+    """The server did not do what was asked for, and will not another time."""
 
 
-def _reason(error: object) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    return " ".join(str(error).split()) or type(error).__name__
+def _is_final(error: Exception) -> bool:
+    status = getattr(error, "status", None)
+    client = isinstance(status, int) and 400 <= status < 500 and status not in LATER
+    return client or isinstance(error, WholeFile)
+
+
+def _checked(url: str) -> str:
+    """The URL without its last slashes; raises UserError for one that cannot be used."""
+    scheme, _, rest = url.partition("://")
+    try:
+        found = urlsplit(url)
+        secret = found.password is not None or ("@" in found.netloc and scheme.startswith("http"))
+    except ValueError as error:
+        raise UserError(f"data.root={url} is no URL: {error}") from error
+    if not rest.strip("/") or "::" in url:
+        raise UserError(f"data.root={url} is not the URL of a folder")
+    if secret or (scheme.startswith("http") and (found.query or found.fragment)):
+        raise UserError(
+            f"data.root= has a user's name, a password, ? or # in its URL of {found.hostname}, "
+            "which records of runs would show; ~/.netrc can hold passwords"
+        )
+    return url.rstrip("/")
+
+
+def _opened(url: str) -> AbstractFileSystem:
+    """fsspec's system for a URL."""
+    from fsspec.core import url_to_fs
+
+    options: dict[str, object] = {}
+    if url.startswith(("http://", "https://")):
+        from aiohttp import ClientTimeout
+
+        silence = ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+        # trust_env: proxies and ~/.netrc
+        options["client_kwargs"] = {"timeout": silence, "trust_env": True}
+        # Parts of a compressed answer are not those of the file.
+        options["headers"] = {"Accept-Encoding": "identity"}
+    try:
+        return url_to_fs(url, **options)[0]
+    except Exception as error:  # each protocol's library raises its own
+        reason = " ".join(str(error).split())
+        raise UserError(f"data.root={url} cannot be read: {reason}") from error

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from dwsep_zoo.data.remote import Part, Remote
 from dwsep_zoo.data.splits import SPLITS, Images, Labelled
 from dwsep_zoo.data.store import BYTES, Store, new_checksum, reason
 from dwsep_zoo.errors import UserError
-from dwsep_zoo.files import atomic_write
+from dwsep_zoo.files import atomic_write, sha256_of
 
 FORMAT, VERSION = "dwsep_zoo shards", 1
 INDEX, TABLE = "index.json", "index.npz"
@@ -202,14 +203,23 @@ def fetch_index(remote: Remote, root: Path) -> None:
         UserError: for an index or a folder that cannot be read or written, or a server that does
             not send parts of files.
     """
-    remote.check_parts(INDEX)
-    about = remote.whole(INDEX)
+    (answer,) = remote.parts([Part(INDEX, 0, 1)])
+    if isinstance(answer, UserError):
+        raise answer
+    content = remote.whole(INDEX)
+    about, _ = _about(content, remote.place(INDEX))
+    wanted, table = about["table"]["sha256"], root / TABLE
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not (root / INDEX).exists() or (root / INDEX).read_bytes() != about:
-            (root / INDEX).unlink(missing_ok=True)
-            atomic_write(root / TABLE, remote.whole(TABLE))
-            atomic_write(root / INDEX, about)
+        with FileLock(root / f"{INDEX}.lock"):
+            if not table.exists() or sha256_of(table) != wanted:
+                new = remote.whole(TABLE)
+                if hashlib.sha256(new).hexdigest() != wanted:
+                    raise UserError(
+                        f"{remote.place(TABLE)} is damaged, or of other shards than {INDEX}"
+                    )
+                atomic_write(table, new)
+            atomic_write(root / INDEX, content)
     except OSError as error:
         raise UserError(
             f"cannot write {root}: {reason(error)}; set paths.data_dir= to another place"
@@ -226,51 +236,48 @@ def read_shards(root: Path, remote: Remote | None = None) -> Labelled:
     Raises:
         UserError: naming the file: it is missing, damaged, cut off, or of another version.
     """
-    about, shards = _about(root)
+    try:
+        content = (root / INDEX).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {root / INDEX}: {reason(error)}") from error
+    about, shards = _about(content, str(root / INDEX))
     table, splits = _table(root, about["table"]["sha256"], len(about["class_names"]))
     if len(shards) <= table.shard.max(initial=-1):
         raise UserError(f"{root / INDEX} names {len(shards)} shards, {TABLE} has more")
     names = [shard.name for shard in shards]
     store: Shards
     if remote is None:
-        sizes, times = _stat(root, names)
+        times = [_time(root / shard.name, shard.bytes) for shard in shards]
         states = [f"{shard.sha256}\0{time}" for shard, time in zip(shards, times, strict=True)]
         store = Shards(root, names, table, states)
     else:
-        sizes = remote.sizes(names)
+        for end in remote.parts([Part(shard.name, shard.bytes - 1, 1) for shard in shards]):
+            if isinstance(end, UserError):
+                raise end
         store = RemoteShards(root, names, table, [shard.sha256 for shard in shards], remote)
-    for shard, found in zip(shards, sizes, strict=True):
-        path = remote.place(shard.name) if remote else root / shard.name
-        if found < shard.bytes:
-            raise UserError(f"{path} is cut off: it has {found:,} of {shard.bytes:,} bytes")
-        if found > shard.bytes:
-            raise UserError(
-                f"{path} was changed after it was packed: it has {found:,} bytes, not "
-                f"{shard.bytes:,}"
-            )
     return Labelled(about["class_names"], splits, store, packed=about["data"])
 
 
-def _stat(root: Path, names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Lengths of files, in bytes, and the times of their last writing."""
-    sizes, times = [], []
-    for name in names:
-        try:
-            status = os.stat(root / name)
-        except OSError as error:
-            raise UserError(f"cannot read the shard {root / name}: {reason(error)}") from error
-        sizes.append(status.st_size)
-        times.append(status.st_mtime_ns)
-    return sizes, times
-
-
-def _about(root: Path) -> tuple[dict[str, Any], list[Shard]]:
-    """The content of ``index.json``."""
-    path = root / INDEX
+def _time(path: Path, length: int) -> int:
+    """The time of a shard's last writing; raises UserError if it is of another length."""
     try:
-        about = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+        status = os.stat(path)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
+        raise UserError(f"cannot read the shard {path}: {reason(error)}") from error
+    found = status.st_size
+    if found < length:
+        raise UserError(f"{path} is cut off: it has {found:,} of {length:,} bytes")
+    if found > length:
+        raise UserError(
+            f"{path} was changed after it was packed: it has {found:,} bytes, not {length:,}"
+        )
+    return status.st_mtime_ns
+
+
+def _about(content: bytes, path: str) -> tuple[dict[str, Any], list[Shard]]:
+    """The content of ``index.json``, which came from this place."""
+    try:
+        about = json.loads(content.decode("utf-8", "surrogateescape"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:

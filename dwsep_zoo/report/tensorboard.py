@@ -137,7 +137,8 @@ def _replace(folder: Path, suffix: str, values: Iterable[Any]) -> None:
         event = Event(wall_time=now, summary=Summary(value=[value]))
         records.write(event.SerializeToString())
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = list(folder.glob(f"events.out.tfevents.*{suffix}"))
+    # Also a part that a killed process left, which TensorBoard would read.
+    earlier = list(folder.glob(f"events.out.tfevents.*{suffix}*"))
     # TensorBoard reads files in the order of their names. Its own have the process here, a number,
     # so the z puts this one behind those of the same second.
     origin = f"{socket.gethostname()}.z{time.time_ns()}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import http.server
 import threading
 from collections.abc import Callable, Iterator
@@ -41,7 +42,8 @@ class Server:
     Attributes:
         files: path -> content.
         ranges: whether it serves parts of a file.
-        failures: how many of the requests for parts to come get an error.
+        failures: how many of the requests for parts to come get an error, the status.
+        compresses: whether it compresses the texts for clients that take them so.
         cut_after: bytes after which it closes the connection, of the requests to come.
         requests: (path, Range header) of every request.
     """
@@ -49,7 +51,8 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.ranges = True
-        self.failures = 0
+        self.failures, self.status = 0, 503
+        self.compresses = False
         self.cut_after: list[int] = []
         self.requests: list[tuple[str, str | None]] = []
         self.url = ""
@@ -60,11 +63,14 @@ class Server:
         content = self.files.get(handler.path)
         if self.failures and wanted:
             self.failures -= 1
-            handler.send_error(503)
+            handler.send_error(self.status)
             return
         if content is None:
             handler.send_error(404)
             return
+        takes = "gzip" in handler.headers.get("Accept-Encoding", "")
+        if self.compresses and takes and handler.path.endswith(".json"):
+            content = gzip.compress(content)
         if wanted and self.ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             if int(first) >= len(content):
@@ -76,10 +82,9 @@ class Server:
             handler.send_response(200)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
-        if handler.command == "HEAD":
-            return
         if self.cut_after:
             content = content[: self.cut_after.pop(0)]
+            handler.close_connection = True
         handler.wfile.write(content)
 
 
@@ -89,10 +94,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     state = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            state.respond(self)
+        protocol_version = "HTTP/1.1"  # clients keep their connections
 
-        def do_HEAD(self) -> None:
+        def do_GET(self) -> None:
             state.respond(self)
 
         def log_message(self, *args: object) -> None:

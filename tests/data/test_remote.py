@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import multiprocessing
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,8 @@ from PIL import Image
 from dwsep_zoo.data import create_data
 from dwsep_zoo.data.check import check_data
 from dwsep_zoo.data.pack import pack
-from dwsep_zoo.data.remote import TRIES, Part, Remote
+from dwsep_zoo.data.pictures import problems
+from dwsep_zoo.data.remote import TRIES, Part, Remote, Unreachable
 from dwsep_zoo.errors import UserError
 
 OPTIONS = {"image_size": 24, "batch_size": 8, "num_workers": 0, "in_memory": False}
@@ -54,8 +58,7 @@ def test_shards_of_a_server_train_as_those_of_a_folder_do(url, packed, tmp_path,
         ):
             assert torch.equal(x, x_remote)
             assert torch.equal(y, y_remote)
-    whole = [path for path, part in server.requests if part is None and path.endswith(".tar")]
-    assert len(whole) == len(set(whole))  # their lengths, asked for once
+    assert all(part for path, part in server.requests if path.endswith(".tar"))
 
 
 def test_the_index_is_copied_once(url, packed, tmp_path, server):
@@ -99,49 +102,109 @@ def test_failures_are_tried_again(url, tmp_path, server, monkeypatch, caplog):
     assert "503" in caplog.text
 
 
-@pytest.mark.parametrize("lasting", [True, False])
-def test_a_part_that_cannot_be_read(url, server, lasting):
+def test_a_part_of_a_file_that_is_not_there(url, server):
+    remote = Remote(url)
+    server.requests.clear()
+    good, bad = remote.parts([Part("index.json", 1, 5), Part("no.json", 0, 5)])
+    assert good == server.files["/shards/index.json"][1:6]
+    assert isinstance(bad, UserError)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [503, 429, 403])
+def test_a_server_that_refuses(url, server, status):
     remote = Remote(url)
     remote.wait_s = 0.001
     server.requests.clear()
-    if lasting:
-        server.failures = 1_000
-    good, bad = remote.parts(
-        [Part("index.json", 1, 5), Part("index.json" * (1 + (not lasting)), 0, 5)]
+    server.failures, server.status = 1_000, status
+    with pytest.raises(Unreachable, match=str(status)):
+        remote.parts([Part("index.json", 0, 5)])
+    assert len(server.requests) == (1 if status == 403 else TRIES)
+
+
+def test_pictures_that_a_server_does_not_send_are_not_left_out(url, tmp_path, server, monkeypatch):
+    monkeypatch.setattr("dwsep_zoo.data.remote.TRIES", 1)
+    data = create_data(
+        data_settings("webdataset", root=url, on_error="skip"), seed=0, data_dir=tmp_path
     )
-    assert isinstance(bad, UserError)
-    assert isinstance(good, UserError) == lasting
-    assert len(server.requests) == (2 * TRIES if lasting else 2)
+    data.prepare_data()
+    data.choose()  # reads the index and the ends of the shards
+    server.failures = 10**6
+    with pytest.raises(Unreachable):
+        problems(data.load().store, [f"a/{i} ü.jpg" for i in range(0, 60, 3)])
+    with pytest.raises(Unreachable):
+        check_data(data)
 
 
-def _without_ranges(server, url):
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of forks beside other threads
+def test_a_forked_process_leaves_its_parents_connections_alone(url, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr("dwsep_zoo.data.remote.SILENCE_S", 2)
+    remote, wanted = Remote(url), [Part("index.json", i, 10) for i in range(32)]
+    expected = remote.parts(wanted)
+    with multiprocessing.get_context("fork").Pool(1, gc.collect) as pool:
+        assert pool.apply(remote.parts, (wanted,)) == expected
+        assert remote.parts(wanted) == expected
+    assert caplog.text == ""
+
+
+def test_systems_that_open_files_read_no_more_than_is_wanted(monkeypatch):
+    fsspec.filesystem("memory").pipe({"/packed/a": b"0123456789", "/packed/b": b""})
+    remote = Remote("memory://packed/")
+    remote.wait_s = 0.001
+    assert remote.whole("a") == b"0123456789"
+    assert remote.parts([Part("a", 2, 3), Part("a", 9, 1)]) == [b"234", b"9"]
+    with pytest.raises(Unreachable, match="0 bytes of 1"):
+        remote.parts([Part("b", 0, 1)])
+
+
+def _without_ranges(server):
     server.ranges = False
+    return "whole files instead of parts"
 
 
-def _without_shard(server, url):
+def _without_shard(server):
     del server.files["/shards/train-000000.tar"]
+    return "train-000000.tar: there is no such file"
 
 
-def _without_index(server, url):
+def _without_index(server):
     del server.files["/shards/index.json"]
+    return "index.json: there is no such file"
 
 
-def _cut_off(server, url):
+def _cut_off(server):
     server.files["/shards/train-000000.tar"] = server.files["/shards/train-000000.tar"][:-100]
+    return "train-000000.tar: 416"
 
 
-def _other_table(server, url):
+def _other_table(server):
     server.files["/shards/index.npz"] += b"x"
+    return "index.npz is damaged"
 
 
-@pytest.mark.parametrize(
-    "spoil", [_without_ranges, _without_shard, _without_index, _cut_off, _other_table]
-)
-def test_what_is_wrong_is_said_before_training(url, tmp_path, server, spoil):
-    spoil(server, url)
-    with pytest.raises(UserError) as error:
+def _no_index(server):
+    server.files["/shards/index.json"] = b"<html>"
+    return "index.json is damaged"
+
+
+SPOILED = [_without_ranges, _without_shard, _without_index, _cut_off, _other_table, _no_index]
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_what_is_wrong_is_said_before_training_and_can_be_mended(url, tmp_path, server, spoil):
+    files = dict(server.files)
+    message = spoil(server)
+    with pytest.raises(UserError, match=message) as error:
         _remote(url, tmp_path)
     assert "\n" not in str(error.value)
+    server.files, server.ranges = files, True
+    _remote(url, tmp_path)
+
+
+def test_a_server_that_compresses_texts(url, tmp_path, server):
+    server.compresses = True
+    _remote(url, tmp_path)
 
 
 def test_changed_bytes_are_found(url, tmp_path, server):
@@ -154,13 +217,19 @@ def test_changed_bytes_are_found(url, tmp_path, server):
 
 
 @pytest.mark.parametrize(
-    "root", ["http://127.0.0.1:9/x", "nothing://a/b", "https://me:secret@example.org/x", "s3://a/b"]
+    "root",
+    [
+        *("http://127.0.0.1:9/x", "nothing://a/b", "s3://a/b", "http://", "http://[x/y"),
+        *("https://me:secret@example.org/x", "https://secret@example.org/x", "ftp://a:secret@b/c"),
+        *("https://example.org/x?token=secret", "simplecache::https://me:secret@example.org/x"),
+    ],
 )
-def test_a_place_that_is_not_there(root, tmp_path):
+def test_a_place_that_cannot_be_used(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("dwsep_zoo.data.remote.TRIES", 1)
     with pytest.raises(UserError) as error:
         _remote(root, tmp_path)
     assert "\n" not in str(error.value)
-    assert "secret" not in str(error.value)
+    assert "token=" not in str(error.value)
 
 
 def test_folders_are_of_this_machine(url, tmp_path):
