@@ -36,7 +36,8 @@ CARD = """\
 - Test accuracy: {accuracy:.2%} of the {tested:,} test images, one view of each, one seed ({seed})
 - Data: CIFAR-10 (JPEG), {trained:,} training images (Krizhevsky 2009, "Learning Multiple Layers of
   Features from Tiny Images"); an accuracy on the uncompressed images may differ a little
-- Trained with `{command}`: {epochs} epochs, {minutes:.0f} minutes on {device}
+- Trained with `{command}`: {epochs} epochs, {minutes:.0f} minutes on
+  {device}
 - `model.safetensors`: SHA-256 {digest}
 """
 
@@ -68,7 +69,7 @@ def _without_places(record: RunRecord) -> dict[str, object]:
 
 
 def _card(record: RunRecord, folder: Path, dataset: str, accuracy: float, digest: str) -> str:
-    splits = record.data.splits
+    splits, threads = record.data.splits, record.machine.threads or 0
     return CARD.format(
         name=folder.name,
         dataset=dataset,
@@ -85,7 +86,7 @@ def _card(record: RunRecord, folder: Path, dataset: str, accuracy: float, digest
         command=record.command,
         epochs=record.epochs,
         minutes=(record.time.train_s or 0) / 60,
-        device=f"{record.machine.cpu}, {record.machine.threads} threads",
+        device=f"{record.machine.cpu}, {threads} thread{'s' * (threads != 1)}",
         digest=digest,
     )
 

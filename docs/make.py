@@ -3,8 +3,8 @@
 It redraws every picture in ``pictures/`` and replaces the text between ``<!-- COMMAND -->`` and
 ``<!-- end -->`` in every page. A command is a ``dwsep`` command, whose output is shown,
 ``traffic MODEL SIZE`` for a table, ``benchmarks [NAME ...]`` for the records of the benchmarks (all
-of them by default), or ``runs NAME`` for the tables of the recorded trainings in
-``benchmarks/results/NAME``.
+of them by default), ``runs NAME`` for the tables of the recorded trainings in
+``benchmarks/results/NAME``, or ``weights DATASET`` for a table of the networks trained on it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from benchmarks.record import RESULTS, records
 from dwsep_zoo import create_model, terminal
 from dwsep_zoo.analysis.units import works
 from dwsep_zoo.cli import main
+from dwsep_zoo.schema.record import read_record
 from dwsep_zoo.schema.roofline import KINDS, Work
+from dwsep_zoo.weights.catalog import OWN, own_networks
 
 WIDTH = 96  # columns of output; more have to be scrolled
 FOLDER = Path(__file__).resolve().parent
-BLOCK = re.compile(r"<!-- ((?:dwsep|traffic|benchmarks|runs)\b.*?) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- ((?:dwsep|traffic|benchmarks|runs|weights)\b.*?) -->\n.*?<!-- end -->", re.DOTALL
+)
 
 
 def renewed(page: str) -> str:
@@ -46,6 +50,9 @@ def _made(command: str) -> str:
     if program == "runs":
         (name,) = arguments
         return runs(name)
+    if program == "weights":
+        (dataset,) = arguments
+        return weights(dataset)
     output = io.StringIO()
     with patch.object(terminal, "PIPE_WIDTH", WIDTH), contextlib.redirect_stdout(output):
         main(arguments)
@@ -58,6 +65,24 @@ def runs(name: str) -> str:
     report = (RESULTS / name / "comparison.md").read_text(encoding="utf-8")
     tables = re.findall(r"^## (.*)\n(?:\n[^|\n].*\n)*\n((?:\|.*\n)+)", report, re.MULTILINE)
     return "".join(f"\n**{title}**\n\n{table}" for title, table in tables)
+
+
+def weights(dataset: str) -> str:
+    """Return a table of the networks that this project brings along, each with its card."""
+    rows = [
+        "| network | `conv=` | width | parameters M | MACs M | test accuracy | epochs |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in own_networks(dataset):
+        record = read_record(OWN / dataset / name / "result.json")
+        card = f"../{(OWN / dataset / name).relative_to(FOLDER.parent).as_posix()}/README.md"
+        millions = ((record.params or 0) / 1e6, (record.macs or 0) / 1e6)
+        rows.append(
+            f"| [`{name}.{dataset}`]({card}) | {record.conv} | {record.width_mult:g} | "
+            f"{millions[0]:.2f} | {millions[1]:.1f} | {record.metrics['test/acc']:.1%} | "
+            f"{record.epochs} |"
+        )
+    return "\n".join(["", *rows, ""])
 
 
 def traffic(name: str, size: int) -> str:
