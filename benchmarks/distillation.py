@@ -6,7 +6,7 @@ for each lesson with that teacher. All runs have one recipe. A teacher's own tra
     python benchmarks/distillation.py --root data/cifar10    # CIFAR-10 as pictures in folders
     python benchmarks/distillation.py --data digits --epochs 20
 
-The default trains twelve narrow networks on 500 pictures of each class.
+The default trains twelve narrow networks on 2,000 pictures of each class.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--data", choices=("pictures", "digits"), default="pictures")
     arguments.add_argument("--root", default="data/cifar10", help="folder with train/ and test/")
-    arguments.add_argument("--images", type=int, default=500, help="of each class of pictures")
+    arguments.add_argument("--images", type=int, default=2_000, help="of each class of pictures")
     arguments.add_argument("--model", default="mobilenet_v1")
     arguments.add_argument("--width-mult", type=float, default=0.25)
     arguments.add_argument("--epochs", type=int, default=10)
