@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 from dwsep_zoo.data.decode import WHITE, as_rgb, no_warnings
 from dwsep_zoo.data.module import ImageData
 from dwsep_zoo.data.pictures import CHUNK, in_processes
-from dwsep_zoo.data.remote import Unreachable
 from dwsep_zoo.data.splits import SPLITS, Images, Labelled, fingerprint
 from dwsep_zoo.data.store import Store, new_checksum
 from dwsep_zoo.errors import UserError
@@ -90,8 +89,7 @@ def check_data(data: ImageData) -> Check:
     """Read every picture of a data set and compare all.
 
     Raises:
-        UserError: for a data set that cannot be listed.
-        Unreachable: if the server of the pictures does not answer.
+        UserError: for a data set that cannot be listed, or that its server does not send.
     """
     data.prepare_data()
     given = data.choose()
@@ -107,7 +105,7 @@ def check_data(data: ImageData) -> Check:
         keys = [f"{split}/{name}" for name in images.names]
         labels.update(zip(keys, images.labels.tolist(), strict=True))
         for key, found in zip(keys, _look(given.store, images), strict=True):
-            if isinstance(found, Unreachable):
+            if isinstance(found, UserError):
                 raise found
             if isinstance(found, Seen):
                 seen[key] = found
@@ -151,7 +149,7 @@ def _fingerprint(given: Labelled, parts: Mapping[str, Images], seen: Mapping[str
     return fingerprint(given.class_names, given.splits, contents)
 
 
-def _look(store: Store | None, images: Images) -> Iterator[Seen | str | Unreachable]:
+def _look(store: Store | None, images: Images) -> Iterator[Seen | str | UserError]:
     """Each picture in order, or the reason why it cannot be read."""
     if images.pixels is not None:
         for pixels in images.pixels.numpy():
@@ -164,7 +162,7 @@ def _look(store: Store | None, images: Images) -> Iterator[Seen | str | Unreacha
         yield from part
 
 
-class _Looked(Dataset["list[Seen | str] | list[Unreachable]"]):
+class _Looked(Dataset["list[Seen | str] | list[UserError]"]):
     """Each :data:`CHUNK` pictures."""
 
     def __init__(self, store: Store, names: Sequence[str]):
@@ -173,11 +171,11 @@ class _Looked(Dataset["list[Seen | str] | list[Unreachable]"]):
     def __len__(self) -> int:
         return -(-len(self.names) // CHUNK)
 
-    def __getitem__(self, number: int) -> list[Seen | str] | list[Unreachable]:
+    def __getitem__(self, number: int) -> list[Seen | str] | list[UserError]:
         names = self.names[number * CHUNK : (number + 1) * CHUNK]
         try:
             store = self.store.ahead(names)
-        except Unreachable as error:
+        except UserError as error:
             return [error] * len(names)
         with no_warnings():
             return [self._look(store, name) for name in names]

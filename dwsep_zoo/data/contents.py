@@ -21,7 +21,6 @@ import PIL
 from dwsep_zoo.data.decode import DECODING
 from dwsep_zoo.data.pictures import problems
 from dwsep_zoo.data.progress import progress
-from dwsep_zoo.data.remote import Unreachable
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.data.store import BYTES, Store, new_checksum
 from dwsep_zoo.errors import UserError
@@ -95,8 +94,6 @@ def unreadable(store: Store, names: Sequence[str], kept: Kept) -> dict[str, str]
     left = [name for name in names if name not in reasons]
     try:
         found = checksums(store, left, kept.checksums)
-    except Unreachable:
-        raise
     except UserError:
         reasons |= _failures(store.checksum, left)
         left = [name for name in left if name not in reasons]
@@ -120,8 +117,6 @@ def _failures(read: Callable[[str], object], names: Sequence[str]) -> dict[str, 
     for name in names:
         try:
             read(name)
-        except Unreachable:
-            raise
         except UserError as error:
             reasons[name] = str(error)
     return reasons

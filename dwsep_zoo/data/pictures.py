@@ -21,7 +21,6 @@ from dwsep_zoo.data.effects import draw_boxes
 from dwsep_zoo.data.loader import BatchKey, Draw, RawBatch, derived_seed, seed_generators, seeded
 from dwsep_zoo.data.policies import picture_policy
 from dwsep_zoo.data.progress import progress
-from dwsep_zoo.data.remote import Unreachable
 from dwsep_zoo.data.shared_memory import fitting_workers
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.data.store import Store
@@ -226,19 +225,19 @@ def problems(store: Store, names: Sequence[str]) -> dict[str, str]:
     """The pictures that cannot be decoded, and why.
 
     Raises:
-        Unreachable: if their server does not answer, which says nothing about them.
+        UserError: if their server does not send them.
     """
     parts = [list(names[first : first + CHUNK]) for first in range(0, len(names), CHUNK)]
     found: dict[str, str] = {}
     title = f"trying to decode {len(names):,} pictures"
     for part in in_processes(_Tried(store, parts), len(names), title, CHUNK * 100):
-        if isinstance(part, Unreachable):
+        if isinstance(part, UserError):
             raise part
         found.update(part)
     return found
 
 
-class _Tried(Dataset["dict[str, str] | Unreachable"]):
+class _Tried(Dataset["dict[str, str] | UserError"]):
     """The pictures of each part that cannot be decoded, and why; or an error of their server."""
 
     def __init__(self, store: Store, parts: Sequence[list[str]]):
@@ -247,11 +246,11 @@ class _Tried(Dataset["dict[str, str] | Unreachable"]):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, number: int) -> dict[str, str] | Unreachable:
+    def __getitem__(self, number: int) -> dict[str, str] | UserError:
         found = {}
         try:
             store = self.store.ahead(self.parts[number])
-        except Unreachable as error:
+        except UserError as error:
             return error
         with no_warnings():
             for name in self.parts[number]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("dwsep_zoo")
 
 TRIES = 5
+WAIT_S = 1.0
+"""Before the second try; doubled for each further one."""
 CONNECTIONS = 16
 """Requests at once of each worker process."""
 SILENCE_S = 20
@@ -28,10 +30,6 @@ LATER = (408, 429)
 _systems: dict[tuple[int, str], AbstractFileSystem] = {}
 """By process and URL. A forked process keeps its parent's, as their end would close sockets that
 the parent still uses."""
-
-
-class Unreachable(UserError):
-    """A file may be whole, but its server does not send it."""
 
 
 class Part(NamedTuple):
@@ -60,7 +58,6 @@ class Remote:
 
     Attributes:
         url: of the folder.
-        wait_s: seconds before the second try, doubled for each further one.
 
     Raises:
         UserError: for a URL that is none, of a protocol that does not exist or needs a package, or
@@ -69,7 +66,6 @@ class Remote:
 
     def __init__(self, url: str):
         self.url = _checked(url)
-        self.wait_s = 1.0
         self._system()
 
     def place(self, name: str) -> str:
@@ -77,38 +73,20 @@ class Remote:
         return f"{self.url}/{name}"
 
     def whole(self, name: str) -> bytes:
-        """A file.
-
-        Raises:
-            UserError: if there is none.
-            Unreachable: if it cannot be read.
-        """
+        """A file; raises UserError if it cannot be read."""
         return self._patiently(self.place(name), lambda: self._bytes(name), set())
 
-    def parts(self, wanted: Sequence[Part]) -> list[bytes | UserError]:
-        """Many parts at once, or the error of one whose file does not exist.
-
-        Raises:
-            Unreachable: if one of them cannot be read.
-        """
+    def parts(self, wanted: Sequence[Part]) -> list[bytes]:
+        """Many parts at once; raises UserError if one of them cannot be read."""
         said: set[int] = set()
-        with ThreadPoolExecutor(min(CONNECTIONS, len(wanted) or 1)) as pool:
-            read = [pool.submit(self._part, part, said) for part in wanted]
-            try:
-                return [one.result() for one in read]
-            except Unreachable:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
-    def _part(self, part: Part, said: set[int]) -> bytes | UserError:
-        try:
+        def read(part: Part) -> bytes:
             return self._patiently(
                 self.place(part.name), lambda: self._bytes(part.name, part), said
             )
-        except Unreachable:
-            raise
-        except UserError as error:
-            return error
+
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return list(pool.map(read, wanted))  # the first error cancels those that wait
 
     def _patiently(self, place: str, read: Callable[[], bytes], said: set[int]) -> bytes:
         """Read, and try again.
@@ -126,8 +104,8 @@ class Remote:
             except Exception as error:  # each protocol's library raises its own
                 reason = " ".join(str(error).split()) or type(error).__name__
                 if tried == TRIES or _is_final(error):
-                    raise Unreachable(f"cannot read {place}: {reason}") from error
-            wait = self.wait_s * 2 ** (tried - 1)
+                    raise UserError(f"cannot read {place}: {reason}") from error
+            wait = WAIT_S * 2 ** (tried - 1)
             if tried not in said:
                 said.add(tried)
                 log.warning("%s: %s; trying again in %g s", place, reason, wait)
@@ -178,8 +156,8 @@ def _checked(url: str) -> str:
         raise UserError(f"data.root={url} is not the URL of a folder")
     if secret or (scheme.startswith("http") and (found.query or found.fragment)):
         raise UserError(
-            f"data.root= has a user's name, a password, ? or # in its URL of {found.hostname}, "
-            "which records of runs would show; ~/.netrc can hold passwords"
+            f"data.root=: a URL, here of {found.hostname}, may have no user name, password, query "
+            "or fragment, as every run records it; keep passwords in ~/.netrc"
         )
     return url.rstrip("/")
 

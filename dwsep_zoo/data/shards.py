@@ -139,7 +139,7 @@ class RemoteShards(Shards):
     ):
         super().__init__(root, files, table, states)
         self.remote = remote
-        self.at_hand: Mapping[Part, bytes | UserError] = {}
+        self.at_hand: Mapping[Part, bytes] = {}
 
     def shard(self, name: str) -> str:
         return self.remote.place(self.part(name).name)
@@ -151,10 +151,7 @@ class RemoteShards(Shards):
         return found
 
     def bytes_of(self, part: Part) -> bytes:
-        found = self.at_hand.get(part) or self.remote.parts([part])[0]
-        if isinstance(found, UserError):
-            raise found
-        return found
+        return self.at_hand[part] if part in self.at_hand else self.remote.parts([part])[0]
 
 
 def index_files(
@@ -203,9 +200,7 @@ def fetch_index(remote: Remote, root: Path) -> None:
         UserError: for an index or a folder that cannot be read or written, or a server that does
             not send parts of files.
     """
-    (answer,) = remote.parts([Part(INDEX, 0, 1)])
-    if isinstance(answer, UserError):
-        raise answer
+    remote.parts([Part(INDEX, 0, 1)])
     content = remote.whole(INDEX)
     about, _ = _about(content, remote.place(INDEX))
     wanted, table = about["table"]["sha256"], root / TABLE
@@ -251,9 +246,7 @@ def read_shards(root: Path, remote: Remote | None = None) -> Labelled:
         states = [f"{shard.sha256}\0{time}" for shard, time in zip(shards, times, strict=True)]
         store = Shards(root, names, table, states)
     else:
-        for end in remote.parts([Part(shard.name, shard.bytes - 1, 1) for shard in shards]):
-            if isinstance(end, UserError):
-                raise end
+        remote.parts([Part(shard.name, shard.bytes - 1, 1) for shard in shards])  # their ends
         store = RemoteShards(root, names, table, [shard.sha256 for shard in shards], remote)
     return Labelled(about["class_names"], splits, store, packed=about["data"])
 

@@ -53,7 +53,11 @@ class Store(ABC):
         """
 
     def ahead(self, names: Sequence[str]) -> Store:
-        """Return a store that has these pictures at hand, where reading many at once is faster."""
+        """Return a store that has these pictures at hand, where reading many at once is faster.
+
+        Raises:
+            UserError: if a server does not send them, which says nothing about the pictures.
+        """
         return self
 
     def recorded(self, names: Sequence[str]) -> np.ndarray | None:
