@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dwsep_zoo.analysis.device import has_fast_bfloat16
 from dwsep_zoo.analysis.latency import (
     COMPARE_TURNS,
     LatencyComparison,
@@ -66,28 +67,31 @@ class Finding:
 
 
 def detours() -> list[Detour]:
-    """The detours taken here: those of our own kernels if they compile, then those without."""
-    bf16, fp32 = torch.bfloat16, torch.float32
-    ours = [
-        _gradient("depthwise", 3, 1, bf16),
-        _gradient("depthwise", 3, 2, bf16),
-        _gradient("depthwise", 5, 1, bf16),
-        _gradient("depthwise", 3, 1, fp32),
-        _norm("relu", bf16),
-        _norm("silu", bf16),
-        _norm("relu", fp32),
-        _norm("relu", bf16, convolved=True),
-        _norm("relu", fp32, convolved=True),
-    ]
-    return [
-        *(ours if native.native().library else []),
-        _gradient("input", 3, 2, bf16),
-        _gradient("input", 5, 2, bf16),
-        _gradient("weight", 3, 1, bf16, pixels=2),
-        _gradient("weight", 5, 1, fp32),
-        _gradient("weight", 5, 1, bf16),
-        _gradient("weight", 7, 1, bf16),
-    ]
+    """The detours taken here: those of our own kernels if they compile, then those without.
+
+    Those of bfloat16 are left out where training does not use it by default.
+    """
+    fp32, bf16 = torch.float32, torch.bfloat16
+    types = [fp32, bf16] if has_fast_bfloat16("cpu") else [fp32]
+    ours, without = [], []
+    for dtype in types:
+        ours += [
+            _gradient("depthwise", 3, 1, dtype),
+            _gradient("depthwise", 3, 2, dtype),
+            _gradient("depthwise", 5, 1, dtype),
+            _norm("relu", dtype),
+            _norm("silu", dtype),
+            _norm("relu", dtype, convolved=True),
+        ]
+        without.append(_gradient("weight", 5, 1, dtype))
+    if bf16 in types:
+        without += [
+            _gradient("weight", 7, 1, bf16),
+            _gradient("weight", 3, 1, bf16, pixels=2),
+            _gradient("input", 3, 2, bf16),
+            _gradient("input", 5, 2, bf16),
+        ]
+    return [*(ours if native.native().library else []), *without]
 
 
 def examine(detour: Detour, timer: Timer | None = None, min_run_time: float = 0.2) -> Finding:

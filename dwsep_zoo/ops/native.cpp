@@ -1,8 +1,8 @@
 // Training kernels for the CPU: batch norm with its activation, and depthwise gradients.
 //
 // Tensors are channels_last, so an image is a matrix of pixels x channels. Elements are float or
-// bfloat16, sums are float. The code works on vectors of V channels, 16 or 8, and needs at least V of
-// them. If their number is no multiple of V, the last vector overlaps the one before it, and both
+// bfloat16, sums are float. The code works on vectors of V channels, 16, 8 or 4, and needs at least V
+// of them. If their number is no multiple of V, the last vector overlaps the one before it, and both
 // write the same values. Sums are computed over pieces that do not depend on the number of threads, and
 // added in order: any number of threads gives the same result. native.py compiles and calls this.
 

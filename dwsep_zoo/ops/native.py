@@ -1,10 +1,11 @@
 """The kernels of ``native.cpp``, compiled for this processor at first use.
 
-Compilation takes a few seconds and a C++ compiler, which ``torch.compile`` needs too. The library
-is stored in the user's cache. Layers of 8 to 15 channels have one of their own, with shorter
-vectors. Without a compiler, PyTorch's operators compute everything, with detours around the slowest
-ones (:mod:`dwsep_zoo.ops.cpu`), and :func:`status` reports it in the log of every training on a
-CPU.
+Compilation takes up to half a minute and a C++ compiler, which ``torch.compile`` needs too. The
+library is stored in the user's cache. Its vectors are as long as the processor's: emulating longer
+ones makes the kernels slower than PyTorch's. With AVX-512, layers of 8 to 15 channels have a
+library of their own. Without a compiler, PyTorch's operators compute everything, with detours
+around the slowest ones (:mod:`dwsep_zoo.ops.cpu`), and :func:`status` reports it in the log of
+every training on a CPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -29,10 +31,12 @@ from dwsep_zoo.files import cache_folder
 from dwsep_zoo.ops.fusion import Depthwise, Fusion, Norm
 from dwsep_zoo.ops.ranks import ADD, Addition
 
+log = logging.getLogger(__name__)
+
 SOURCE = Path(__file__).with_name("native.cpp")
 INSTALL = "install g++, or name one in the variable CXX"
-LANES = (16, 8)
-"""Channels of a vector, of which a layer must fill one."""
+LANES = {"AVX512": (16, 8), "AVX2": (8,)}.get(torch.backends.cpu.get_cpu_capability(), (4,))
+"""Channels of the vectors of each library, longest first; a layer must fill one vector."""
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish", "silu")
 """Activations in the order of their numbers in ``native.cpp``."""
 KERNEL_SIZES = (3, 5, 7)
@@ -71,7 +75,7 @@ class Native:
 
 @cache
 def native(lanes: int = LANES[0]) -> Native:
-    """Load the library of one of :data:`LANES`, compiling it if it is not in the cache."""
+    """Load the library whose vectors have ``lanes`` channels, or compile it for the cache."""
     if platform.system() != "Linux":
         return Native(None, f"not for {platform.system()}")
     compiler = _compiler()
@@ -302,6 +306,7 @@ def _library_of(compiler: list[str], version: str, lanes: int) -> ctypes.CDLL:
     with contextlib.suppress(OSError):  # missing or damaged
         if folder is not None:
             return ctypes.CDLL(str(folder / name))
+    log.info("compiling kernels for this processor's vectors of %d floats", lanes)
     with tempfile.TemporaryDirectory(dir=folder) as new:
         path = Path(new, name)
         subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=True)

@@ -19,6 +19,17 @@ TYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
 # A short vector, one, overlapping ones, blocks of 64, 32 and 16.
 CHANS = [8, 12, 16, 24, 40, 72, 100, 136]
 compiled = pytest.mark.skipif(native.native().library is None, reason=native.native().why)
+QUICK = {native.LANES, native.LANES[-1:]}  # others take half a minute to compile
+WIDTHS = [
+    pytest.param(lanes, marks=() if lanes in QUICK else pytest.mark.slow, id=f"width{lanes[0]}")
+    for lanes in [(16, 8), (8,), (4,)]
+]
+
+
+@pytest.fixture(params=WIDTHS)
+def any_width(request, monkeypatch):
+    """Vectors as long as those of other processors, which compute the same."""
+    monkeypatch.setattr(native, "LANES", request.param)
 
 
 def image_like(*shape, dtype, seed=0):
@@ -31,6 +42,7 @@ def error(ours, exact):
 
 
 @compiled
+@pytest.mark.usefixtures("any_width")
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("chans", CHANS)
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
@@ -96,6 +108,7 @@ def test_activations_at_their_corners_and_far_out(act):
 
 
 @compiled
+@pytest.mark.usefixtures("any_width")
 @pytest.mark.parametrize(
     ("of_type", "kernel_size", "stride", "size", "padding"),
     pairwise(
@@ -122,6 +135,7 @@ def test_depthwise_gradients(of_type, kernel_size, stride, size, padding):
 
 
 @compiled
+@pytest.mark.usefixtures("any_width")
 @pytest.mark.parametrize(
     ("of_type", "act", "stride", "padding"), pairwise(TYPES, [*ACTS], native.STRIDES, [0, 1, 2])
 )
@@ -151,6 +165,7 @@ def test_norm_activation_and_depthwise_convolution(of_type, act, stride, padding
 
 
 @compiled
+@pytest.mark.usefixtures("any_width")
 @pytest.mark.parametrize(
     ("of_type", "act", "stride", "padding"), pairwise(TYPES, [*ACTS], native.STRIDES, [0, 1, 2])
 )
@@ -188,6 +203,7 @@ def in_two_operations(x, taps, norm, norm2, act, act2, stride, padding):
 
 
 @compiled
+@pytest.mark.usefixtures("any_width")
 @pytest.mark.parametrize(
     ("of_type", "acts", "window", "images"),
     pairwise(
@@ -275,6 +291,7 @@ def test_moments_behind_a_convolution_whose_mean_is_large(images):
 
 
 @compiled
+@pytest.mark.usefixtures("any_width")
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
 @pytest.mark.parametrize("stride", native.STRIDES)
 def test_norm_and_convolution_of_images_smaller_than_the_kernel(stride, size):
