@@ -72,8 +72,8 @@ class Record:
 
     name: str
     claim: str
-    conditions: str
-    ratios: Sequence[Ratio]
+    conditions: str = ""
+    ratios: Sequence[Ratio] = ()
     arguments: Sequence[str] = ()
 
     @property

@@ -15,7 +15,7 @@ the speed does not depend on their content:
 
 The strides are those of the CIFAR repositories. Run it on a quiet machine. A ratio compares medians
 over steps. The steps of networks and sides alternate in blocks, so that they share transient load,
-which may last minutes.
+which may last minutes. ``train_speed_fp32.py`` does this in float32.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ NETWORKS = (
     ("xception", 16, 2.5),
 )
 """Name, output stride, and the bar for app / common."""
+FP32_BAR = 1.5  # the same in float32
 APP_BAR = 0.97  # for app / loop
 PICTURES = 6_000
 WARM_UP = 3  # uncounted steps at the beginning of each block
@@ -158,17 +160,18 @@ def common_process(network: dict[str, Any]) -> Iterator[Times]:
         requests.close()
 
 
-def bare_loop(network: dict[str, Any], data: ImageData, recipe: Recipe, compiled: bool) -> Step:
+def bare_loop(
+    network: dict[str, Any], data: ImageData, recipe: Recipe, precision: str, compiled: bool
+) -> Step:
     model = accelerate(create_model(**network).to(memory_format=torch.channels_last))
     forward = compiled_forward(model, torch.device("cpu")) if compiled else model
     optimizer = create_optimizer(recipe, parameter_groups(model, recipe.weight_decay))
     schedule = create_schedule(optimizer, recipe, steps=10**6, epoch_steps=10**6)
     batches = forever(data.train_dataloader())
-    bf16 = auto_precision("cpu") == "bf16-mixed"
 
     def step() -> None:
         images, labels = data.prepare_batch(next(batches))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
             logits = forward(images)
         loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
@@ -189,14 +192,21 @@ class StepTimes(L.Callback):
         self.ends.append(time.perf_counter())
 
 
-def app(network: dict[str, Any], data: ImageData, steps: int, compiled: bool) -> list[float]:
+def app(
+    network: dict[str, Any],
+    data: ImageData,
+    steps: int,
+    precision: str = "auto",
+    *,
+    compiled: bool,
+) -> list[float]:
     """Run one short training with all parts of ``train.py``."""
     with tempfile.TemporaryDirectory() as folder:
         settings = compose_settings(
             [
                 *("trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"),
                 *("trainer.limit_val_batches=0", f"trainer.limit_train_batches={steps}"),
-                f"paths.output_dir={folder}",
+                *(f"trainer.precision={precision}", f"paths.output_dir={folder}"),
             ]
         )
         times = StepTimes()
@@ -232,10 +242,10 @@ def choose(eager: Step, compiled: Step) -> Decision:
 
 @contextmanager
 def sides(
-    network: dict[str, Any], data: ImageData, recipe: Recipe
+    network: dict[str, Any], data: ImageData, recipe: Recipe, precision: str
 ) -> Iterator[tuple[dict[str, Times], Decision]]:
     """Measure the steps of each side, and whether this project's are compiled."""
-    loops = [bare_loop(network, data, recipe, compiled) for compiled in (False, True)]
+    loops = [bare_loop(network, data, recipe, precision, compiled) for compiled in (False, True)]
     choice = choose(*loops)
     loop = loops[choice.compiled]
     del loops
@@ -244,15 +254,17 @@ def sides(
             {
                 "common": lambda steps: of_common(steps + WARM_UP)[WARM_UP:],
                 "loop": lambda steps: timed(loop, steps + WARM_UP)[WARM_UP:],
-                "app": lambda steps: app(network, data, steps + WARM_UP, choice.compiled)[
-                    WARM_UP - 1 :
-                ],
+                "app": lambda steps: app(
+                    network, data, steps + WARM_UP, precision, compiled=choice.compiled
+                )[WARM_UP - 1 :],
             },
             choice,
         )
 
 
-def measure(rounds: int, steps: int) -> tuple[dict[str, dict[str, float]], list[str]]:
+def measure(
+    rounds: int, steps: int, precision: str
+) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Return median images/s of each network and side, and the networks with compiled steps."""
     pictures = RandomPictures()
     data = random_data(pictures)
@@ -262,7 +274,7 @@ def measure(rounds: int, steps: int) -> tuple[dict[str, dict[str, float]], list[
         compiled = []
         for name, stride, _ in NETWORKS:
             network = {"name": name, "num_classes": 10, "output_stride": stride}
-            of[name], choice = stack.enter_context(sides(network, data, recipe))
+            of[name], choice = stack.enter_context(sides(network, data, recipe, precision))
             print(f"{name}: {choice.why}", flush=True)
             compiled += [name] if choice.compiled else []
         found: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -278,7 +290,8 @@ def measure(rounds: int, steps: int) -> tuple[dict[str, dict[str, float]], list[
     return speed, compiled
 
 
-def main() -> None:
+def main(precision: str, record: Record) -> None:
+    """Measure with Lightning's ``precision`` and complete the record."""
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=4)
     arguments.add_argument("--steps", type=int, default=12)
@@ -288,24 +301,26 @@ def main() -> None:
         serve(options.serve)
         return
     keep_memory()
-    speed, compiled = measure(options.rounds, options.steps)
+    speed, compiled = measure(options.rounds, options.steps, precision)
     ratios = []
-    for name, stride, bar in NETWORKS:
-        case = f"{name}, output stride {stride}"
-        figures = {f"{side} images/s": value for side, value in speed[name].items()}
+    for network, stride, bar in NETWORKS:
+        case = f"{network}, output stride {stride}"
+        figures = {f"{side} images/s": value for side, value in speed[network].items()}
+        bar = FP32_BAR if precision == "32-true" else bar
         for other, least in (("common", bar), ("loop", APP_BAR)):
-            ratio = speed[name]["app"] / speed[name][other]
+            ratio = speed[network]["app"] / speed[network][other]
             ratios.append(Ratio(f"{case}: app / {other}", ratio, least, figures))
     conditions = (
         f"Medians over {options.rounds} x {options.steps} steps, networks and sides in turns; "
-        f"batch {BATCH}, 3 x 32 x 32, width 1. app and loop: {auto_precision('cpu')}, "
+        f"batch {BATCH}, 3 x 32 x 32, width 1. app and loop: {precision}, "
         f"channels_last, compiled: {', '.join(compiled) or 'none'}; "
         f"common: float32, NCHW, PIL pictures, 2 workers, its own process. {machine()}"
     )
-    claim = "Training at CIFAR size: images/s against the loop that CIFAR repositories share"
-    record = Record("train_speed", claim, conditions, ratios, options.arguments)
-    finish(record, check=options.check)
+    made = replace(record, conditions=conditions, ratios=ratios, arguments=options.arguments)
+    finish(made, check=options.check)
 
+
+CLAIM = "images/s against the loop that CIFAR repositories share"
 
 if __name__ == "__main__":
-    main()
+    main(auto_precision("cpu"), Record("train_speed", f"Training at CIFAR size: {CLAIM}"))
