@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dwsep_zoo.analysis.runtimes import exported, random_input
+from dwsep_zoo.analysis.runtimes import EXACT_INT8, exported, random_input
 from dwsep_zoo.artefacts.data import batches, data_for, has_own_data, own_settings, ready
 from dwsep_zoo.artefacts.formats import FORMATS, Format
 from dwsep_zoo.artefacts.open import open_artefact
@@ -271,6 +271,8 @@ def card(artefact: Artefact, about: Description, path: Path, found: Exported, ol
     if made := about.quantisation:
         how = [key if value is True else f"{key} {value}" for key, value in made.items() if value]
         line += f"; int8: {', '.join(how).replace('_', ' ')}"
+        if path.suffix == ".onnx":
+            line += f"; on x86 without VNNI set ONNX Runtime's session option {EXACT_INT8} to 1"
     lines = [line]
     for text in old.removeprefix(head).splitlines() if old.startswith(head) else ():
         name = text.removeprefix("- `").partition("`")[0]

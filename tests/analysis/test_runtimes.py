@@ -18,6 +18,7 @@ from dwsep_zoo.analysis.runtimes import (
     RUNTIMES,
     Workload,
     available_runtimes,
+    onnx_call,
     prepare,
     random_input,
 )
@@ -138,6 +139,43 @@ def test_onnxruntime_has_no_bf16():
     runnable("onnxruntime")
     with pytest.raises(UserError, match="'onnxruntime' computes in fp32; got bf16"):
         Workload("onnxruntime", "bf16").check()
+
+
+def test_large_products_of_int8_do_not_saturate():
+    """On x86 without VNNI, ONNX Runtime adds two of them in 16 bits by default."""
+    runnable("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.full((8, 64, 1, 1), 127, np.int8)
+    weight[:, ::3] = -127
+    constants = {
+        "scale": np.float32(1),
+        "coarse": np.float32(2**14),
+        "zero": np.uint8(0),
+        "middle": np.int8(0),
+        "weight": weight,
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["levels"]),
+        helper.make_node(
+            "QLinearConv",
+            ["levels", "scale", "zero", "weight", "scale", "middle", "coarse", "zero"],
+            ["sums"],
+        ),
+        helper.make_node("DequantizeLinear", ["sums", "coarse", "zero"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 4, 4])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = torch.full((1, 64, 4, 4), 250.0)
+    got = onnx_call(model.SerializeToString(), threads=1)(x)
+    exact = 250.0 * int(weight[0].astype(int).sum())
+    assert (got - exact).abs().max() <= 2**13
 
 
 def test_a_signal_after_openvino():
