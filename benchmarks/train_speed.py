@@ -64,8 +64,9 @@ NETWORKS = (
     ("xception", 16, 2.5),
 )
 """Name, output stride, and the bar for app / common."""
-FP32_BAR = 1.5  # the same in float32
+FP32_BAR = 1.5  # for app / common in float32
 APP_BAR = 0.97  # for app / loop
+CLAIM = "images/s against the loop that CIFAR repositories share"
 PICTURES = 6_000
 WARM_UP = 3  # uncounted steps at the beginning of each block
 Step = Callable[[], None]
@@ -193,12 +194,7 @@ class StepTimes(L.Callback):
 
 
 def app(
-    network: dict[str, Any],
-    data: ImageData,
-    steps: int,
-    precision: str = "auto",
-    *,
-    compiled: bool,
+    network: dict[str, Any], data: ImageData, steps: int, compiled: bool, precision: str = "auto"
 ) -> list[float]:
     """Run one short training with all parts of ``train.py``."""
     with tempfile.TemporaryDirectory() as folder:
@@ -255,7 +251,7 @@ def sides(
                 "common": lambda steps: of_common(steps + WARM_UP)[WARM_UP:],
                 "loop": lambda steps: timed(loop, steps + WARM_UP)[WARM_UP:],
                 "app": lambda steps: app(
-                    network, data, steps + WARM_UP, precision, compiled=choice.compiled
+                    network, data, steps + WARM_UP, choice.compiled, precision
                 )[WARM_UP - 1 :],
             },
             choice,
@@ -319,8 +315,6 @@ def main(precision: str, record: Record) -> None:
     made = replace(record, conditions=conditions, ratios=ratios, arguments=options.arguments)
     finish(made, check=options.check)
 
-
-CLAIM = "images/s against the loop that CIFAR repositories share"
 
 if __name__ == "__main__":
     main(auto_precision("cpu"), Record("train_speed", f"Training at CIFAR size: {CLAIM}"))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INSTALL = install_line("runtimes")
 EXACT_INT8 = "session.x64quantprecision"
-"""ONNX Runtime's option without which int8 saturates at 16 bits on x86 without VNNI."""
+"""ONNX Runtime's session option for exact sums of int8 products on x86 without VNNI."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MEMORY_FORMATS = {
     "channels_last": torch.channels_last,

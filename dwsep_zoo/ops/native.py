@@ -31,7 +31,7 @@ from dwsep_zoo.files import cache_folder
 from dwsep_zoo.ops.fusion import Depthwise, Fusion, Norm
 from dwsep_zoo.ops.ranks import ADD, Addition
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("dwsep_zoo")
 
 SOURCE = Path(__file__).with_name("native.cpp")
 INSTALL = "install g++, or name one in the variable CXX"
@@ -306,7 +306,7 @@ def _library_of(compiler: list[str], version: str, lanes: int) -> ctypes.CDLL:
     with contextlib.suppress(OSError):  # missing or damaged
         if folder is not None:
             return ctypes.CDLL(str(folder / name))
-    log.info("compiling kernels for this processor's vectors of %d floats", lanes)
+    log.info("compiling the CPU kernels (vectors of %d floats), which takes up to 30 s", lanes)
     with tempfile.TemporaryDirectory(dir=folder) as new:
         path = Path(new, name)
         subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=True)

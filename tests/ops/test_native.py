@@ -43,11 +43,10 @@ def error(ours, exact):
 
 @compiled
 @pytest.mark.usefixtures("any_width")
-@pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("chans", CHANS)
-@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-def test_norm_and_activation(act, chans, dtype, tolerance):
+@pytest.mark.parametrize(("of_type", "act", "chans"), pairwise(TYPES, [*ACTS], CHANS))
+def test_norm_and_activation(of_type, act, chans):
     """With a mean that is large beside the deviation, as sums of squares do not like it."""
+    dtype, tolerance = of_type
     x = (image_like(5, chans, 9, 7, dtype=torch.float32) * 3 + 20).to(dtype).requires_grad_()
     grad = image_like(5, chans, 9, 7, dtype=dtype, seed=1)
     weight = torch.linspace(-1, 2, chans, requires_grad=True)
