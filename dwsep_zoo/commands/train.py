@@ -249,7 +249,10 @@ def _resume(line: Line, options: argparse.Namespace, prefix: Sequence[str]) -> N
 
 
 def _last_run(log_dir: Path) -> Path:
-    records = list(log_dir.glob(f"**/{FILE_NAME}"))
+    from dwsep_zoo.training.check import LOG_NAME
+
+    found = log_dir.glob(f"**/{FILE_NAME}")
+    records = [file for file in found if file.with_name(LOG_NAME).exists()]  # none of dwsep eval
     if not records:
         raise UserError(f"resume=last: there is no run below {log_dir}")
     return max(records, key=lambda file: file.stat().st_mtime).parent

@@ -358,15 +358,16 @@ class ImageData(L.LightningDataModule):
         self, split: str, sampler: EpochSampler, *, training: bool, equal_batches: bool
     ) -> Loader:
         trainer, batch_size = self.trainer, self.batch_size
+        processes = trainer.num_devices if trainer else 1  # on this machine
         if equal_batches:
             batch_size = min(batch_size, len(sampler))
         return Loader(
             self._reader(split, training=training),
             EpochBatches(sampler, batch_size, drop_last=equal_batches),
             num_workers=fitting_workers(
-                self.pipeline.num_workers(sampler.world_size),
+                self.pipeline.num_workers(processes),
                 batch_size * self.in_chans * self.image_size**2,
-                sampler.world_size,
+                processes,
             ),
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )

@@ -43,7 +43,7 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.files import cache_folder
 from dwsep_zoo.models.convnet import IMAGENET_MEAN, IMAGENET_STD
 from dwsep_zoo.schema.data_settings import AugmentSettings, DataSettings
-from dwsep_zoo.schema.process import cores
+from dwsep_zoo.schema.process import cores_each
 
 log = logging.getLogger("dwsep_zoo")
 
@@ -52,6 +52,7 @@ SMALL_PIXELS = 64
 SMALL_BYTES = 4 * 2**30
 """More than this is decoded into memory only if the user asks for it."""
 LARGE_PIXELS = 224
+MOST_WORKERS = 16
 SIDES = ("cache_size", "image_size")
 """Fields of CachedCrop that ``data.augment`` does not set."""
 
@@ -94,8 +95,8 @@ class Pipeline(ABC):
     def prepare_batch(self, batch: RawBatch) -> Tensor:
         """(N, C, H, W) float32: the augmented, normalised images of a batch on its device."""
 
-    def num_workers(self, world_size: int) -> int:
-        """Processes that read batches, for each of ``world_size`` processes that train."""
+    def num_workers(self, processes: int) -> int:
+        """Processes that read batches, for each of this machine's ``processes`` that train."""
         return 0
 
     def _draw(self, split: str) -> Draw:
@@ -234,10 +235,8 @@ class FilePipeline(Pipeline):
         images = normalise(batch.images, self.mean, self.std)
         return images if batch.draws is None else erase(images, batch.draws)
 
-    def num_workers(self, world_size: int) -> int:
-        if self.workers is not None:
-            return self.workers
-        return max(1, min(16, len(cores()) // world_size))
+    def num_workers(self, processes: int) -> int:
+        return min(MOST_WORKERS, cores_each(processes)) if self.workers is None else self.workers
 
 
 def create_pipeline(

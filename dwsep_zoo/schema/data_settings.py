@@ -88,7 +88,9 @@ class DataSettings(Group):
     batch_size: Natural | Literal["auto"] = Field(
         description="images in a step of each process; auto: chosen when the run begins"
     )
-    val_fraction: Fraction = Field(description="part of the training images held out to validate")
+    val_fraction: Fraction = Field(
+        description="part held out to validate: of the training images, or of all if the test is too"
+    )
     test_fraction: Fraction | None = Field(description="part held out where no test set is given")
     split_seed: Seed = Field(description="of those choices, the same for all runs")
     subset: SubsetSettings = Field(description="train on a part")
@@ -117,7 +119,7 @@ class DataSettings(Group):
     )
     in_memory: bool | None = Field(description="decode once into memory; null: if they are small")
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
-        description="decoding processes; null: one a core"
+        description="decoding processes; null: one a core, at most 16"
     )
     mean: tuple[float, ...] | None = Field(description="per channel, of values in 0-1")
     std: tuple[Rate, ...] | None = Field(description="likewise")

@@ -24,6 +24,14 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def cores_each(processes: int) -> int:
+    """Cores for each of this machine's ``processes``: shared, or a SLURM task's own."""
+    found, own = len(cores()), 0
+    if "SLURM_PROCID" in os.environ:
+        own = int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+    return max(1, found // processes, min(found, own))
+
+
 def has_ended(pid: int | None, host: str | None, started: int | None) -> bool:
     """Whether a process has ended; of another machine's processes nothing is known."""
     if pid is None or host != socket.gethostname():

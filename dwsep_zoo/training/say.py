@@ -63,6 +63,13 @@ def say_prepared(settings: Settings, prepared: Prepared) -> None:
         data.num_classes,
         ", ".join(f"{len(images):,} {split}" for split, images in data.splits.items()),
     )
+    weights = settings.model.pretrained or settings.ckpt_path or settings.resume
+    if settings.recipe.freeze_epochs and not weights:
+        log.warning(
+            "recipe.freeze_epochs=%d first trains a classifier of random features, as "
+            "model.pretrained is not set",
+            settings.recipe.freeze_epochs,
+        )
     if data.mixing:
         log.info("training images are mixed; accuracy on them counts the class of the larger share")
 

@@ -57,6 +57,7 @@ def test_first_the_classifier_then_everything(run, tmp_path, states, extra):
     assert changed(begin, between) == CLASSIFIER
     assert changed(between, end) == set(begin)  # the running statistics are among them
     log = (tmp_path / "run" / "train.log").read_text()
+    assert "recipe.freeze_epochs=1 first trains a classifier of random features" in log
     model = create_model(
         "mobilenet_v1_shallow", width_mult=0.125, num_classes=10, in_chans=1, output_stride=16
     )

@@ -265,6 +265,9 @@ def test_kill_9_in_the_middle_of_an_epoch_then_resume_last(run, tmp_path, monkey
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    evaluated = tmp_path / "logs" / "eval" / "later"
+    evaluated.mkdir(parents=True)
+    shutil.copy(killed / "result.json", evaluated)  # as dwsep eval leaves one
     run_train(["resume=last"])
     assert len(list(tmp_path.glob("logs/train/runs/*"))) == 1  # it went on in the same folder
     assert epochs(killed) == [1, 2, 3, 4]
