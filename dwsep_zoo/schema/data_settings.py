@@ -89,7 +89,7 @@ class DataSettings(Group):
         description="images in a step of each process; auto: chosen when the run begins"
     )
     val_fraction: Fraction = Field(
-        description="part held out to validate: of the training images, or of all if the test is too"
+        description="part held out to validate, of the training images or, if the test is too, of all"
     )
     test_fraction: Fraction | None = Field(description="part held out where no test set is given")
     split_seed: Seed = Field(description="of those choices, the same for all runs")
