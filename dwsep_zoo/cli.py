@@ -8,6 +8,7 @@ from importlib import import_module
 
 from dwsep_zoo.errors import UserError, choose, say
 from dwsep_zoo.signals import stopping
+from dwsep_zoo.terminal import escape_names
 
 COMMANDS = (
     *("train", "compare", "inspect", "predict", "eval", "export", "export-weights"),
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(USAGE, end="")
         return
     name, *rest = arguments
+    escape_names()
     try:
         choose(name, COMMANDS, "command")
         if name == "bench":

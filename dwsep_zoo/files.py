@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import tempfile
 import time
 import zipfile
@@ -15,6 +16,8 @@ from typing import Any, BinaryIO
 
 from dwsep_zoo.errors import UserError
 
+_TOKEN = secrets.token_hex(4)
+"""Tells apart processes with the same number, in containers that share a folder."""
 _locks: set[int] = set()
 """Descriptors of the locks that this process holds."""
 
@@ -53,7 +56,7 @@ def _write_all(data: bytes, file: HashedFile) -> None:
 
 def part_of(path: Path) -> Path:
     """The new content of ``path`` while it is written."""
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
+    return path.with_name(f"{path.name}.{os.getpid()}-{_TOKEN}.part")
 
 
 def write_part(path: Path, write: Callable[[HashedFile], object]) -> str:

@@ -138,7 +138,9 @@ def _data(action: str, roots: Sequence[str], chosen: Sequence[str]) -> ImageData
             f"dwsep data {action} data=imagenette"
         )
     if roots:
-        chosen = ["data=folder", f"data.root={json.dumps(roots[0])}", *chosen]
+        from dwsep_zoo.config import quoted
+
+        chosen = ["data=folder", f"data.root={quoted(roots[0])}", *chosen]
     settings = _settings(chosen)
     from dwsep_zoo.data import create_data
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -54,7 +56,7 @@ def run(arguments: list[str]) -> None:
             data_dir=settings.paths.data_dir,
             latency_s=options.latency,
         )
-        folder = out / _name(artefact.what, settings.data.name)
+        folder = out / _name(artefact.what, settings.data.name, options.split, chosen)
         found.save(folder)
         _print(artefact, found, folder)
 
@@ -79,7 +81,13 @@ def _print(artefact: Artefact, found: Evaluation, folder: Path) -> None:
         print(f"  {line}")
 
 
-def _name(source: str, data: str) -> str:
+def _name(source: str, data: str, split: str, chosen: Sequence[str]) -> str:
+    """Of the folder: the artefact's, the data's, and what makes them others than they are."""
     path = Path(source)
     parts = [part for part in (*path.parent.parts[-2:], path.name) if part not in ("/", "..", ".")]
+    words = sorted(word for word in chosen if word.startswith("data."))
+    if words:
+        data += f"-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:6]}"
+    if split != "test":
+        data += f"-{split}"
     return "-".join([*parts, data]).replace(" ", "_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,9 @@ def run(arguments: list[str]) -> None:
     from dwsep_zoo.config import compose_settings
 
     settings = compose_settings(chosen)
+    for key in ("resume", "ckpt_path"):
+        if value := getattr(settings, key):
+            raise UserError(f"lr-find tests the first steps of a new run; leave {key}={value} out")
     if settings.trainer.strategy == "ddp":
         raise UserError("lr-find trains in one process; leave trainer=ddp out")
     from dwsep_zoo.report.pictures.range_test import range_picture
@@ -66,4 +70,4 @@ def run(arguments: list[str]) -> None:
         line.append(f"recipe.muon_lr={suggestion * recipe.muon_lr / recipe.lr:.2g}")
     print(f"suggested for {found.images} images a step, a tenth of where the loss is least:")
     last = {text.partition("=")[0]: place for place, text in enumerate(line)}  # it counts
-    print("dwsep train", " ".join(line[place] for place in sorted(last.values())))
+    print("dwsep train", shlex.join(line[place] for place in sorted(last.values())))

@@ -28,6 +28,7 @@ from dwsep_zoo.schema.settings import Settings, parse_settings
 from dwsep_zoo.schema.sweep import FILE_NAME as PLAN
 from dwsep_zoo.schema.sweep import Job, write_plan
 from dwsep_zoo.schema.texts import checked_place
+from dwsep_zoo.terminal import escape_names
 
 LOG_DIR = "paths.log_dir"
 AUTO = "auto"
@@ -66,6 +67,7 @@ def run_train(argv: Sequence[str] | None = None, *, prefix: Sequence[str] = ()) 
         prefix: words before them that a process started with the same command line needs.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    escape_names()
     try:
         options = _parser().parse_intermixed_args(arguments)
         line = read_line(options.overrides, options.config_dir)
@@ -255,7 +257,8 @@ def _last_run(log_dir: Path) -> Path:
     records = [file for file in found if file.with_name(LOG_NAME).exists()]  # none of dwsep eval
     if not records:
         raise UserError(f"resume=last: there is no run below {log_dir}")
-    return max(records, key=lambda file: file.stat().st_mtime).parent
+    # Not by the record, to which dwsep add-latency writes too.
+    return max(records, key=lambda file: file.with_name(LOG_NAME).stat().st_mtime).parent
 
 
 def _run_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class Csv:
             where, name, own = f"{self.path}, line {line}", row[path].strip(), row[label].strip()
             if not name or not own:
                 raise UserError(f"{where}: no {label if name else path}")
+            name = posixpath.normpath(name)
             if name in lines:
                 raise UserError(f"{where}: {name} is in line {lines[name]} too")
             lines[name] = line
@@ -75,7 +77,8 @@ class Csv:
             with self.path.open(newline="", encoding="utf-8-sig") as file:
                 head = file.readline()
                 file.seek(0)
-                table = csv.DictReader(file, delimiter=max(DELIMITERS, key=head.count), restval="")
+                delimiter = max(DELIMITERS, key=head.count)
+                table = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
                 columns = list(table.fieldnames or ())
                 for wanted in filter(None, self.columns):
                     if wanted not in columns:
@@ -87,6 +90,11 @@ class Csv:
                         )
                 rows = {}
                 for row in table:
+                    if None in row:
+                        raise UserError(
+                            f"{self.path}, line {table.line_num}: more than {len(columns)} values; "
+                            f"one with {delimiter!r} in it must be in double quotes"
+                        )
                     rows[table.line_num] = row
                 return rows
         except (OSError, UnicodeDecodeError, csv.Error) as error:

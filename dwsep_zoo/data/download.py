@@ -77,7 +77,10 @@ def extract(archive: Path, folder: str, root: Path) -> None:
         if (root / folder).is_dir():
             return
         log.info("unpacking %s", archive)
-        work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
+        prefix = f".unpacking-{folder}-"
+        for left in root.glob(f"{prefix}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         try:
             if zipfile.is_zipfile(archive):
                 with zipfile.ZipFile(archive) as packed:

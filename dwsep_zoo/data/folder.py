@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def list_folder(
         )
     for folder in folders.values():
         _check_classes(root / folder, classes)
+    _check_text(train, classes)
     if len(classes) < 2:
         raise UserError(f"{train} has the single class {classes[0]!r}")
     splits = {}
@@ -137,6 +139,7 @@ def _split_folders(root: Path) -> dict[str, str]:
                     "data.folders.test= name the folders of the splits"
                 )
         folders = {split: names[0] for split, names in alike.items()}
+        _check_flat(root, inside, folders)
         if left := sorted(set(inside) - set(folders.values())):
             log.warning("%s: folders left out beside those of the splits: %s", root, _some(left))
         return {s: _innermost(root, folders[s], s) for s in SPLITS if s in folders}
@@ -146,6 +149,25 @@ def _split_folders(root: Path) -> dict[str, str]:
             "data.folders.train= names it, and data.folders.train=. says that these are classes"
         )
     return {"train": "."}
+
+
+def _check_flat(root: Path, inside: Sequence[str], folders: Mapping[str, str]) -> None:
+    """Look for splits whose pictures are in no folders of classes.
+
+    Raises:
+        UserError: for validation pictures; those of a test often have no labels.
+    """
+    for name in inside:
+        split = split_of(name)
+        if split in (None, "train", *folders) or not find_pictures(root / name).names:
+            continue
+        flat = f"{root / name} has pictures but no folders of classes"
+        if split == "val":
+            raise UserError(
+                f"{flat}; sort them into some, as in {root / folders['train']}, or set "
+                f"data.folders.train={folders['train']} to hold images out of train instead"
+            )
+        log.warning("%s: the test images are drawn from the others", flat)
 
 
 def _innermost(root: Path, folder: str, split: str) -> str:
@@ -163,6 +185,18 @@ def _check_classes(folder: Path, classes: Sequence[str]) -> None:
         raise UserError(
             f"{folder} has {len(here)} classes, train has {len(classes)}: {odd[0]!r} is {which}"
         )
+
+
+def _check_text(folder: Path, classes: Sequence[str]) -> None:
+    """Raises UserError for a name in another encoding than UTF-8, which no record can hold."""
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{folder}: the name of a class, {os.fsencode(name)!r}, is not in UTF-8; rename "
+                "its folder"
+            ) from error
 
 
 def _warn_of_loose(folder: Path) -> None:

@@ -27,6 +27,8 @@ log = logging.getLogger("dwsep_zoo")
 
 SAVED = ("dataset_dict.json", "dataset_info.json")
 """Files of a folder that ``save_to_disk`` wrote."""
+UNKNOWN = -1
+"""Class of pictures whose class is a secret."""
 LABELS = ("label", "labels", "class", "target")
 """Names of columns of classes that are plain numbers or texts."""
 
@@ -65,7 +67,7 @@ class HuggingFace:
 
     def load(self) -> Labelled:
         """Find the columns, and read the classes."""
-        from datasets import ClassLabel
+        from datasets import ClassLabel, Value
 
         parts = {}
         for name, part in self._read().items():
@@ -83,12 +85,23 @@ class HuggingFace:
             self.path if self.path.exists() else self.cache / self.what, self.what, parts, image
         )
         kind = parts["train"].features[label]
-        values = {split: _values(part, label) for split, part in parts.items()}
+        if not isinstance(kind, ClassLabel | Value):
+            raise UserError(
+                f"data.hf={self.what}: column {label!r} has more than one value a row; "
+                "data.columns.label= names one with a class for each picture"
+            )
+        values = {}
+        for split, part in parts.items():
+            found = _values(part, label)
+            if split != "train" and (found == UNKNOWN).all():
+                log.warning("%s: the split %s has no labels and is left out", self.what, split)
+            else:
+                values[split] = found
         if not isinstance(kind, ClassLabel):
             return labelled(f"data.hf={self.what}", _rows(self.what, values), store)
         splits = {}
         for split in SPLITS:
-            if split in parts:
+            if split in values:
                 labels = values[split].astype(np.int64)
                 if labels.min() < 0 or labels.max() >= len(kind.names):
                     i = int(np.flatnonzero((labels < 0) | (labels >= len(kind.names)))[0])

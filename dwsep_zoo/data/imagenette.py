@@ -8,6 +8,7 @@ from dwsep_zoo.data.download import extract, fetch
 from dwsep_zoo.data.folder import list_folder
 from dwsep_zoo.data.source import ARCHIVE, FILES, existing_root
 from dwsep_zoo.data.splits import Labelled
+from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.data_settings import DataSettings
 
 URL = "https://s3.amazonaws.com/fast-ai-imageclas/{}.tgz"
@@ -65,7 +66,9 @@ class Imagenette:
     options = FILES | ARCHIVE | {"size"}
 
     def __init__(self, settings: DataSettings, data_dir: Path):
-        self.root = existing_root(settings) or data_dir
+        given = existing_root(settings)
+        self.name, self.root = settings.name, given or data_dir
+        self.unpacked = given is not None and (given / "train").is_dir()
         self.folder, self.md5 = SIZES[settings.name][str(settings.size or 160)]
         self.class_names = CLASS_NAMES[settings.name]
         self.url = settings.url or URL.format(self.folder)
@@ -77,8 +80,18 @@ class Imagenette:
             extract(archive, self.folder, self.root)
 
     def load(self) -> Labelled:
-        """List the pictures."""
-        return list_folder(self._pictures(), self.class_names)
+        """List the pictures.
+
+        Raises:
+            UserError: if they are those of another data set.
+        """
+        found = list_folder(self._pictures(), self.class_names)
+        if odd := set(found.class_names) - set(self.class_names.values()):
+            raise UserError(
+                f"{self._pictures()} is not {self.name}, which has no class {min(odd)!r}; "
+                "data=folder trains on pictures of any classes"
+            )
+        return found
 
     def _pictures(self) -> Path:
-        return self.root if (self.root / "train").is_dir() else self.root / self.folder
+        return self.root if self.unpacked else self.root / self.folder

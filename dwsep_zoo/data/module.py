@@ -321,8 +321,9 @@ class ImageData(L.LightningDataModule):
     def _sampler(self, split: str, *, training: bool) -> EpochSampler:
         num_images = len(self.splits[split])
         rank, world_size = self._place()
-        if training and num_images < world_size:
-            raise UserError(f"{num_images} training images for {world_size} processes")
+        if 0 < num_images < world_size or (training and not num_images):
+            kind = {"train": "training", "val": "validation"}.get(split, split)
+            raise UserError(f"{num_images} {kind} images for {world_size} processes")
         if training and not getattr(self.trainer, "overfit_batches", 0):
             return self._shuffled(self.seed)
         return EpochSampler(

@@ -68,8 +68,8 @@ def pack(data: ImageData, to: Path, shard_bytes: int) -> Packed:
         raise UserError(
             f"to={to} is among the pictures of {given.store.root}; choose a folder outside"
         )
+    _begin(to, part)
     try:
-        part.mkdir(parents=True)
         shards, table = _write(part, given, shard_bytes)
         mark = _fingerprint(data, given, table)
         for name, content in index_files(
@@ -79,10 +79,7 @@ def pack(data: ImageData, to: Path, shard_bytes: int) -> Packed:
         os.rename(part, to)
         sync_folder(to.parent)
     except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or to}: {reason(error)}; nothing is left of it, to= "
-            "names another place"
-        ) from error
+        raise _not_written(to, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Packed(
@@ -115,6 +112,22 @@ def _check_new(to: Path, part: Path) -> None:
             f"{part} is left of a packing that was cut off, or another process is packing; remove "
             "it or choose another folder"
         )
+
+
+def _begin(to: Path, part: Path) -> None:
+    """Make the folder of this packing; another may have begun while the pictures were listed."""
+    _check_new(to, part)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise _not_written(to, error) from error
+
+
+def _not_written(to: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write {error.filename or to}: {reason(error)}; nothing is left of it, to= names "
+        "another place"
+    )
 
 
 def _write(folder: Path, given: Labelled, shard_bytes: int) -> tuple[list[Shard], Table]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.schema.texts import has_secret
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -149,7 +150,7 @@ def _checked(url: str) -> str:
     scheme, _, rest = url.partition("://")
     try:
         found = urlsplit(url)
-        secret = found.password is not None or ("@" in found.netloc and scheme.startswith("http"))
+        secret = has_secret(url)
     except ValueError as error:
         raise UserError(f"data.root={url} is no URL: {error}") from error
     if not rest.strip("/") or "::" in url:

@@ -95,7 +95,7 @@ class Files(Store):
     """Pictures in files of their own, below a folder."""
 
     def where(self, name: str) -> str:
-        return f"{self.root}/{name}"
+        return os.path.join(self.root, name)
 
     def content(self, name: str) -> Path:
         return self.root / name

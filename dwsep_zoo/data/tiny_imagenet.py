@@ -71,7 +71,7 @@ class TinyImagenet:
         return Images([f"val/images/{name}" for name, _ in rows], labels)
 
     def _pictures(self) -> Path:
-        return self.root if (self.root / "train").is_dir() else self.root / FOLDER
+        return self.root if (self.root / "words.txt").is_file() else self.root / FOLDER
 
 
 def _table(path: Path, columns: int) -> list[list[str]]:

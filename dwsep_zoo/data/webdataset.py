@@ -118,6 +118,12 @@ def _members(path: Path) -> Iterator[tuple[str, str, int, int]]:
                     if (label := _label(archive, member, suffix)) is not None:
                         labels[key] = label
                 elif suffix.endswith(suffixes()):
+                    other = pictures.get(key, member)
+                    if other.name != member.name:
+                        raise UserError(
+                            f"{path}: the sample {key.removeprefix('./')} has two pictures, "
+                            f"{other.name} and {member.name}; leave one of them out"
+                        )
                     pictures[key] = member
             end = archive.offset
         if os.stat(path).st_size < end + tarfile.BLOCKSIZE:

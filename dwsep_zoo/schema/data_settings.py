@@ -22,7 +22,7 @@ from dwsep_zoo.schema.numbers import (
     Side,
 )
 from dwsep_zoo.schema.parse import Group
-from dwsep_zoo.schema.texts import Colour, Place, Text
+from dwsep_zoo.schema.texts import Address, Colour, Place, Text
 
 
 class SubsetSettings(Group):
@@ -89,13 +89,13 @@ class DataSettings(Group):
         description="images in a step of each process; auto: chosen when the run begins"
     )
     val_fraction: Fraction = Field(
-        description="part held out to validate, of the training images or, if the test is too, of all"
+        description="part held out to validate, of the training images or, with the test, of all"
     )
     test_fraction: Fraction | None = Field(description="part held out where no test set is given")
     split_seed: Seed = Field(description="of those choices, the same for all runs")
     subset: SubsetSettings = Field(description="train on a part")
     root: Place | None = Field(description="folder of the images or of the archive; shards: or URL")
-    url: Text | None = Field(description="another place to download from")
+    url: Address | None = Field(description="another place to download from")
     size: Annotated[Literal[160, 320, "full"], NotBool] | None = Field(
         description="Imagenette and Imagewoof: stored shorter side"
     )

@@ -31,7 +31,7 @@ from dwsep_zoo.schema.numbers import (
     Width,
 )
 from dwsep_zoo.schema.parse import Group, parse
-from dwsep_zoo.schema.texts import FolderName, Place, Text
+from dwsep_zoo.schema.texts import Address, FolderName, Place, Text
 
 
 class Named(Group):
@@ -225,7 +225,7 @@ class LoggerSettings(Group):
         description="a tracker of experiments, which gets curves, settings, results and pictures"
     )
     project: Text | None = Field(description="the tracker's project; null: task_name")
-    uri: Text | None = Field(description="address of the tracker's server; null: its own default")
+    uri: Address | None = Field(description="address of the tracker's server; null: its default")
 
 
 class PathSettings(Group):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
@@ -63,7 +64,28 @@ def _colour(text: str) -> str:
     return f"#{bytes(parts).hex()}"
 
 
+def has_secret(url: str) -> bool:
+    """Whether a URL has a password, or over HTTP a user; raises ValueError for one that is none."""
+    found = urlsplit(url)
+    return found.password is not None or ("@" in found.netloc and found.scheme.startswith("http"))
+
+
+def _address(text: str) -> str:
+    try:
+        secret = has_secret(_text(text))
+    except ValueError as error:
+        raise ValueError(f"must be an address ({error})") from error
+    if secret:
+        raise ValueError(
+            "must have no user name and no password, as every run records it; ~/.netrc and the "
+            "variables of the tracker can have them"
+        )
+    return text
+
+
 Text = Annotated[str, AfterValidator(_text)]
+Address = Annotated[str, AfterValidator(_address)]
+"""Of a server or a file on one."""
 Place = Annotated[str, AfterValidator(place)]
 FolderName = Annotated[str, AfterValidator(_name)]
 Colour = Annotated[str, AfterValidator(_colour)]

@@ -137,7 +137,7 @@ class FirstStep(Callback):
 class SaveOnInterrupt(Callback):
     """On ctrl-C, a termination signal or a hang-up: finish the step, save ``last.ckpt``, stop.
 
-    A second one stops at once. After the last step of the last epoch there is nothing to stop.
+    A second one stops at once. One after the last step stops the run before its test.
 
     Args:
         checkpoint: ``last.ckpt``.
@@ -182,9 +182,16 @@ class SaveOnInterrupt(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Asked for at the end of an epoch. Was it saved as a whole? Else after the next step.
-        saved = trainer.current_epoch % self.every_n_epochs == 0 and self.checkpoint.exists()
-        if self.requested and trainer.world_size == 1 and saved:
+        if self.requested and trainer.world_size == 1 and self._saved(trainer):
             raise Interrupted(f"stopped after epoch {trainer.current_epoch}")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        asked = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+        if asked and self._saved(trainer):
+            raise Interrupted("stopped after the last epoch, before the test")
+
+    def _saved(self, trainer: L.Trainer) -> bool:
+        return trainer.current_epoch % self.every_n_epochs == 0 and self.checkpoint.exists()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         restore(self.before)

@@ -29,7 +29,8 @@ from dwsep_zoo.training.trainer import create_trainer
 MAY_CHANGE = (
     *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.profiler"),
     *("trainer.enable_progress_bar", "trainer.max_time", "trainer.compile"),
-    *("data.root", "data.num_workers", "data.cache", "paths", "callbacks", "profile", "logger"),
+    *("data.root", "data.url", "data.csv", "data.hf", "data.num_workers", "data.cache"),
+    *("paths", "callbacks", "profile", "logger"),
     *("tags", "test", "resume", "ckpt_path", "distill.teacher"),
 )
 """Keys and groups that a resumed run may set anew: places, words, devices, and how long."""
@@ -296,6 +297,13 @@ def _check_same(settings: Settings) -> None:
             raise UserError(
                 f"resume={run} cannot change data.cache from {old!r} to {new!r}: pictures from "
                 "files and from a cache are augmented otherwise"
+            )
+        if key == "distill.teacher" and not (old and new):
+            raise UserError(
+                f"resume={run} cannot change {key} from {old!r} to {new!r}: it names the place of "
+                f"the teacher with which the run began"
+                if old
+                else f"resume={run} cannot change {key} to {new!r}: the run began without a teacher"
             )
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE):
             raise UserError(

@@ -135,6 +135,17 @@ def load_last(folder: Path) -> tuple[Path, dict[str, Any], str | None]:
     raise UserError("; ".join(problems))
 
 
+def set_damaged_aside(folder: Path) -> None:
+    """Rename a ``last.ckpt`` that is damaged, which would replace the good one before it.
+
+    It becomes ``last.ckpt.damaged``.
+    """
+    last = folder / LAST
+    with suppress(FileNotFoundError):
+        last.replace(last.with_name(f"{LAST}.damaged"))
+    checksum_of(last).unlink(missing_ok=True)
+
+
 def check_fits(saved: Mapping[str, Any], trainer: L.Trainer, path: Path) -> None:
     """Raises UserError if Lightning could not read the states of loops and callbacks.
 

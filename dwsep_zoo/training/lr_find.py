@@ -20,6 +20,7 @@ from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.settings import Settings
 from dwsep_zoo.training.assemble import create_module
 from dwsep_zoo.training.batch_size import with_batch_size
+from dwsep_zoo.training.out_of_memory import naming_a_batch_size
 from dwsep_zoo.training.prepare import prepare
 from dwsep_zoo.training.trainer import create_trainer
 
@@ -97,7 +98,11 @@ def find_lr(settings: Settings, *, lowest: float, highest: float, steps: int) ->
     rising = Rising(recipe.lr, lowest, highest, steps)
     folder = Path(settings.paths.output_dir)
     trainer = create_trainer(settings, folder, [rising], save=False)
-    trainer.fit(module, datamodule=prepared.data)
+    try:
+        with naming_a_batch_size(prepared, trainer.strategy.root_device):
+            trainer.fit(module, datamodule=prepared.data)
+    except SystemExit as stop:  # Lightning's, of ctrl-C
+        raise KeyboardInterrupt from stop
     if not rising.losses:
         raise UserError("the first step of the training made no finite loss")
     batch_size = prepared.data.batch_size

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from dwsep_zoo.analysis.memory import training_memory
 from dwsep_zoo.errors import UserError
+from dwsep_zoo.training.prepare import Prepared
 from dwsep_zoo.training.teacher import Teacher
 
 USABLE = 0.8  # of a device's memory; libraries and gaps between blocks take the rest
@@ -20,6 +22,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def naming_a_batch_size(prepared: Prepared, device: torch.device) -> Iterator[None]:
+    """Within, an error of a full memory becomes a UserError with a batch size that would fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(
+            prepared.model,
+            prepared.cost.input_size,
+            prepared.data.batch_size,
+            device,
+            prepared.teacher,
+        ) from error
 
 
 def step_memory(

@@ -17,7 +17,7 @@ from dwsep_zoo.schema.record import RecordFile, now
 from dwsep_zoo.signals import ending
 from dwsep_zoo.training.callbacks import Interrupted
 from dwsep_zoo.training.check import LOG_NAME, Plan, check_unchanged
-from dwsep_zoo.training.checkpoints import LAST
+from dwsep_zoo.training.checkpoints import LAST, set_damaged_aside
 from dwsep_zoo.training.ddp import is_first_process
 from dwsep_zoo.training.provenance import provenance
 from dwsep_zoo.training.say import TerminalLines
@@ -45,6 +45,8 @@ def recording(plan: Plan) -> Iterator[RecordFile]:
                 with _logging_to(folder / LOG_NAME, enabled=first):
                     if plan.start and plan.start.warning:
                         log.warning("%s", plan.start.warning)
+                        if first:
+                            set_damaged_aside(folder / "checkpoints")
                     record = _begin(plan, enabled=first)
                     with _recording_the_end(record, folder):
                         yield record
@@ -141,7 +143,7 @@ def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
     """Log plain lines to the terminal and, with the time, to a file; nothing unless ``enabled``."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if enabled:
-        handlers = [TerminalLines(), logging.FileHandler(path)]
+        handlers = [TerminalLines(), logging.FileHandler(path, errors="backslashreplace")]
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         log.addHandler(handler)

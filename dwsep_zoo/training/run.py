@@ -26,7 +26,7 @@ from dwsep_zoo.training.classifier import LitClassifier, check_classes_of, check
 from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.neighbours import shared_cores
 from dwsep_zoo.training.norm_statistics import keep_norms, recall_norms
-from dwsep_zoo.training.out_of_memory import is_out_of_memory, out_of_memory
+from dwsep_zoo.training.out_of_memory import naming_a_batch_size
 from dwsep_zoo.training.predictions import KeepPredictions
 from dwsep_zoo.training.prepare import Prepared, prepare
 from dwsep_zoo.training.process_memory import PeakMemory, keep_memory
@@ -118,13 +118,15 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     conv = {**settings.conv.plain(), **prepared.network["conv"]}  # weights may bring options
     taught = prepared.teacher.record(prepared.data) if prepared.teacher else None
     check_same_teacher(plan.earlier, taught)
+    described = prepared.data.describe()
+    _check_same_data(plan, described["fingerprint"])
     record.update(
         conv_options={key: value for key, value in conv.items() if key != "name"},
         width_mult=prepared.network["width_mult"],
         output_stride=prepared.network["output_stride"],
         network=prepared.network,
         match=prepared.match.plain() if prepared.match else None,
-        data=prepared.data.describe(),
+        data=described,
         input_size=list(prepared.cost.input_size),
         params=prepared.cost.params,
         macs=prepared.cost.macs,
@@ -140,6 +142,16 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     if prepared.teacher and taught:
         prepared.teacher.say(taught)
     return prepared
+
+
+def _check_same_data(plan: Plan, found: object) -> None:
+    """Raises UserError if a run that goes on began with other pictures or other splits of them."""
+    before = plan.earlier.data.fingerprint if plan.earlier else None
+    if before and before != found:
+        raise UserError(
+            f"resume={plan.folder}: its pictures have changed since it began (fingerprint "
+            f"{before}, now {found}); bring them back, or begin another run"
+        )
 
 
 def _search(plan: Plan, settings: Settings, prepared: Prepared, record: RecordFile) -> Settings:
@@ -181,7 +193,8 @@ def _trial(
     try:
         model = create_model(**prepared.network, pretrained=settings.model.pretrained)
         trainer = create_trainer(trial, folder, [], save=False)
-        trainer.fit(create_module(trial, prepared, model), datamodule=prepared.data)
+        with naming_a_batch_size(prepared, trainer.strategy.root_device):
+            trainer.fit(create_module(trial, prepared, model), datamodule=prepared.data)
     finally:
         prepared.data.seed = settings.seed
     return float(trainer.callback_metrics["val/acc"])
@@ -219,24 +232,13 @@ def _fit(training: Training, start: Start | None) -> Path | None:
     """Train; returns the checkpoint that was best in validation, if there was validation."""
     if training.device.type == "cpu":
         log.info("kernels of norms and depthwise gradients: %s", native.status())
-    prepared = training.prepared
-    try:
+    with naming_a_batch_size(training.prepared, training.device):
         training.trainer.fit(
             training.module,
-            datamodule=prepared.data,
+            datamodule=training.prepared.data,
             ckpt_path=start.path if start else None,
             weights_only=True,
         )
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(
-            prepared.model,
-            prepared.cost.input_size,
-            prepared.data.batch_size,
-            training.device,
-            prepared.teacher,
-        ) from error
     best = getattr(training.trainer.checkpoint_callback, "best_model_path", None)
     return Path(best) if best else None
 

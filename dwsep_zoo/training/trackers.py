@@ -214,7 +214,8 @@ def _wandb(settings: Settings, folder: Path, known: str | None) -> tuple[Logger,
 def _trackio(settings: Settings, folder: Path, known: str | None) -> tuple[Logger, str]:
     name = known or f"{folder.parent.name}-{folder.name}"  # its own name of a run
     resume = "allow" if known else "never"
-    return TrackioLogger(_project(settings), name, settings.logger.uri, resume), name
+    logger = TrackioLogger(_project(settings), name, settings.logger.uri, resume)
+    return logger, str(logger.run.name)  # another one if there is a run of that name
 
 
 OPEN: dict[str, Callable[[Settings, Path, str | None], tuple[Logger, str]]] = {

@@ -107,3 +107,10 @@ def test_bad_lines(words, capsys):
         main(words)
     assert caught.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["fotos_ä", "x${y}", "it's", "a b"])
+def test_folders_of_any_name(root, tmp_path, name, capsys):
+    root.rename(tmp_path / name)
+    main(["data", "check", str(tmp_path / name)])
+    assert "fingerprint" in capsys.readouterr().out

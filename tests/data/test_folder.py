@@ -61,6 +61,11 @@ def test_renamed_classes(pictures):
         ({"val/a": 3, "test/b": 3}, "test, val but no folder train"),
         ({"train/a": 1, "train/b": 1, "val/a": 1, "val/c": 1}, "'b' is only in train"),
         ({"train/b": 1, "train/c": 1, "test/a": 1, "test/b": 1}, "'a' is not in train"),
+        (
+            {"train/a": 1, "train/b": 1, "val": 2},
+            r"val has pictures but no folders of classes; .*set data\.folders\.train=train",
+        ),
+        ({"a": 1, os.fsdecode(b"caf\xe9"): 1}, r"caf\\xe9', is not in UTF-8"),
     ],
 )
 def test_impossible_folders(pictures, folders, message):
@@ -119,3 +124,14 @@ def test_a_folder_that_cannot_be_listed_is_named(pictures, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"^cannot list .*b/deep: Permission denied$"):
         list_folder(root)
+
+
+def test_a_test_without_classes_is_left_out_with_a_warning(pictures, caplog):
+    root = pictures({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1, "test": 4})
+    assert list(list_folder(root).splits) == ["train", "val"]
+    assert "test has pictures but no folders of classes" in caplog.text
+
+
+def test_validation_images_without_classes_can_be_left_out(pictures):
+    root = pictures({"train/a": 1, "train/b": 1, "val": 2})
+    assert list(list_folder(root, given={"train": "train"}).splits) == ["train"]

@@ -122,3 +122,22 @@ def test_pictures_that_are_not_there(tmp_path):
     data = load_data("hf", on_error="skip", **options)
     assert sorted(data.skipped) == ["train/3", "train/5"]
     assert sum(len(np.unique(images.names)) for images in data.splits.values()) == 10
+
+
+def test_splits_without_classes_are_left_out(tmp_path, caplog):
+    secret = _set(9, start=100).map(lambda row: {"label": -1})
+    sets = {"train": _set(), "test": secret}
+    (tmp_path / "set").mkdir()
+    for name, part in sets.items():
+        part.to_parquet(str(tmp_path / "set" / f"{name}.parquet"))
+    data = load_data("hf", hf=str(tmp_path / "set"), data_dir=tmp_path, **OPTIONS)
+    assert sum(map(len, data.splits.values())) == 30
+    assert "the split test has no labels" in caplog.text
+
+
+def test_columns_with_several_classes_a_row(tmp_path):
+    rows = {"png": [{"bytes": _png(i), "path": None} for i in range(4)],
+            "labels": [[i, 1] for i in range(4)]}  # fmt: skip
+    datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "x.parquet"))
+    with pytest.raises(UserError, match="column 'labels' has more than one value a row"):
+        load_data("hf", hf=str(tmp_path / "x.parquet"), data_dir=tmp_path, **OPTIONS)

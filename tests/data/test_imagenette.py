@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.datasets import Imagenette as Reference
 
 from dwsep_zoo.data import imagenette
+from dwsep_zoo.errors import UserError
 
 
 def _archive(name: str, folder: str) -> bytes:
@@ -48,3 +49,12 @@ def test_archives_are_torchvisions():
         assert Reference._ARCHIVES[key] == (imagenette.URL.format(folder), md5)
     names = {wnid: names[0] for wnid, names in Reference._WNID_TO_CLASS.items()}
     assert names == imagenette.CLASS_NAMES["imagenette"]
+
+
+def test_pictures_of_another_set_are_not_taken_for_it(server, pictures, tmp_path):
+    """Not where it is downloaded, and not in a folder that is named."""
+    root = pictures({"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1})
+    with pytest.raises(UserError, match=r"could not download imagenette2-160\.tgz"):
+        load_data("imagenette", data_dir=root, url=f"{server.url}/x.tgz")
+    with pytest.raises(UserError, match="is not imagenette, which has no class 'cat'; data="):
+        load_data("imagenette", root=str(root))

@@ -80,6 +80,7 @@ OTHER = {"path": "x/1.png", "label": "b"}
     [
         ([GOOD], {}, r"has the single class 'a'"),
         ([GOOD, {**OTHER, "path": "x/0.png"}], {}, r"line 3: x/0\.png is in line 2 too"),
+        ([GOOD, {**OTHER, "path": "./x//0.png"}], {}, r"line 3: x/0\.png is in line 2 too"),
         ([GOOD, {**OTHER, "label": " "}], {}, "line 3: no label"),
         ([GOOD, {**OTHER, "path": ""}], {}, "line 3: no path"),
         ([GOOD, OTHER], {"columns": {"label": "lable"}}, "no column 'lable'; did you mean 'label'"),
@@ -100,6 +101,24 @@ def test_bad_tables(table, rows, options, message):
     with pytest.raises(UserError, match=message) as caught:
         load_data("csv", csv=table(rows), **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("x.png,salmon, smoked\n", "line 2: more than 2 values; one with ',' in it must be"),
+        ('x.png,"a\ny.png,b\nz.png,c\n', r"cannot read .*table\.csv: unexpected end of data"),
+    ],
+)
+def test_tables_that_are_not_well_formed(tmp_path, rows, message):
+    (tmp_path / "table.csv").write_text(f"path,label\n{rows}")
+    with pytest.raises(UserError, match=message):
+        load_data("csv", csv=str(tmp_path / "table.csv"))
+
+
+def test_paths_from_the_root_of_the_file_system(table, tmp_path):
+    rows = [{**row, "path": str(tmp_path / row["path"])} for row in _rows(10, "a b")]
+    assert len(load_data("csv", csv=table(rows)).splits["train"]) == 14
 
 
 def test_tables_and_pictures_that_are_missing(table, tmp_path):

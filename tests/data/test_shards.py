@@ -15,7 +15,7 @@ import torch
 from data_helpers import batches, data_settings, load_data
 from PIL import Image
 
-from dwsep_zoo.data import contents, create_data
+from dwsep_zoo.data import ImageData, contents, create_data
 from dwsep_zoo.data.pack import pack
 from dwsep_zoo.errors import UserError
 
@@ -206,6 +206,14 @@ def test_refused_packing(folder, tmp_path, to, changes, message):
         _pack(folder, tmp_path / to, **changes)
 
 
+def test_of_two_packings_at_once_the_first_goes_on(folder, tmp_path, monkeypatch):
+    part = tmp_path / "packed.part"
+    monkeypatch.setattr(ImageData, "prepare_data", lambda data: part.mkdir())
+    with pytest.raises(UserError, match="another process is packing"):
+        _pack(folder, tmp_path / "packed")
+    assert part.is_dir()
+
+
 def test_unreadable_pictures_and_classes_can_be_left_out(folder, tmp_path):
     (folder / "b" / "new.png").write_bytes(b"no picture")
     options = {"on_error": "skip", "subset": {"classes": ["a", "b"]}}
@@ -262,6 +270,10 @@ def test_archives_without_an_index(tmp_path):
         ({"a.png": _png(1)}, r"a\.png has no class; \.cls or \.json beside it must have it"),
         ({"a.json": b"{}", "a.png": _png(1)}, "a.png has no class"),
         ({"a.json": b"{", "a.png": _png(1)}, "cannot read the shard .*: Expecting property"),
+        (
+            {"a.image.png": _png(1), "a.mask.png": _png(2), "a.cls": b"1"},
+            r"the sample a has two pictures, a\.image\.png and a\.mask\.png",
+        ),
         ({"a.txt": b"x"}, "has no pictures in its 1 shards"),
         ({"a.png": _png(1), "a.cls": b"1"}, "has the single class '1'"),
     ],
