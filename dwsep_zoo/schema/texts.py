@@ -77,8 +77,8 @@ def _address(text: str) -> str:
         raise ValueError(f"must be an address ({error})") from error
     if secret:
         raise ValueError(
-            "must have no user name and no password, as every run records it; ~/.netrc and the "
-            "variables of the tracker can have them"
+            "must be an address without user name and password, as every run records it; ~/.netrc "
+            "and the tracker's own variables can hold them"
         )
     return text
 

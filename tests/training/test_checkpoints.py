@@ -17,9 +17,14 @@ from helpers import slow_unless
 
 import dwsep_zoo
 from dwsep_zoo import UserError
-from dwsep_zoo.files import checksum_of
+from dwsep_zoo.files import checksum_of, part_of
 from dwsep_zoo.training import check, checkpoints, resume_settings
-from dwsep_zoo.training.checkpoints import load_checkpoint, load_last, save_checkpoint
+from dwsep_zoo.training.checkpoints import (
+    load_checkpoint,
+    load_last,
+    save_checkpoint,
+    set_damaged_aside,
+)
 
 RUN = Path(__file__).parents[1] / "runs" / "interrupted"
 
@@ -170,6 +175,11 @@ def test_a_damaged_last_checkpoint_is_said_and_the_one_before_is_used(old, saved
     assert (start.path, start.step) == (last.with_name("previous.ckpt"), 1)
     assert str(last) in start.warning
     assert "previous.ckpt" in start.warning
+    set_damaged_aside(last.parent)
+    save_checkpoint(numbered(saved, 3), last)
+    assert check(resume_settings(old)).start.step == 3
+    last.write_bytes(b"")
+    assert check(resume_settings(old)).start.step == 1  # which the damaged one has not replaced
     (last.with_name("previous.ckpt")).write_bytes(b"")
     with pytest.raises(UserError, match=r"last\.ckpt.*previous\.ckpt: damaged") as error:
         check(resume_settings(old))
@@ -303,7 +313,8 @@ def test_20_kills_in_the_middle_of_a_write(old, saved, monkeypatch):
     for _ in range(20):
         writer = fork.Process(target=write_for_ever, args=(large, folder / "last.ckpt"))
         writer.start()
-        part = folder / f"last.ckpt.{writer.pid}.part"
+        part = part_of(folder / "last.ckpt")
+        part = part.with_name(part.name.replace(str(os.getpid()), str(writer.pid)))
         for wait in (draw.uniform(0, 0.1), 0):  # from the first write into a later one
             while size_of(part) <= 1_000_000:
                 assert writer.is_alive()

@@ -290,6 +290,8 @@ def test_a_run_goes_on_with_its_own_teacher_only(run, lesson, network, saved, tm
     with pytest.raises(UserError, match="is not the teacher with which this run began") as error:
         run("stopped", f"resume={tmp_path / 'stopped'}")
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="it names the place of the teacher"):
+        run("stopped", f"resume={tmp_path / 'stopped'}", "distill.teacher=null")
     assert (tmp_path / "stopped/result.json").read_text() == record
 
 

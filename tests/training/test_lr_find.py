@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from dwsep_zoo.cli import main
 from dwsep_zoo.training.batch_size import SIZES
+from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.lr_find import RangeTest, Rising, find_lr
 from dwsep_zoo.training.optim import create_optimizer
 
@@ -79,11 +81,11 @@ def test_groups_keep_their_proportions_and_a_step_its_accumulated_batches():
 def test_the_command_ends_with_a_line_to_copy_and_leaves_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     chosen = [o for o in SMALL if not o.startswith(("trainer.limit", "logger", "profile"))]
-    chosen += ["recipe.optimizer=muon", "recipe.muon_lr=0.2"]
+    chosen += ["recipe.optimizer=muon", "recipe.muon_lr=0.2", "recipe.freeze=[stem, stages.0]"]
     main(["lr-find", *chosen, "recipe.lr=0.5", "steps=80"])
     lines = capsys.readouterr().out.splitlines()
     assert [path.name for path in tmp_path.iterdir()] == ["lr_find.png"]
-    program, command, *overrides = lines[-1].split()
+    program, command, *overrides = shlex.split(lines[-1])
     assert (program, command) == ("dwsep", "train")
     suggested = composed(*overrides).recipe
     assert 1e-4 < suggested.lr < 1
@@ -122,6 +124,7 @@ def test_a_batch_size_is_chosen_as_for_the_training(tmp_path, monkeypatch, capsy
         ("recipe.optimizer=sdg", "did you mean 'sgd'"),
         ("trainer=ddp", "lr-find trains in one process"),
         ("data=folder", "data.root"),
+        ("resume=last", "tests the first steps of a new run; leave resume=last out"),
     ],
 )
 def test_a_wrong_line_is_refused(line, said, capsys):
@@ -131,3 +134,23 @@ def test_a_wrong_line_is_refused(line, said, capsys):
     assert stop.value.code == 2
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_out_of_memory_and_ctrl_c(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    chosen = [o for o in SMALL if not o.startswith(("trainer.limit", "logger", "profile"))]
+    for error, code, said in (
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "would fit"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ):
+
+        def training_step(self, batch, batch_idx, error=error):
+            raise error
+
+        monkeypatch.setattr(LitClassifier, "training_step", training_step)
+        with pytest.raises(SystemExit) as stop:
+            main(["lr-find", *chosen, "steps=10"])
+        assert stop.value.code == code
+        lines = capsys.readouterr().err.splitlines()
+        assert said in lines[-1]
+        assert "Traceback" not in "".join(lines)

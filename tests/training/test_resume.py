@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import SMALL, different, last_weights
+from PIL import Image
 
 from dwsep_zoo import UserError
 from dwsep_zoo.commands.train import run_train
@@ -380,3 +382,52 @@ def test_ctrl_c_outside_of_the_training_is_recorded(run, tmp_path, monkeypatch):
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (record["status"], record["error"]) == ("interrupted", "stopped at once")
     assert "resume=" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_run_without_a_teacher_goes_on_without_one(run, old):
+    with pytest.raises(UserError, match="the run began without a teacher"):
+        run("run", f"resume={old}", "distill.teacher=mobilenet_v1.cifar10")
+
+
+def test_other_pictures_make_another_run(run, tmp_path, stopped_in):
+    root, rng = tmp_path / "pictures", np.random.default_rng(0)
+    for i in range(80):
+        path = root / "ab"[i % 2] / f"{i // 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    folder = ("data=folder", f"data.root={root}", "data.image_size=32", "data.batch_size=16")
+    with stopped_in(1, 1):
+        run("stopped", *folder, "trainer.limit_train_batches=3")
+    before = contents(tmp_path / "stopped")
+    one = root / "a" / "3.png"
+    was = one.read_bytes()
+    one.write_bytes((root / "b" / "3.png").read_bytes())
+    with pytest.raises(UserError, match="its pictures have changed since it began") as error:
+        run("stopped", f"resume={tmp_path / 'stopped'}")
+    assert "\n" not in str(error.value)
+    assert contents(tmp_path / "stopped") == before
+    one.write_bytes(was)
+    assert run("stopped", f"resume={tmp_path / 'stopped'}")["status"] == "finished"
+
+
+def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(run, tmp_path, monkeypatch):
+    validate = LitClassifier.on_validation_end
+
+    def on_validation_end(self):
+        validate(self)
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(LitClassifier, "on_validation_end", on_validation_end)
+        with pytest.raises(SystemExit) as end:
+            run("stopped")
+    assert end.value.code == 130
+    record = read_record(tmp_path / "stopped" / "result.json")
+    assert (record.status, record.metrics) == ("interrupted", {})
+    result = run("stopped", f"resume={tmp_path / 'stopped'}")
+    assert result["status"] == "finished"
+    assert epochs(tmp_path / "stopped") == [1, 2]
+    ends = last_weights(tmp_path / "whole"), last_weights(tmp_path / "stopped")
+    assert different(*ends) == []

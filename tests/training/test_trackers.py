@@ -36,9 +36,18 @@ class Run:
     def finish(self):
         tell("finish")
 
+def taken(project, name):
+    file = HERE / "told.jsonl"
+    lines = map(json.loads, file.read_text().splitlines()) if file.exists() else []
+    return any(line[:3] == ["init", project, name] for line in lines)
+
 def init(project, name, **options):
+    if options["resume"] == "never" and taken(project, name):
+        name += "-2"
     tell("init", project, name, options)
-    return Run()
+    run = Run()
+    run.name = name
+    return run
 """
 
 
@@ -101,7 +110,10 @@ def test_a_run_that_begins_anew_is_another_one_there(trackio, run, tmp_path, mon
             run("run", "logger=trackio")
     assert (tmp_path / "run" / ID_FILE).exists()
     run("run", "logger=trackio")
-    assert [line[3]["resume"] for line in trackio() if line[0] == "init"] == ["never", "never"]
+    first, second = (line for line in trackio() if line[0] == "init")
+    assert first[3]["resume"] == second[3]["resume"] == "never"
+    assert second[2] != first[2]
+    assert json.loads((tmp_path / "run" / ID_FILE).read_text())["run"] == second[2]
 
 
 @pytest.mark.parametrize("broken", [("init",), ("log", "finish")])
