@@ -34,7 +34,7 @@ from dwsep_zoo.data.pictures import (
     FileReader,
     ResizedCrop,
     eval_transform,
-    longest_side,
+    longer_sides,
     resized_side,
 )
 from dwsep_zoo.data.policies import check_policy
@@ -262,9 +262,11 @@ def create_pipeline(
     if given.store is None:
         assert pixels is not None
         return MemoryPipeline(settings, given, pixels.shape[1], contents, data_dir)
-    own_size = longest_side(given.store, given.splits["train"])
-    small = own_size <= SMALL_PIXELS
-    size = settings.image_size or (own_size if small else LARGE_PIXELS)
+    # A few pictures stand for all; one that is unlike the others must not decide.
+    sides = longer_sides(given.store, given.splits["train"])
+    small = np.median(sides) <= SMALL_PIXELS
+    own_size = sides[0] if small and (sides == sides[0]).all() else SMALL_PIXELS
+    size = settings.image_size or (int(own_size) if small else LARGE_PIXELS)
     if settings.cache:
         return CachePipeline(settings, given, size, contents, data_dir)
     in_memory = settings.in_memory

@@ -124,6 +124,19 @@ def test_subset_is_recorded():
     assert data.fingerprint != load_data().fingerprint
 
 
+@pytest.mark.parametrize(
+    ("sides", "size"),
+    [([20], 20), ([64], 64), ([20, 30, 64], 64), (49 * [40] + [500], 64), ([40, 500, 500], 224)],
+)
+def test_the_size_of_most_pictures_decides(pictures, sides, size):
+    for number, side in enumerate(max(2, 12 // len(sides)) * sides):
+        root = pictures({f"{'ab'[number % 2]}/{number}": 1}, size=(side, side))
+    for seed in (0, 1):
+        data = load_data("folder", root=str(root), split_seed=seed, batch_size=2, num_workers=0)
+        assert data.image_size == size
+        assert isinstance(data.pipeline, MemoryPipeline) == (size <= 64)
+
+
 def test_small_folder_lives_in_memory(pictures):
     root = pictures({"train/a": 20, "train/b": 20, "test/a": 5, "test/b": 5}, size=(16, 16))
     data = load_data("folder", root=str(root))

@@ -16,7 +16,7 @@ from dwsep_zoo.data.pictures import (
     ResizedCrop,
     decoded,
     eval_transform,
-    longest_side,
+    longer_sides,
 )
 from dwsep_zoo.data.splits import Images
 from dwsep_zoo.data.store import Files
@@ -107,11 +107,11 @@ def test_eval_transform_looks_at_a_part(pictures):
     assert (result.numpy() == np.asarray(picture)[4:28, 4:28].transpose(2, 0, 1)).all()
 
 
-def test_longest_side(pictures):
+def test_longer_sides(pictures):
     root = pictures({"small": 2}, size=(20, 32))
     pictures({"large": 1}, size=(65, 10))
-    assert longest_side(Files(root), _listed(["small/0.png", "small/1.png"])) == 32
-    assert longest_side(Files(root), _listed(["small/0.png", "large/0.png"])) == 65
+    names = ["small/0.png", "small/1.png", "large/0.png"]
+    assert longer_sides(Files(root), _listed(names)).tolist() == [32, 32, 65]
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_settings_are_final_and_replaced_by_checked_ones():
         ({"hparams_search.lr": [1.0, 0.1]}, "hparams_search.lr must be [lowest, highest]"),
         ({"data.augment.scale": [0.9, 0.1]}, "data.augment.scale must be [lowest, highest]"),
         (
-            {"data.url": "https://me:secret@x.org/a"},
+            {"data.url": "https://me:secret@x.org"},
             "data.url must be an address without user name",
         ),
         ({"logger.uri": "https://me@x.org"}, "logger.uri must be an address without user name"),
