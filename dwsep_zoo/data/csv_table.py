@@ -78,7 +78,9 @@ class Csv:
                 head = file.readline()
                 file.seek(0)
                 delimiter = max(DELIMITERS, key=head.count)
-                table = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
+                table = csv.DictReader(
+                    file, delimiter=delimiter, restval="", strict=True, skipinitialspace=True
+                )
                 columns = list(table.fieldnames or ())
                 for wanted in filter(None, self.columns):
                     if wanted not in columns:
@@ -90,10 +92,10 @@ class Csv:
                         )
                 rows = {}
                 for row in table:
-                    if None in row:
+                    if any(row.get(None, ())):
                         raise UserError(
                             f"{self.path}, line {table.line_num}: more than {len(columns)} values; "
-                            f"one with {delimiter!r} in it must be in double quotes"
+                            f"a value that contains {delimiter!r} must be in double quotes"
                         )
                     rows[table.line_num] = row
                 return rows

@@ -77,7 +77,7 @@ def extract(archive: Path, folder: str, root: Path) -> None:
         if (root / folder).is_dir():
             return
         log.info("unpacking %s", archive)
-        prefix = f".unpacking-{folder}-"
+        prefix = f".unpacking-{folder}."  # a dot, as imagenette2 begins imagenette2-160 too
         for left in root.glob(f"{prefix}*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=root))

@@ -163,11 +163,12 @@ def _check_flat(root: Path, inside: Sequence[str], folders: Mapping[str, str]) -
             continue
         flat = f"{root / name} has pictures but no folders of classes"
         if split == "val":
+            named = " ".join(f"data.folders.{part}={folder}" for part, folder in folders.items())
             raise UserError(
-                f"{flat}; sort them into some, as in {root / folders['train']}, or set "
-                f"data.folders.train={folders['train']} to hold images out of train instead"
+                f"{flat}; sort them into some, as in {root / folders['train']}, or set {named} to "
+                "leave it out"
             )
-        log.warning("%s: the test images are drawn from the others", flat)
+        log.warning("%s and is left out", flat)
 
 
 def _innermost(root: Path, folder: str, split: str) -> str:

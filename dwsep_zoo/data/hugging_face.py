@@ -28,7 +28,7 @@ log = logging.getLogger("dwsep_zoo")
 SAVED = ("dataset_dict.json", "dataset_info.json")
 """Files of a folder that ``save_to_disk`` wrote."""
 UNKNOWN = -1
-"""Class of pictures whose class is a secret."""
+"""Label of pictures whose class is not published."""
 LABELS = ("label", "labels", "class", "target")
 """Names of columns of classes that are plain numbers or texts."""
 
@@ -87,8 +87,8 @@ class HuggingFace:
         kind = parts["train"].features[label]
         if not isinstance(kind, ClassLabel | Value):
             raise UserError(
-                f"data.hf={self.what}: column {label!r} has more than one value a row; "
-                "data.columns.label= names one with a class for each picture"
+                f"data.hf={self.what}: column {label!r} holds {type(kind).__name__}, not one class "
+                "a row; data.columns.label= names another column"
             )
         values = {}
         for split, part in parts.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dwsep_zoo.data.download import extract, fetch
 from dwsep_zoo.data.folder import list_folder
-from dwsep_zoo.data.source import ARCHIVE, FILES, existing_root
+from dwsep_zoo.data.source import ARCHIVE, FILES, archive_root
 from dwsep_zoo.data.splits import Labelled
 from dwsep_zoo.errors import UserError
 from dwsep_zoo.schema.data_settings import DataSettings
@@ -66,9 +66,8 @@ class Imagenette:
     options = FILES | ARCHIVE | {"size"}
 
     def __init__(self, settings: DataSettings, data_dir: Path):
-        given = existing_root(settings)
-        self.name, self.root = settings.name, given or data_dir
-        self.unpacked = given is not None and (given / "train").is_dir()
+        self.name = settings.name
+        self.root, self.unpacked = archive_root(settings, data_dir)
         self.folder, self.md5 = SIZES[settings.name][str(settings.size or 160)]
         self.class_names = CLASS_NAMES[settings.name]
         self.url = settings.url or URL.format(self.folder)

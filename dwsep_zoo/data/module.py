@@ -242,6 +242,8 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Shuffled batches of equal size; the rest of an epoch is left out."""
+        for split in SPLITS:  # each has an image for every process; better said before the training
+            self._sampler(split, training=split == "train")
         return self._loader("train", training=True)
 
     def val_dataloader(self) -> Loader:

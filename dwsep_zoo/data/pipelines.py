@@ -48,7 +48,7 @@ from dwsep_zoo.schema.process import cores_each
 log = logging.getLogger("dwsep_zoo")
 
 SMALL_PIXELS = 64
-"""Pictures of at most this size are trained at their own size, and from memory."""
+"""A set of which most are at most this large is trained at this or its own size, from memory."""
 SMALL_BYTES = 4 * 2**30
 """More than this is decoded into memory only if the user asks for it."""
 LARGE_PIXELS = 224
@@ -262,11 +262,12 @@ def create_pipeline(
     if given.store is None:
         assert pixels is not None
         return MemoryPipeline(settings, given, pixels.shape[1], contents, data_dir)
-    # A few pictures stand for all; one that is unlike the others must not decide.
+    # A few pictures stand for all; a minority that is unlike the others must not decide.
     sides = longer_sides(given.store, given.splits["train"])
-    small = np.median(sides) <= SMALL_PIXELS
-    own_size = sides[0] if small and (sides == sides[0]).all() else SMALL_PIXELS
-    size = settings.image_size or (int(own_size) if small else LARGE_PIXELS)
+    middle = int(np.median(sides))  # that of most pictures, if most have one in common
+    small = middle <= SMALL_PIXELS
+    own_size = middle if 2 * (sides == middle).sum() > len(sides) else SMALL_PIXELS
+    size = settings.image_size or (own_size if small else LARGE_PIXELS)
     if settings.cache:
         return CachePipeline(settings, given, size, contents, data_dir)
     in_memory = settings.in_memory

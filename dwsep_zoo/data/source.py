@@ -83,6 +83,15 @@ def check_options(settings: DataSettings, options: frozenset[str]) -> None:
             )
 
 
+def archive_root(settings: DataSettings, data_dir: Path) -> tuple[Path, bool]:
+    """The folder of an archive, and whether it is the unpacked folder itself that the user names.
+
+    ``data_dir`` is that of all archives; what lies there under ``train`` is of another set.
+    """
+    given = existing_root(settings)
+    return given or data_dir, given is not None and (given / "train").is_dir()
+
+
 def existing_root(settings: DataSettings) -> Path | None:
     """The folder ``data.root``, or ``None`` if it is not set.
 

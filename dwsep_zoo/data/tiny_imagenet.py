@@ -10,7 +10,7 @@ import numpy as np
 from dwsep_zoo.data.download import extract, fetch
 from dwsep_zoo.data.folder import list_classes
 from dwsep_zoo.data.listing import subfolders
-from dwsep_zoo.data.source import ARCHIVE, FILES, existing_root
+from dwsep_zoo.data.source import ARCHIVE, FILES, archive_root
 from dwsep_zoo.data.splits import Images, Labelled
 from dwsep_zoo.data.store import Files
 from dwsep_zoo.errors import UserError
@@ -34,7 +34,7 @@ class TinyImagenet:
     options = FILES | ARCHIVE
 
     def __init__(self, settings: DataSettings, data_dir: Path):
-        self.root = existing_root(settings) or data_dir
+        self.root, self.unpacked = archive_root(settings, data_dir)
         self.urls = (settings.url,) if settings.url else MIRRORS
 
     def prepare(self) -> None:
@@ -71,7 +71,7 @@ class TinyImagenet:
         return Images([f"val/images/{name}" for name, _ in rows], labels)
 
     def _pictures(self) -> Path:
-        return self.root if (self.root / "words.txt").is_file() else self.root / FOLDER
+        return self.root if self.unpacked else self.root / FOLDER
 
 
 def _table(path: Path, columns: int) -> list[list[str]]:

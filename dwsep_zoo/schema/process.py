@@ -25,10 +25,13 @@ def cores() -> list[int]:
 
 
 def cores_each(processes: int) -> int:
-    """Cores for each of this machine's ``processes``: shared, or a SLURM task's own."""
+    """Cores for each of this machine's ``processes``.
+
+    They share those of this process, unless srun started each with cores of its own.
+    """
     found, own = len(cores()), 0
-    if "SLURM_PROCID" in os.environ:
-        own = int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        own = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)
     return max(1, found // processes, min(found, own))
 
 

@@ -65,7 +65,11 @@ def _colour(text: str) -> str:
 
 
 def has_secret(url: str) -> bool:
-    """Whether a URL has a password, or over HTTP a user; raises ValueError for one that is none."""
+    """Whether a URL has a password or, over HTTP, a user name.
+
+    Raises:
+        ValueError: for a text that is no URL.
+    """
     found = urlsplit(url)
     return found.password is not None or ("@" in found.netloc and found.scheme.startswith("http"))
 
@@ -77,8 +81,7 @@ def _address(text: str) -> str:
         raise ValueError(f"must be an address ({error})") from error
     if secret:
         raise ValueError(
-            "must be an address without user name and password, as every run records it; ~/.netrc "
-            "and the tracker's own variables can hold them"
+            "must be an address without user name and password, as every run records it"
         )
     return text
 

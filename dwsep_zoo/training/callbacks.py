@@ -137,7 +137,8 @@ class FirstStep(Callback):
 class SaveOnInterrupt(Callback):
     """On ctrl-C, a termination signal or a hang-up: finish the step, save ``last.ckpt``, stop.
 
-    A second one stops at once. One after the last step stops the run before its test.
+    A second one stops at once. One after the last step stops the run before its test, if the last
+    epoch is saved.
 
     Args:
         checkpoint: ``last.ckpt``.
@@ -186,9 +187,12 @@ class SaveOnInterrupt(Callback):
             raise Interrupted(f"stopped after epoch {trainer.current_epoch}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        asked = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
-        if asked and self._saved(trainer):
+        # The first that knows decides: a file may show later on another machine.
+        stop = self.requested and self._saved(trainer)
+        if trainer.strategy.reduce_boolean_decision(stop, all=False):
             raise Interrupted("stopped after the last epoch, before the test")
+        if self.requested:
+            log.info("last.ckpt lacks the last epoch, so the test follows; once more stops at once")
 
     def _saved(self, trainer: L.Trainer) -> bool:
         return trainer.current_epoch % self.every_n_epochs == 0 and self.checkpoint.exists()

@@ -17,7 +17,12 @@ from dwsep_zoo.schema.parse import key_names, unknown_key
 from dwsep_zoo.schema.record import FILE_NAME, RunRecord, read_record
 from dwsep_zoo.schema.settings import Settings, parse_settings
 from dwsep_zoo.training.callbacks import EpochTable
-from dwsep_zoo.training.checkpoints import LAST, PREVIOUS, check_fits, load_checkpoint, load_last
+from dwsep_zoo.training.checkpoints import (
+    check_fits,
+    has_checkpoint,
+    load_checkpoint,
+    load_last,
+)
 from dwsep_zoo.training.ddp import is_first_process, is_one_of_several
 from dwsep_zoo.training.optim import check_optimizer
 from dwsep_zoo.training.prepare import check_network_and_data
@@ -168,15 +173,11 @@ def _check_unused(folder: Path) -> None:
         status = read_record(file).status
     except (OSError, UserError):
         status = "damaged"
-    if _has_checkpoint(folder) or status in ("finished", "damaged"):  # all else is no loss
+    if has_checkpoint(folder) or status in ("finished", "damaged"):  # all else is no loss
         raise UserError(
             f"{folder} holds a run, which is {status}; resume={folder} goes on with it, another "
             "run needs another folder"
         )
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints" / name).exists() for name in (LAST, PREVIOUS))
 
 
 def check_unchanged(plan: Plan) -> None:
@@ -241,7 +242,7 @@ def continued(settings: Settings) -> Settings | None:
     if earlier.status == "finished" and length == settings.trainer.max_epochs:
         return None
     # Decided by what is saved: of several processes the first may have begun a record by now.
-    return again if _has_checkpoint(folder) else settings
+    return again if has_checkpoint(folder) else settings
 
 
 def _with(config: dict[str, object], key: str, value: object, group: str = "") -> dict[str, object]:

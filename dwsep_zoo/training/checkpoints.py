@@ -135,11 +135,13 @@ def load_last(folder: Path) -> tuple[Path, dict[str, Any], str | None]:
     raise UserError("; ".join(problems))
 
 
-def set_damaged_aside(folder: Path) -> None:
-    """Rename a ``last.ckpt`` that is damaged, which would replace the good one before it.
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the folder of a run has a checkpoint to go on from, damaged or not."""
+    return any((folder / "checkpoints" / name).exists() for name in (LAST, PREVIOUS))
 
-    It becomes ``last.ckpt.damaged``.
-    """
+
+def set_damaged_aside(folder: Path) -> None:
+    """Rename a damaged ``last.ckpt``; the next save would put it in place of ``previous.ckpt``."""
     last = folder / LAST
     with suppress(FileNotFoundError):
         last.replace(last.with_name(f"{LAST}.damaged"))

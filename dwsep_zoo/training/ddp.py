@@ -18,7 +18,7 @@ from torch import nn
 from dwsep_zoo.errors import UserError, say
 from dwsep_zoo.nn.synced import separate, synchronise
 from dwsep_zoo.schema.record import FILE_NAME, now, update_record
-from dwsep_zoo.training.checkpoints import LAST
+from dwsep_zoo.training.checkpoints import has_checkpoint
 
 WAIT_FOR_END = 2.0
 """Seconds for a process to be gone after its connections are."""
@@ -73,9 +73,9 @@ class DataParallel(DDPStrategy):
         rank, code = ended
         names = {number.value: number.name for number in signal.Signals}
         how = f"was killed by {names.get(-code, -code)}" if code < 0 else f"ended with code {code}"
-        last = self.folder / "checkpoints" / LAST
-        go_on = f"; go on from the last checkpoint with resume={self.folder}"
-        return UserError(f"the process of rank {rank} {how}{go_on if last.exists() else ''}")
+        if has_checkpoint(self.folder):
+            how += f"; go on from the last checkpoint with resume={self.folder}"
+        return UserError(f"the process of rank {rank} {how}")
 
     def _end(self) -> None:
         """End this process from the observer's thread, while the main thread is at work."""

@@ -17,13 +17,16 @@ from dwsep_zoo.schema.record import RecordFile, now
 from dwsep_zoo.signals import ending
 from dwsep_zoo.training.callbacks import Interrupted
 from dwsep_zoo.training.check import LOG_NAME, Plan, check_unchanged
-from dwsep_zoo.training.checkpoints import LAST, set_damaged_aside
+from dwsep_zoo.training.checkpoints import has_checkpoint
 from dwsep_zoo.training.ddp import is_first_process
 from dwsep_zoo.training.provenance import provenance
 from dwsep_zoo.training.say import TerminalLines
 from dwsep_zoo.training.snapshot import Snapshot
 
 log = logging.getLogger("dwsep_zoo")
+
+KEPT = ("match", "data", "search", "teacher")
+"""Keys of a record that a run reads when it goes on, kept until they are found anew."""
 
 
 @contextmanager
@@ -45,8 +48,6 @@ def recording(plan: Plan) -> Iterator[RecordFile]:
                 with _logging_to(folder / LOG_NAME, enabled=first):
                     if plan.start and plan.start.warning:
                         log.warning("%s", plan.start.warning)
-                        if first:
-                            set_damaged_aside(folder / "checkpoints")
                     record = _begin(plan, enabled=first)
                     with _recording_the_end(record, folder):
                         yield record
@@ -82,6 +83,7 @@ def _claimed(plan: Plan) -> Iterator[Snapshot]:
 
 def _begin(plan: Plan, *, enabled: bool) -> RecordFile:
     settings, folder = plan.settings, plan.folder
+    earlier = plan.earlier.plain() if plan.earlier else {}
     return RecordFile(
         folder,
         enabled=enabled,
@@ -95,6 +97,7 @@ def _begin(plan: Plan, *, enabled: bool) -> RecordFile:
         config=settings.plain(),
         started=now(),
         process=this_process(),
+        **{key: earlier[key] for key in KEPT if key in earlier},
         **provenance(),
     )
 
@@ -119,7 +122,7 @@ def _recording_the_end(record: RecordFile, folder: Path) -> Iterator[None]:
 
 
 def _what_is_saved(folder: Path) -> str:
-    if (folder / "checkpoints" / LAST).exists():
+    if has_checkpoint(folder):
         return f"go on from the last checkpoint with resume={folder}"
     return "nothing was saved yet"
 

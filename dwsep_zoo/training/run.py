@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from dwsep_zoo.training.assemble import create_module
 from dwsep_zoo.training.batch_size import with_batch_size
 from dwsep_zoo.training.callbacks import EpochTable, FirstStep
 from dwsep_zoo.training.check import Plan, Start, check
-from dwsep_zoo.training.checkpoints import load_checkpoint
+from dwsep_zoo.training.checkpoints import load_checkpoint, set_damaged_aside
 from dwsep_zoo.training.classifier import LitClassifier, check_classes_of, check_network_of
 from dwsep_zoo.training.compile import Compile
 from dwsep_zoo.training.neighbours import shared_cores
@@ -119,7 +120,7 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     taught = prepared.teacher.record(prepared.data) if prepared.teacher else None
     check_same_teacher(plan.earlier, taught)
     described = prepared.data.describe()
-    _check_same_data(plan, described["fingerprint"])
+    _check_same_data(plan, described)
     record.update(
         conv_options={key: value for key, value in conv.items() if key != "name"},
         width_mult=prepared.network["width_mult"],
@@ -144,13 +145,21 @@ def _prepare(plan: Plan, record: RecordFile) -> Prepared:
     return prepared
 
 
-def _check_same_data(plan: Plan, found: object) -> None:
-    """Raises UserError if a run that goes on began with other pictures or other splits of them."""
-    before = plan.earlier.data.fingerprint if plan.earlier else None
-    if before and before != found:
+def _check_same_data(plan: Plan, found: Mapping[str, object]) -> None:
+    """Raises UserError if a run that goes on began with other pictures, splits or sizes of them."""
+    if plan.earlier is None:
+        return
+    before = plan.earlier.data
+    if before.fingerprint and before.fingerprint != found["fingerprint"]:
         raise UserError(
             f"resume={plan.folder}: its pictures have changed since it began (fingerprint "
-            f"{before}, now {found}); bring them back, or begin another run"
+            f"{before.fingerprint}, now {found['fingerprint']}); bring them back, or begin another "
+            "run"
+        )
+    if before.image_size and before.image_size != found["image_size"]:
+        raise UserError(
+            f"resume={plan.folder}: it began with images of {before.image_size} pixels, and they "
+            f"have {found['image_size']} now; begin another run"
         )
 
 
@@ -232,6 +241,8 @@ def _fit(training: Training, start: Start | None) -> Path | None:
     """Train; returns the checkpoint that was best in validation, if there was validation."""
     if training.device.type == "cpu":
         log.info("kernels of norms and depthwise gradients: %s", native.status())
+    if start and start.warning and training.trainer.is_global_zero:
+        set_damaged_aside(start.path.parent)
     with naming_a_batch_size(training.prepared, training.device):
         training.trainer.fit(
             training.module,
@@ -296,7 +307,7 @@ def _measure(training: Training, name: str) -> dict[str, object]:
         "memory": {**memory, **cost["memory"]},
         "roofline": cost["roofline"],
         "images_per_second": training.table.images_per_second(),
-        "epochs": training.trainer.current_epoch,
+        "epochs": training.trainer.fit_loop.epoch_progress.state_dict()["current"]["processed"],
         "precision": str(training.trainer.precision),
         "device": device.type,
         "compiled": choice.compiled if choice else None,

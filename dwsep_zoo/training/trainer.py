@@ -74,7 +74,7 @@ def create_trainer(
     callbacks = [*callbacks, *_recipe_callbacks(settings.recipe)]
     callbacks += _saving_callbacks(settings, folder / "checkpoints") if save else []
     if patience := settings.callbacks.early_stopping:
-        callbacks.append(EarlyStopping("val/acc", mode="max", patience=patience))
+        callbacks.append(StopEarly("val/acc", mode="max", patience=patience))
     if options["enable_progress_bar"]:
         callbacks.append(TQDMProgressBar(leave=False))
     try:
@@ -142,6 +142,16 @@ def _saving_callbacks(settings: Settings, checkpoints: Path) -> list[Callback]:
         StopOnNonFinite(checkpoints / LAST),  # before such a state could be saved
         SaveOnInterrupt(checkpoints / LAST, every_n_epochs),
     ]
+
+
+class StopEarly(EarlyStopping):
+    """Trains no further epoch when a run that has stopped early goes on."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class OneFile(ModelCheckpoint):
@@ -229,7 +239,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",  # sets in memory need none
         ".*smaller than the logging interval.*",
         ".*could not find the monitored key.*",  # trained without validation
-        '.*callbacks used to create the checkpoint.*"(OneFile|EarlyStopping).*',  # they may change
+        '.*callbacks used to create the checkpoint.*"(OneFile|StopEarly).*',  # they may change
         ".*Checkpoint directory .* exists and is not empty.*",  # resumed runs
         ".*The dirpath has changed from.*",  # ckpt_path goes on in a new folder
         ".*isn't in the list of.*weights_only.*",

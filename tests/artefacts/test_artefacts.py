@@ -24,6 +24,7 @@ from dwsep_zoo.artefacts.evaluate import calibration_error
 from dwsep_zoo.artefacts.export import Exported, card, compare
 from dwsep_zoo.artefacts.formats import FORMATS
 from dwsep_zoo.artefacts.overlay import grad_cam, save_annotated
+from dwsep_zoo.cli import main
 from dwsep_zoo.config import compose_settings
 from dwsep_zoo.schema.artefact import KEY
 from dwsep_zoo.schema.settings import parse_settings
@@ -429,3 +430,15 @@ def test_bytes_of_a_picture_and_lists_on_standard_input():
     for content in (b"", b"\xff\xfe\x00"):
         with pytest.raises(UserError, match="standard input"):
             from_stdin(io.BytesIO(content))
+
+
+def test_each_choice_of_data_and_split_is_an_evaluation_of_its_own(saved, pictures, tmp_path):
+    copy = shutil.copytree(pictures, tmp_path / "copy")
+    for words in (
+        [f"data.root={pictures}"],
+        [f"data.root={pictures}"],
+        [f"data.root={copy}"],
+        [f"data.root={copy}", "split=all"],
+    ):
+        main(["eval", str(saved), "data=folder", *words, f"out={tmp_path / 'out'}", "latency=0"])
+    assert len(list((tmp_path / "out").glob("*/result.json"))) == 3

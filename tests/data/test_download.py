@@ -120,10 +120,11 @@ def _archive(path: Path, names: list[str]) -> Path:
 
 
 def test_extract(tmp_path):
-    (tmp_path / ".unpacking-inner-killed").mkdir()
+    (tmp_path / ".unpacking-inner.killed").mkdir()
+    (tmp_path / ".unpacking-inner-160.of-another").mkdir()
     extract(_archive(tmp_path / "a.tgz", ["inner/x", "inner/y"]), "inner", tmp_path)
     assert sorted(p.name for p in (tmp_path / "inner").iterdir()) == ["x", "y"]
-    assert not list(tmp_path.glob(".unpacking*"))
+    assert [p.name for p in tmp_path.glob(".unpacking*")] == [".unpacking-inner-160.of-another"]
 
 
 @pytest.mark.parametrize("names", [["inner/x", "../outside"], ["other/x"], []])

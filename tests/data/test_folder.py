@@ -63,7 +63,11 @@ def test_renamed_classes(pictures):
         ({"train/b": 1, "train/c": 1, "test/a": 1, "test/b": 1}, "'a' is not in train"),
         (
             {"train/a": 1, "train/b": 1, "val": 2},
-            r"val has pictures but no folders of classes; .*set data\.folders\.train=train",
+            r"val has pictures but no folders of classes; .*set data\.folders\.train=train to",
+        ),
+        (
+            {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "val": 2},
+            r"set data\.folders\.test=test data\.folders\.train=train to",
         ),
         ({"a": 1, os.fsdecode(b"caf\xe9"): 1}, r"caf\\xe9', is not in UTF-8"),
     ],

@@ -126,7 +126,7 @@ def test_subset_is_recorded():
 
 @pytest.mark.parametrize(
     ("sides", "size"),
-    [([20], 20), ([64], 64), ([20, 30, 64], 64), (49 * [40] + [500], 64), ([40, 500, 500], 224)],
+    [([20], 20), ([64], 64), ([20, 30, 64], 64), (49 * [40] + [500], 40), ([40, 500, 500], 224)],
 )
 def test_the_size_of_most_pictures_decides(pictures, sides, size):
     for number, side in enumerate(max(2, 12 // len(sides)) * sides):

@@ -314,7 +314,7 @@ def test_20_kills_in_the_middle_of_a_write(old, saved, monkeypatch):
         writer = fork.Process(target=write_for_ever, args=(large, folder / "last.ckpt"))
         writer.start()
         part = part_of(folder / "last.ckpt")
-        part = part.with_name(part.name.replace(str(os.getpid()), str(writer.pid)))
+        part = part.with_name(part.name.replace(f".{os.getpid()}-", f".{writer.pid}-"))
         for wait in (draw.uniform(0, 0.1), 0):  # from the first write into a later one
             while size_of(part) <= 1_000_000:
                 assert writer.is_alive()

@@ -22,6 +22,7 @@ from dwsep_zoo.commands.train import run_train
 from dwsep_zoo.schema.data_settings import AugmentSettings
 from dwsep_zoo.schema.record import read_record, update_record
 from dwsep_zoo.training import check, continued, resume_settings
+from dwsep_zoo.training.checkpoints import load_checkpoint
 from dwsep_zoo.training.classifier import LitClassifier
 from dwsep_zoo.training.trainer import OneFile
 
@@ -431,3 +432,29 @@ def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(run, tmp_p
     assert epochs(tmp_path / "stopped") == [1, 2]
     ends = last_weights(tmp_path / "whole"), last_weights(tmp_path / "stopped")
     assert different(*ends) == []
+
+
+def test_a_damaged_checkpoint_is_kept_aside_when_the_training_goes_on(run, tmp_path, stopped):
+    last = stopped / "checkpoints" / "last.ckpt"
+    damaged = last.read_bytes()[:-1] + b"x"
+    last.write_bytes(damaged)
+    before = contents(stopped)
+    with pytest.raises(UserError):
+        run("stopped", f"resume={stopped}", "data.root=nowhere")
+    assert contents(stopped) == before
+    assert run("stopped", f"resume={stopped}")["status"] == "finished"
+    assert last.with_name("last.ckpt.damaged").read_bytes() == damaged
+    assert load_checkpoint(last.with_name("previous.ckpt"))
+
+
+def test_a_run_that_had_stopped_early_trains_no_further(run, tmp_path, monkeypatch):
+    extra = ("callbacks.early_stopping=1", "trainer.max_epochs=9", "recipe.lr=1e-9")
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.Trainer.test", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("run", *extra)
+    trained = epochs(tmp_path / "run")
+    assert len(trained) < 9
+    result = run("run", f"resume={tmp_path / 'run'}")
+    assert epochs(tmp_path / "run") == trained
+    assert (result["status"], result["epochs"]) == ("finished", len(trained))
