@@ -100,7 +100,7 @@ def export(
 
     Args:
         artefact: one that holds a network of PyTorch: a run, a checkpoint, published weights.
-        format: one of ``FORMATS``: onnx, openvino, torch_export.
+        format: one of ``FORMATS``: onnx, openvino, torch_export, executorch, litert.
         out: the file; ``None``: ``export/model`` in the folder of the run.
         batch_size: images of a call; ``None``: any number.
         pixels: put the normalisation into the file, which then takes uint8.

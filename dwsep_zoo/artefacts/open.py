@@ -30,7 +30,7 @@ def open_artefact(source: str | Path, *, threads: int | None = None) -> Artefact
     Args:
         source: the folder of a run, a checkpoint, a folder of saved weights, the name of published
             weights (``mobilenet_v2.IMAGENET1K_V1``, a timm or hub id, a package), or an exported
-            file: ``.onnx``, OpenVINO's ``.xml``, ``.pt2``.
+            file: ``.onnx``, OpenVINO's ``.xml``, ``.pt2``, ``.pte``, ``.tflite``.
         threads: CPU threads; ``None``: torch's setting.
 
     Raises:

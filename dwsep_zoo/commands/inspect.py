@@ -11,7 +11,7 @@ from dwsep_zoo.schema.texts import checked_place
 
 
 class InspectArguments(Arguments):
-    """Draw batch, confusion, mistakes, curves and filters of a run into its folder."""
+    """Draw batch, confusion, mistakes, curves, filters and recipe of a run into its folder."""
 
 
 def run(arguments: list[str]) -> None:

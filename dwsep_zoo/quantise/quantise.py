@@ -80,7 +80,7 @@ def quantise(
 
     Args:
         artefact: one that holds a network of PyTorch: a run, a checkpoint, published weights.
-        to: one of ``BACKENDS``: openvino, onnx.
+        to: one of ``BACKENDS``: openvino, onnx, executorch, litert.
         out: the file; ``None``: ``export/model-int8`` in the folder of the run.
         scheme: of the weights: a scale for each output channel, or one for a whole layer.
         equalise: the channels' ranges first; ``None``: for ``per_tensor`` only, unless the network
