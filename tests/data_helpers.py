@@ -47,7 +47,11 @@ def in_process(data: ImageData, rank: int, world_size: int) -> ImageData:
     """The data as one of several processes has them."""
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        global_rank=rank, world_size=world_size, strategy=strategy, precision="32-true"
+        global_rank=rank,
+        world_size=world_size,
+        num_devices=world_size,
+        strategy=strategy,
+        precision="32-true",
     )
     return data
 

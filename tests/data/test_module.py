@@ -102,6 +102,7 @@ def test_processes_have_their_share():
         data.trainer = SimpleNamespace(
             global_rank=rank,
             world_size=2,
+            num_devices=2,
             overfit_batches=0,
             strategy=strategy,
             precision="32-true",
