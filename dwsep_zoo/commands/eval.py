@@ -82,7 +82,7 @@ def _print(artefact: Artefact, found: Evaluation, folder: Path) -> None:
 
 
 def _name(source: str, data: str, split: str, chosen: Sequence[str]) -> str:
-    """Name of the folder: artefact, data set, a hash of ``data.KEY=`` words, and another split."""
+    """Name of the folder: artefact, data set, hash of ``data.KEY=`` words, split if not test."""
     path = Path(source)
     parts = [part for part in (*path.parent.parts[-2:], path.name) if part not in ("/", "..", ".")]
     words = sorted(word for word in chosen if word.startswith("data."))
